@@ -1,0 +1,107 @@
+"""Sphinx's configuration; `tools/site.py` prepares the notebooks and runs Sphinx with it."""
+import base64, hashlib, json, re
+from pathlib import Path
+
+project = "ddpm_nb"
+html_title = "Denoising Diffusion, executable"
+author = "the ddpm_nb contributors"
+copyright = f"2026, {author}"
+
+extensions = ["myst_nb", "sphinx_design", "sphinx.ext.mathjax"]
+exclude_patterns = ["_static"]
+templates_path = []
+
+# notebooks: shown with the outputs that are committed, never run here
+nb_execution_mode = "off"
+nb_output_stderr = "remove"
+nb_merge_streams = True
+nb_code_prompt_show = "Show the code and its result"
+nb_code_prompt_hide = "Hide the code and its result"
+nb_mime_priority_overrides = [("html", "image/gif", 5)]
+myst_enable_extensions = ["amsmath", "attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+myst_links_external_new_tab = False
+suppress_warnings = ["mystnb.unknown_mime_type"]  # a widget has a picture beside it
+
+# the page
+html_theme = "sphinx_book_theme"
+html_static_path = ["_static"]
+html_css_files = ["book.css"]
+html_js_files = ["book.js"]
+html_favicon = "_static/favicon.svg"
+html_copy_source = False            # the notebooks to download have no outputs, see tools/site.py
+html_show_sourcelink = False
+html_show_sphinx = False
+html_show_search_summary = False    # would be fetched, and a page opened from disk cannot fetch
+html_last_updated_fmt = None
+html_permalinks_icon = "#"
+html_theme_options = {
+    "use_download_button": False, "use_fullscreen_button": False, "show_toc_level": 2, "home_page_in_toc": True,
+    "show_prev_next": True, "pygments_light_style": "a11y-high-contrast-light", "pygments_dark_style": "a11y-high-contrast-dark",
+    "logo": {"text": "Denoising Diffusion, executable"}, "back_to_top_button": False,
+    "article_header_end": ["notebook-link.html", "article-header-buttons.html"],
+}
+templates_path = ["_templates"]
+mathjax_path = "mathjax/tex-svg-full.js"
+mathjax3_config = {"options": {"enableMenu": False}, "svg": {"fontCache": "global"}}
+math_eqref_format = "({number})"
+
+
+def shown_number(label: str,   # as in `:label:`
+                 docname: str, # the page that defines it
+                 count: int,   # which of that page's own equations this is, from 0
+                ) -> str:
+    "The paper's number for the paper's equations; for our own, the chapter's number and a letter."
+    if paper := re.fullmatch(r"eq-ddpm-(\d+)", label): return paper[1]
+    page = docname.rsplit("/")[-1]
+    letters = chr(97 + count % 26) * (1 + count // 26)
+    return (str(int(page[:2])) if page[:2].isdigit() else page[0].upper()) + letters
+
+
+def number_equations(app, doctree):
+    "Give labelled equations their number, in the page and wherever they are referred to."
+    from docutils import nodes
+    domain, docname, own = app.env.get_domain("math"), app.env.docname, 0
+    for node in doctree.findall(nodes.math_block):
+        label = node.get("label")
+        if not label: continue
+        node["number"] = shown_number(label, docname, own)
+        own += not label.startswith("eq-ddpm-")
+        domain.data["objects"][label] = (docname, node["number"])
+
+
+def describe_images(app, doctree):
+    "Give each figure the description that its cell's output carries (myst-nb names images by their hash)."
+    from docutils import nodes
+    source = Path(app.env.doc2path(app.env.docname))
+    if source.suffix != ".ipynb": return
+    alts = {}
+    for cell in json.loads(source.read_text(encoding="utf-8"))["cells"]:
+        for output in cell.get("outputs", []):
+            for mime, meta in output.get("metadata", {}).items():
+                if mime.startswith("image/") and isinstance(meta, dict) and "alt" in meta:
+                    data = base64.b64decode("".join(output["data"][mime]))
+                    alts[hashlib.sha256(data).hexdigest()] = meta["alt"]
+    for node in doctree.findall(nodes.image):
+        if alt := alts.get(Path(node["uri"]).stem): node["alt"] = alt
+
+
+def link_symbols(app, doctree, docname):
+    "Link `names` of the package, where the prose mentions them, to their documentation."
+    from docutils import nodes
+    symbols = app.config.symbols
+    for node in list(doctree.findall(nodes.literal)):
+        if isinstance(node.parent, (nodes.reference, nodes.title)): continue
+        name = re.sub(r"^(ddpm_nb\.)?(\w+)(\.\w+)?(\(.*\))?$", r"\2", node.astext())
+        if name in symbols:
+            page, anchor = symbols[name]
+            uri = app.builder.get_relative_uri(docname, page) + "#" + anchor
+            node.replace_self(nodes.reference("", "", node.deepcopy(), internal=True, refuri=uri, classes=["symbol"]))
+
+
+def setup(app):
+    app.add_config_value("symbols", {}, "env")   # name -> (page, anchor); tools/site.py fills it
+    app.connect("doctree-read", number_equations)
+    app.connect("doctree-read", describe_images)
+    app.connect("doctree-resolved", link_symbols)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
