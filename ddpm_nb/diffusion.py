@@ -11,19 +11,20 @@ from torch import Tensor, nn
 
 from .schedules import NoiseSchedule
 
-# %% ../nbs/02_diffusion.ipynb #72688c6b
+# %% ../nbs/02_diffusion.ipynb #fd85c75a
 def check_t(t: Tensor,     # step indices, long, shape (B,)
             T: int,        # allowed: 0 .. T-1
             batch: int,    # the B that is expected
             ) -> None:
     "Refuse a `t` of the wrong dtype, shape or range; on an accelerator the range is checked there, without waiting for it."
-    if t.dtype != torch.long or t.shape != (batch,):
-        raise ValueError(f"t must be a long tensor of shape ({batch},), got {t.dtype} of shape {tuple(t.shape)}")
-    if t.device.type == "cpu":
-        if batch and (t.min() < 0 or t.max() >= T):
-            raise ValueError(f"t must lie in 0 .. {T - 1}, got {t.min().item()} .. {t.max().item()}")
-    elif t.device.type == "cuda":
+    if not isinstance(t, Tensor) or t.dtype != torch.long or t.shape != (batch,):
+        got = f"{t.dtype} of shape {tuple(t.shape)}" if isinstance(t, Tensor) else repr(t)
+        raise ValueError(f"t must be a long tensor of shape ({batch},), got {got}")
+    if t.device.type == "cuda":
         torch._assert_async(((t >= 0) & (t < T)).all(), f"t must lie in 0 .. {T - 1}")
+    elif t.device.type == "cpu" and batch and not torch.compiler.is_compiling():
+        low, high = t.aminmax()
+        if low < 0 or high >= T: raise ValueError(f"t must lie in 0 .. {T - 1}, got {low.item()} .. {high.item()}")
 
 
 def extract(table: Tensor,   # float64, shape (T,)
@@ -33,7 +34,7 @@ def extract(table: Tensor,   # float64, shape (T,)
     "The entries of a table at `t`, ready to multiply `x`."
     return table[t].to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
 
-# %% ../nbs/02_diffusion.ipynb #3925ebc5
+# %% ../nbs/02_diffusion.ipynb #3f806769
 def randn(shape: tuple[int, ...],                       # what to draw
           like: Tensor,                                 # gives dtype and device
           generator: torch.Generator | None = None,     # its device is where the numbers are drawn
@@ -42,14 +43,14 @@ def randn(shape: tuple[int, ...],                       # what to draw
     device = like.device if generator is None else generator.device
     return torch.randn(shape, generator=generator, dtype=like.dtype, device=device).to(like.device)
 
-# %% ../nbs/02_diffusion.ipynb #f9b865da
+
 def noise_like(x: Tensor,              # data, floating point
                noise: Tensor | None,   # noise that was handed in, or None
-               ) -> Tensor:            # standard normal, shape of `x`
+               ) -> Tensor:            # standard normal, shape and dtype of `x`
     "The noise that was handed in, if it fits; fresh noise if there is none."
     if noise is None: return torch.randn_like(x)
     same_shape(x, noise=noise)
-    return noise
+    return noise.to(x.dtype)
 
 
 def same_shape(x: Tensor, **others: Tensor) -> None:
@@ -57,7 +58,7 @@ def same_shape(x: Tensor, **others: Tensor) -> None:
     for name, other in others.items():
         if other.shape != x.shape: raise ValueError(f"{name} must have shape {tuple(x.shape)}, got {tuple(other.shape)}")
 
-# %% ../nbs/02_diffusion.ipynb #3984016e
+# %% ../nbs/02_diffusion.ipynb #7d94ed71
 class ForwardProcess(nn.Module):
     """The diffusion q, which has no parameters: a schedule's tables, on whatever device the module is moved to.
 
@@ -91,10 +92,13 @@ class ForwardProcess(nn.Module):
 
     def _apply(self, fn, recurse=True):
         "Tables follow the module to its device, but never lose precision to `.half()` or `.to(dtype)`."
-        for name, table in self._buffers.items():
+        tables, self._buffers = self._buffers, {}
+        try: super()._apply(fn, recurse)      # what a subclass may have besides
+        finally: self._buffers = tables
+        for name, table in tables.items():
             device = fn(torch.empty(0, device=table.device)).device
             if device.type == "mps" and table.is_floating_point(): table = table.float()   # MPS has no float64
-            self._buffers[name] = table.to(device)
+            tables[name] = table.to(device)
         return self
 
     @property
@@ -109,11 +113,16 @@ class ForwardProcess(nn.Module):
 
     def extra_repr(self) -> str: return repr(self.schedule)
 
-    def check(self, x: Tensor, t: Tensor) -> None:
+    def check(self,
+              x: Tensor,   # data, floating point, shape (B, ...)
+              t: Tensor,   # long, shape (B,)
+              ) -> None:
         "Refuse data or steps that do not fit: see `check_t`."
+        if not isinstance(x, Tensor) or x.ndim == 0: raise ValueError("data must be a tensor of shape (B, ...)")
         if not x.is_floating_point(): raise ValueError(f"data must be floating point, scaled to [-1, 1], got {x.dtype}")
-        if x.device != self.device: raise ValueError(f"data is on {x.device}, the diffusion on {self.device}: move one with .to(...)")
         check_t(t, self.T, len(x))
+        for what, device in (("data is", x.device), ("t is", t.device)):
+            if device != self.device: raise ValueError(f"{what} on {device}, the diffusion on {self.device}: move one with .to(...)")
 
     def q_step(self,
                x_prev: Tensor,                  # x_{t-1}, shape (B, ...)

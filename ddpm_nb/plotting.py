@@ -6,22 +6,23 @@
 __all__ = ['NOISE', 'DATA', 'MODEL', 'TRUTH', 'WRONG', 'PALETTE', 'CYCLE', 'STYLE', 'PAGE', 'color_of', 'Picture', 'image_grid',
            'save_grid', 'show_images', 'show_strip', 'axes', 'lines', 'scatter', 'animate']
 
-# %% ../nbs/plotting.ipynb #e1aca801
-import base64, io, math, sys
+# %% ../nbs/plotting.ipynb #e11431e5
+import base64, io, math, sys, textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-# %% ../nbs/plotting.ipynb #d437999a
+# %% ../nbs/plotting.ipynb #c6feb195
 NOISE, DATA, MODEL, TRUTH = "#8c8c8c", "#0072b2", "#e07000", "#1a1a1a"
 WRONG = "#b0125b"                                                     # the line of a "what goes wrong"
 PALETTE = {"noise": NOISE, "data": DATA, "model": MODEL, "truth": TRUTH, "wrong": WRONG}
 CYCLE = [DATA, MODEL, "#009e73", "#cc79a7", "#56b4e9", NOISE, TRUTH]  # for curves that have no fixed meaning
 
 STYLE = {
-    "figure.dpi": 100, "savefig.dpi": 100, "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
+    "figure.dpi": 100, "savefig.dpi": 100,
+    "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
     "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 8,
     "axes.labelsize": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#555555",
     "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e3e3e3", "grid.linewidth": 0.8, "lines.linewidth": 1.8,
@@ -97,7 +98,7 @@ def _png(pixels: np.ndarray, alt: str, colors: int | None = None) -> Picture:
     im.save(buffer, "PNG", optimize=True)
     return Picture(buffer.getvalue(), alt)
 
-# %% ../nbs/plotting.ipynb #9a36b341
+# %% ../nbs/plotting.ipynb #23071ed2
 def _array(x) -> np.ndarray:
     "A tensor on any device, of any dtype, or whatever numpy takes."
     if hasattr(x, "detach"):
@@ -115,7 +116,7 @@ def _bytes(x) -> np.ndarray:
     if x.dtype == np.uint8: return x
     if not np.issubdtype(x.dtype, np.floating):
         raise ValueError(f"images must be uint8 from 0 to 255 or float from -1 to 1, got {x.dtype}")
-    x = np.nan_to_num(x.astype(np.float64), nan=0.0)
+    x = np.nan_to_num(x.astype(np.float64), nan=0.0, posinf=1.0, neginf=-1.0)
     return np.rint(np.clip((x + 1) * 127.5, 0, 255)).astype(np.uint8)
 
 
@@ -131,9 +132,9 @@ def image_grid(x,                        # images (N, C, H, W): uint8 0..255, or
     if ncols < 1: raise ValueError(f"ncols must be at least 1, got {ncols}")
     nrows = math.ceil(n / ncols)
     grid = np.full((nrows * (h + pad) - pad, ncols * (w + pad) - pad, c), 222, np.uint8)
-    for i, image in enumerate(x):
-        r, k = divmod(i, ncols)
-        grid[r * (h + pad): r * (h + pad) + h, k * (w + pad): k * (w + pad) + w] = image.transpose(1, 2, 0)
+    for i in range(nrows * ncols):   # a place without an image stays white
+        r, k = (o * (size + pad) for o, size in zip(divmod(i, ncols), (h, w)))
+        grid[r:r + h, k:k + w] = x[i].transpose(1, 2, 0) if i < n else 255
     return grid
 
 
@@ -145,7 +146,7 @@ def save_grid(x,                         # images (N, C, H, W): uint8 0..255, or
     "Write a batch of images as one image file, pixel for pixel."
     return _png(image_grid(x, ncols, scale), "A grid of images").save(path)
 
-# %% ../nbs/plotting.ipynb #a46f081c
+# %% ../nbs/plotting.ipynb #de7f8757
 PAGE = 720  # width of a figure in pixels
 
 
@@ -154,27 +155,28 @@ def _fit(width: int, limit: int) -> int:
     return max(1, min(8, limit // max(width, 1)))
 
 
-def _mosaic(pixels: np.ndarray, title: str | None, columns: Sequence = (), rows: Sequence = (), colors: Sequence = ()) -> np.ndarray:
+def _mosaic(pixels: np.ndarray, title: str | None, columns: Sequence = (), rows: Sequence = (),
+            colors: Sequence = ()) -> np.ndarray:
     "An image, pixel for pixel, under a title, with labels at the centres of its columns and rows. uint8 (H, W, 3)."
     import matplotlib
     h, w, c = pixels.shape
+    left = round(12 + 7.5 * max(len(line) for r in rows for line in str(r).split("\n"))) if rows else 0
+    room = max(left + w, 380)
+    said = [o for line in (title or "").split("\n") if line for o in textwrap.wrap(line, int(room / 9.3))]
+    width = max(left + w, math.ceil(9.3 * max(map(len, said), default=0)))
+    height = h + 20 * len(said) + 12 * bool(said) + 20 * any(str(o) for o in columns)
     with matplotlib.rc_context(STYLE):
-        lines = title.count("\n") + 1 if title else 0
-        left = 12 + 6.6 * max((len(line) for r in rows for line in str(r).split("\n")), default=-1.8)
-        top = 20 * lines + 12 * bool(title) + (20 if any(str(o) for o in columns) else 0)
-        wide = max(left + w, 7.4 * max((len(line) for line in (title or "").split("\n")), default=0))
-        fig = _figure(wide / 100, (top + h) / 100)
-        height, width = top + h, wide
-        if title: fig.text(0, 1 - 3 / height, title, va="top", ha="left", size=11, weight="bold")
-        if pixels.shape[-1] == 1: pixels = pixels.repeat(3, axis=-1)
+        fig = _figure(width / 100, height / 100)
+        fig.text(0, 1 - 3 / height, "\n".join(said), va="top", ha="left", size=11, weight="bold")
         for i, label in enumerate(columns):
-            fig.text((left + w * (i + 0.5) / len(columns)) / width, (h + 4) / height, str(label), va="bottom", ha="center", size=9)
+            size = max(6, min(9, 9 * w / len(columns) / (7.5 * max(len(str(label)), 1))))
+            fig.text((left + w * (i + 0.5) / len(columns)) / width, (h + 4) / height, str(label), va="bottom", ha="center", size=size)
         for i, label in enumerate(rows):
-            fig.text((left - 8) / width, (h - h * (i + 0.5) / len(rows)) / height, str(label), va="center", ha="right", size=9,
-                     color=colors[i] if colors else TRUTH)
+            fig.text((left - 8) / width, (h - h * (i + 0.5) / len(rows)) / height, str(label), va="center", ha="right",
+                     size=9, color=colors[i] if colors else TRUTH)
         canvas = _rgb(fig)
-    y, x = canvas.shape[0] - h, round(left)
-    canvas[y:y + h, x:x + w] = pixels[:, :canvas.shape[1] - x]
+    canvas = np.pad(canvas, ((0, max(0, height - canvas.shape[0])), (0, max(0, width - canvas.shape[1])), (0, 0)), mode="edge")
+    canvas[canvas.shape[0] - h:, left:left + w] = pixels
     return canvas
 
 
@@ -188,8 +190,8 @@ def show_images(x,                          # images (N, C, H, W): uint8 0..255,
     "A batch of images as a grid."
     x = _bytes(x)
     n, c, h, w = x.shape
-    ncols = min(n, ncols or min(16, max(math.ceil(math.sqrt(n)), min(n, 8))))
-    pixels = image_grid(x, ncols, scale or _fit(ncols * w, PAGE * min(1, (1 + ncols) / 9)), pad=2)
+    ncols = min(n, ncols or (n if n <= 8 else max(8, math.ceil(math.sqrt(n)))))
+    pixels = image_grid(x, ncols, scale or _fit(ncols * w, PAGE * (ncols + 1) // 9 if ncols < 8 else PAGE), pad=2)
     picture = _png(_mosaic(pixels, title), alt or f"{title or 'Images'} (a grid of {n} images of {w} by {h} pixels)")
     if path: picture.save(path)
     return picture
@@ -211,12 +213,13 @@ def show_strip(rows,                        # one batch (C, ch, H, W) for each r
         if len(labels) not in (0, count): raise ValueError(f"{what} must have {count} entries or none, got {len(labels)}")
     pixels = image_grid(np.concatenate(rows), n, scale or _fit(n * w, PAGE), pad=2)
     colors = [color_of(r, -1) for r in row_labels]
-    alt = alt or f"{title or 'Images over time'} ({len(rows)} rows of {n} images, from left to right: {', '.join(map(str, col_labels)) or 'in order'})"
+    order = ", ".join(map(str, col_labels)) or "in order"
+    alt = alt or f"{title or 'Images over time'} ({len(rows)} rows of {n} images, from left to right: {order})"
     picture = _png(_mosaic(pixels, title, col_labels, row_labels, colors), alt)
     if path: picture.save(path)
     return picture
 
-# %% ../nbs/plotting.ipynb #fc3c1a33
+# %% ../nbs/plotting.ipynb #1c293d1c
 @contextmanager
 def axes(title: str | None = None,      # says what to notice
          xlabel: str = "",              # name and unit
@@ -245,8 +248,8 @@ def axes(title: str | None = None,      # says what to notice
         for a in fig.axes:
             handles, labels = a.get_legend_handles_labels()
             if labels and a.get_legend() is None: a.legend()
-        described = alt or ". ".join(o for o in (title, ylabel and xlabel and f"{ylabel} against {xlabel}") if o) or "A figure"
-        picture = _png(_rgb(fig), described, colors=128)
+        names = f"{ylabel} against {xlabel}" if xlabel and ylabel else ""
+        picture = _png(_rgb(fig), alt or ": ".join(o for o in (title, names) if o) or "A figure", colors=128)
     if path: picture.save(path)
     if show: _display(picture)
     fig.picture = picture
@@ -271,10 +274,10 @@ def lines(x,                            # (N,), or None: 0, 1, 2, ...
     for name in (*points, *dashed):
         if name not in ys: raise ValueError(f"no curve {name!r}; there are {', '.join(map(repr, ys))}")
     free = iter(range(len(names)))
-    color = {n: (colors or {}).get(n) or (PALETTE.get(str(n).lower()) or color_of(n, next(free))) for n in names}
-    with axes(title, xlabel, ylabel, alt or f"{title or 'Curves'}: {ylabel} against {xlabel}, for {', '.join(map(str, names))}",
-              path=path, show=False, **kwargs) as ax:
-        for i, (name, y) in enumerate(ys.items()):
+    color = {n: (colors or {}).get(n) or PALETTE.get(str(n).lower()) or color_of(n, next(free)) for n in names}
+    alt = alt or f"{title or 'Curves'}: {ylabel} against {xlabel}, for {', '.join(map(str, names))}"
+    with axes(title, xlabel, ylabel, alt, path=path, show=False, **kwargs) as ax:
+        for name, y in ys.items():
             own, y = (map(_array, y) if isinstance(y, tuple) else (x, _array(y)))
             own = np.arange(len(y)) if own is None else _array(own)
             style = dict(linestyle="none", marker="o", markersize=4) if name in points else {}
@@ -283,7 +286,8 @@ def lines(x,                            # (N,), or None: 0, 1, 2, ...
         for name, (low, high) in (bands or {}).items():
             low, high = _array(low), _array(high)
             own = ys[name][0] if isinstance(ys.get(name), tuple) else x
-            ax.fill_between(np.arange(len(low)) if own is None else _array(own), low, high, color=color[name], alpha=0.2, linewidth=0)
+            own = np.arange(len(low)) if own is None else _array(own)
+            ax.fill_between(own, low, high, color=color[name], alpha=0.2, linewidth=0)
         if logx: ax.set_xscale("log")
         if logy: ax.set_yscale("log")
         if xlim: ax.set_xlim(xlim)
@@ -306,24 +310,27 @@ def scatter(points: dict,               # name -> (N, 2)
     "Points in the plane: one cloud on another, or side by side; both axes have one scale."
     clouds = {name: _array(p) for name, p in points.items()}
     for name, p in clouds.items():
-        if p.ndim != 2 or p.shape[1] != 2: raise ValueError(f"points must have shape (N, 2), got {tuple(p.shape)} for {name!r}")
-    colors = [color] * len(clouds) if isinstance(color, str) else color or [color_of(n, i) for i, n in enumerate(clouds)]
+        if p.ndim != 2 or p.shape[1] != 2:
+            raise ValueError(f"points must have shape (N, 2), got {tuple(p.shape)} for {name!r}")
+    colors = [color] * len(clouds) if isinstance(color, str) else color
+    colors = colors or [color_of(n, i) for i, n in enumerate(clouds)]
     everything = np.concatenate(list(clouds.values()))
     if limits is None: limits = (everything.min(), everything.max())
     low, high = (-limits, limits) if np.isscalar(limits) else limits
     n = len(clouds) if panels else 1
     kwargs.setdefault("width", PAGE / 100 if n > 1 else 4.6)
     kwargs.setdefault("height", kwargs["width"] / n + 0.7 if n > 1 else 4.4)
-    names = ", ".join(map(str, clouds))
-    with axes(title, xlabel, ylabel, alt or f"{title or 'Points in the plane'}: {names}", ncols=n, show=False, path=path, **kwargs) as ax:
+    alt = alt or f"{title or 'Points in the plane'}: {', '.join(map(str, clouds))}"
+    with axes(title, xlabel, ylabel, alt, ncols=n, show=False, path=path, **kwargs) as ax:
         for i, ((name, p), c) in enumerate(zip(clouds.items(), colors)):
             a = ax[i] if n > 1 else ax
-            a.scatter(p[:, 0], p[:, 1], s=size, alpha=alpha, color=c, linewidths=0, label=None if panels or len(clouds) == 1 else name)
+            label = None if panels or len(clouds) == 1 else name
+            a.scatter(p[:, 0], p[:, 1], s=size, alpha=alpha, color=c, linewidths=0, label=label)
             if n > 1: a.set_title(name, size=9, weight="normal", loc="center", pad=3)
             a.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     return (ax[0] if n > 1 else ax).figure.picture
 
-# %% ../nbs/plotting.ipynb #c84d8600
+# %% ../nbs/plotting.ipynb #11a19a80
 def _gif(frames: list, fps: float, hold: float, max_bytes: int) -> bytes:
     "Encode uint8 (H, W, 3) frames with one palette, thinning them until the file is small enough."
     from PIL import Image
@@ -338,7 +345,7 @@ def _gif(frames: list, fps: float, hold: float, max_bytes: int) -> bytes:
         kept = [*images[:-1:every], images[-1]]
         durations = [round(1000 * every / fps)] * (len(kept) - 1) + [round(1000 * max(hold, every / fps))]
         buffer = io.BytesIO()
-        kept[0].save(buffer, "GIF", save_all=True, append_images=kept[1:], duration=durations, loop=0, optimize=False, disposal=1)
+        kept[0].save(buffer, "GIF", save_all=True, append_images=kept[1:], duration=durations, loop=0, optimize=False)
         if len(buffer.getvalue()) <= max_bytes or len(kept) <= 2: return buffer.getvalue()
         every *= 2
 
@@ -359,7 +366,8 @@ def animate(frames: Iterable,               # batches of images (N, C, H, W); wi
     "A GIF that loops: of image batches, or of drawings."
     frames = list(frames)
     if not frames: raise ValueError("there are no frames to animate")
-    if len(labels) not in (0, len(frames)): raise ValueError(f"labels must have {len(frames)} entries or none, got {len(labels)}")
+    if len(labels) not in (0, len(frames)):
+        raise ValueError(f"labels must have {len(frames)} entries or none, got {len(labels)}")
     captions = [f"{title or ''}\n{o}".strip("\n") for o in labels] or [title] * len(frames)
     drawn = []
     if draw is None:
@@ -367,11 +375,9 @@ def animate(frames: Iterable,               # batches of images (N, C, H, W); wi
         n, c, h, w = frames[0].shape
         ncols = min(n, ncols or math.ceil(math.sqrt(n)))
         scale = scale or _fit(ncols * w, PAGE // 2)
-        width = max(7 * max(len(line) for o in captions for line in (o or "").split("\n")), 1)
-        for f, caption in zip(frames, captions):
-            drawn.append(_mosaic(image_grid(f, ncols, scale, pad=2), caption))
-        width = max(d.shape[1] for d in drawn)
-        drawn = [np.pad(d, ((0, 0), (0, width - d.shape[1]), (0, 0)), constant_values=255) for d in drawn]
+        drawn = [_mosaic(image_grid(f, ncols, scale, pad=2), caption) for f, caption in zip(frames, captions)]
+        height, width = (max(d.shape[i] for d in drawn) for i in (0, 1))
+        drawn = [np.pad(d, ((height - d.shape[0], 0), (0, width - d.shape[1]), (0, 0)), constant_values=255) for d in drawn]
     else:
         kwargs = {"width": 4.6, "height": 4.4} | kwargs
         for f, caption in zip(frames, captions):

@@ -84,7 +84,7 @@ def dpm_solver_pp_2m(d: ReverseProcess,
 
 def _at(i: int, x: Tensor) -> Tensor: return torch.full((len(x),), i, dtype=torch.long, device=x.device)
 
-# %% ../nbs/05_sampling.ipynb #353d29f0
+# %% ../nbs/05_sampling.ipynb #9e04fd4e
 SAMPLERS: dict[str, Callable[..., Iterator[State]]] = {"ddpm": ddpm, "ddim": ddim, "dpm++": dpm_solver_pp_2m}
 
 
@@ -101,31 +101,31 @@ class GaussianDiffusion(ReverseProcess):
         d = type(self)(self.schedule.respaced(steps), self.prediction, self.variance, self.loss_type, self.decoder)
         return d.to(self.device)
 
-    @torch.inference_mode()
     def trajectory(self,
-                   model: Callable[[Tensor, Tensor], Tensor],   # model(x_t, t)
+                   model: Callable[[Tensor, Tensor], Tensor],   # model(x_t, t), in eval mode if it is a module
                    shape: tuple[int, ...],                      # of what to sample, (B, ...)
                    sampler: str = "ddpm",                       # a name in `SAMPLERS`
                    steps: int | None = None,                    # how many, 1 .. T; all T if absent
                    generator: torch.Generator | None = None,    # for all noise; a CPU generator works on any device
                    *,
                    noise: Tensor | None = None,                 # x at index `start`, shape `shape`; standard normal if absent
-                   start: int | None = None,                    # index to begin at; T-1 (of the kept steps) if absent
+                   start: int | None = None,                    # index to begin at, of the kept steps; the last if absent
                    clip: bool = True,                           # clip x0-hat to [-1, 1]
-                   eta: float | None = None,                    # for ddim alone: 0 (the default) deterministic .. 1 ancestral
+                   eta: float = 0.0,                            # for ddim alone: 0 deterministic .. 1 ancestral
                    ) -> Iterator[State]:                        # one state a step, as it is made
-        "Run a sampler and yield each state: x, and the x0-hat that led to it (eq. 15)."
+        "Run a sampler, in inference mode, and yield each state: x, and the x0-hat that led to it (eq. 15)."
         if sampler not in SAMPLERS: raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
-        if eta is not None and (sampler != "ddim" or not 0 <= eta <= 1):
-            raise ValueError(f"eta must lie in [0, 1] and goes with sampler 'ddim', got eta={eta} with {sampler!r}")
+        if not 0 <= eta <= 1 or (eta and sampler != "ddim"):
+            raise ValueError(f"eta must lie in [0, 1], and be 0 with any sampler but ddim, got eta={eta} with {sampler!r}")
         d = self if steps is None else self.respaced(steps)
-        start = d.T - 1 if start is None else start
-        if not 0 <= start < d.T: raise ValueError(f"start must lie in 0 .. {d.T - 1}, got {start}")
-        like = torch.empty(0, device=self.device)
-        x = randn(tuple(shape), like, generator) if noise is None else noise.to(self.device)
-        if tuple(x.shape) != tuple(shape): raise ValueError(f"noise must have shape {tuple(shape)}, got {tuple(x.shape)}")
-        options = {} if eta is None else dict(eta=eta)
-        yield from SAMPLERS[sampler](d, model, x, start, clip, generator, **options)
+        if start is None: start = d.T - 1
+        if not (isinstance(start, int) and 0 <= start < d.T):
+            raise ValueError(f"start must be a whole number in 0 .. {d.T - 1}, got {start!r}")
+        if noise is None: noise = randn(tuple(shape), torch.empty(0, device=self.device), generator)
+        if noise.shape != tuple(shape): raise ValueError(f"noise must have shape {tuple(shape)}, got {tuple(noise.shape)}")
+        x = noise.to(self.device, torch.promote_types(noise.dtype, torch.float32))   # the state is never in half precision
+        run = torch.inference_mode()(SAMPLERS[sampler])      # on while the sampler works, off while the caller looks
+        return run(d, model, x, start, clip, generator, **({"eta": eta} if eta else {}))
 
     def sample(self,
                model: Callable[[Tensor, Tensor], Tensor],   # model(x_t, t), in eval mode if it is a module
@@ -135,13 +135,15 @@ class GaussianDiffusion(ReverseProcess):
                generator: torch.Generator | None = None,    # for all noise; a CPU generator works on any device
                progress: bool = True,                       # show a bar
                *,
+               noise: Tensor | None = None,                 # x at index `start`, shape `shape`; standard normal if absent
+               start: int | None = None,                    # index to begin at, of the kept steps; the last if absent
+               clip: bool = True,                           # clip x0-hat to [-1, 1]
+               eta: float = 0.0,                            # for ddim alone: 0 deterministic .. 1 ancestral
                callback: Callable[[State], None] | None = None,   # called after each step
-               **options,                                   # `noise`, `start`, `clip`, `eta`: see `trajectory`
                ) -> Tensor:                                 # samples, shape `shape`
-        "Sample: run `trajectory` to its end, in inference mode, memory flat in T."
-        states = self.trajectory(model, shape, sampler, steps, generator, **options)
-        start = options.get("start")
-        total = (steps or self.T) if start is None else start + 1
+        "Sample: run `trajectory` to its end, in inference mode, memory flat in T (algorithm 2)."
+        states = self.trajectory(model, shape, sampler, steps, generator, noise=noise, start=start, clip=clip, eta=eta)
+        total = (self.T if steps is None else steps) if start is None else start + 1
         for state in tqdm(states, total=total, disable=not progress, desc=sampler):
             if callback: callback(state)
         return state.x.clone()    # an ordinary tensor again
@@ -157,5 +159,6 @@ class GaussianDiffusion(ReverseProcess):
                     ) -> Tensor:                 # shape of `x0_a`
         "Encode both ends at `t`, mix the latents, and decode by algorithm 2 (figure 8)."
         same_shape(x0_a, x0_b=x0_b)
+        if not 0 <= weight <= 1: raise ValueError(f"weight must lie in [0, 1], got {weight}")
         a, b = (self.q_sample(x0, _at(t, x0), randn(x0.shape, x0, generator)) for x0 in (x0_a, x0_b))
         return self.sample(model, x0_a.shape, generator=generator, progress=progress, noise=torch.lerp(a, b, weight), start=t)

@@ -9,7 +9,6 @@ copyright = f"2026, {author}"
 
 extensions = ["myst_nb", "sphinx_design", "sphinx.ext.mathjax"]
 exclude_patterns = ["_static"]
-templates_path = []
 
 # notebooks: shown with the outputs that are committed, never run here
 nb_execution_mode = "off"
@@ -38,10 +37,8 @@ html_permalinks_icon = "#"
 html_theme_options = {
     "use_download_button": False, "use_fullscreen_button": False, "show_toc_level": 2, "home_page_in_toc": True,
     "show_prev_next": True, "pygments_light_style": "a11y-high-contrast-light", "pygments_dark_style": "a11y-high-contrast-dark",
-    "logo": {"text": "Denoising Diffusion, executable"}, "back_to_top_button": False,
-    "article_header_end": ["notebook-link.html", "article-header-buttons.html"],
+    "logo": {"text": "Denoising Diffusion, executable"}, "back_to_top_button": False, "navbar_persistent": [],
 }
-templates_path = ["_templates"]
 mathjax_path = "mathjax/tex-svg-full.js"
 mathjax3_config = {"options": {"enableMenu": False}, "svg": {"fontCache": "global"}}
 math_eqref_format = "({number})"
@@ -89,18 +86,20 @@ def describe_images(app, doctree):
 def link_symbols(app, doctree, docname):
     "Link `names` of the package, where the prose mentions them, to their documentation."
     from docutils import nodes
-    symbols = app.config.symbols
+    symbols = app.symbols
     for node in list(doctree.findall(nodes.literal)):
         if isinstance(node.parent, (nodes.reference, nodes.title)): continue
-        name = re.sub(r"^(ddpm_nb\.)?(\w+)(\.\w+)?(\(.*\))?$", r"\2", node.astext())
-        if name in symbols:
-            page, anchor = symbols[name]
+        text = node.astext()
+        name = re.sub(r"^(ddpm_nb\.)?(\w+)(\.\w+)?(\(.*\))?$", r"\2", text)
+        if name not in symbols: continue
+        page, anchor, _ = symbols[name]
+        if page == docname or re.search(r"[A-Z_(]", text):   # elsewhere, a plain word such as `lines` may be just that
             uri = app.builder.get_relative_uri(docname, page) + "#" + anchor
             node.replace_self(nodes.reference("", "", node.deepcopy(), internal=True, refuri=uri, classes=["symbol"]))
 
 
 def setup(app):
-    app.add_config_value("symbols", {}, "env")   # name -> (page, anchor); tools/site.py fills it
+    app.symbols = json.loads((Path(app.srcdir) / "symbols.json").read_text())   # name -> (page, anchor, summary)
     app.connect("doctree-read", number_equations)
     app.connect("doctree-read", describe_images)
     app.connect("doctree-resolved", link_symbols)

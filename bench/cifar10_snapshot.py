@@ -1,0 +1,184 @@
+#!/usr/bin/env python
+"""Write down where a CIFAR-10 run stands, and, with --package, ship its averaged weights.
+
+Reads the newest checkpoint of RUN, draws and measures, and writes into --record what the notebook experiments/cifar10 shows:
+record.json (recipe, steps, hours, thinned log, held-out loss by t, bits/dim), samples.png (64 images, DDIM, 100 steps, seed 0,
+not chosen) and evolution.png (the same noise after more and more updates), both as plain grids of 32x32 tiles.
+
+Bits/dim are estimated without bias from a few t an image: the first eight each, and one drawn at random from each of 24
+intervals of the others, weighted by the interval's length. The standard error is over images, so it includes that draw.
+
+--package writes ddpm_nb/assets/cifar10-small: the weights in half precision, and a model card.
+"""
+import argparse
+import json
+import math
+import shutil
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def intervals(T: int, alone: int = 8, others: int = 24) -> list[tuple[int, int]]:
+    "A partition of 0 .. T-1: the first `alone` by themselves, then intervals of growing length."
+    edges = [round(alone * (T / alone) ** (i / others)) for i in range(others + 1)]
+    for i in range(1, len(edges)): edges[i] = max(edges[i], edges[i - 1] + 1)
+    return [(i, i + 1) for i in range(alone)] + list(zip(edges[:-1], edges[1:]))
+
+
+def bits_per_dim(net, d, images, seed: int = 0, batch: int = 64):
+    "Unbiased estimates of the bound and of its first term, bits/dim, float64 (N,) each."
+    import torch
+    from ddpm_nb import to_model
+    from ddpm_nb.bound import decoder_nll, posterior_kl, prior_bits_per_dim
+    from tqdm.auto import tqdm
+    g, totals, firsts = torch.Generator().manual_seed(seed), [], []
+    with torch.inference_mode():
+        for x in tqdm(to_model(images).split(batch), desc="bits/dim"):
+            total = prior_bits_per_dim(d, x).double()
+            for low, high in intervals(d.T):
+                t = torch.randint(low, high, (len(x),), generator=g)
+                x_t = d.q_sample(x, t, torch.randn(x.shape, generator=g))
+                with torch.autocast("cpu", torch.bfloat16): output = net(x_t, d.timesteps[t])
+                step = d.p_mean_variance(lambda *_, y=output.float(): y, x_t, t)
+                if low == 0: firsts.append(term := decoder_nll(x, step.mean, step.log_variance.expand_as(x), d.decoder))
+                else: term = posterior_kl(d, x, x_t, t, step.mean, step.log_variance.expand_as(x))
+                total = total + (high - low) * term.double()
+            totals.append(total)
+    return torch.cat(totals), torch.cat(firsts).double()
+
+
+def loss_by_t(net, d, images, bins: int = 20, batch: int = 100) -> dict:
+    "L_simple on images with t spread evenly and fixed noise: mean, standard error, and means by t."
+    import torch
+    from ddpm_nb import to_model
+    g, n = torch.Generator().manual_seed(2020), len(images)
+    t = (torch.arange(n) * d.T // n)[torch.randperm(n, generator=g)]
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        losses = torch.cat([d.losses(net, x, t_, torch.randn(x.shape, generator=g)).double()
+                            for x, t_ in zip(to_model(images).split(batch), t.split(batch))])
+    order = t.argsort()
+    return dict(images=n, mean=losses.mean().item(), standard_error=losses.std().item() / math.sqrt(n),
+                t=[v.double().mean().item() for v in t[order].tensor_split(bins)],
+                by_t=[v.mean().item() for v in losses[order].tensor_split(bins)])
+
+
+def cut(path: Path, ncols: int, scale: int = 2, pad: int = 1, size: int = 32):
+    "The tiles of a grid that the Trainer wrote, uint8 (N, 3, size, size)."
+    import numpy as np
+    import torch
+    from PIL import Image
+    grid, pitch = np.asarray(Image.open(path).convert("RGB")), size * scale + pad
+    tiles = [grid[r:r + size * scale:scale, c * pitch:c * pitch + size * scale:scale]
+             for r in range(0, grid.shape[0], pitch) for c in range(ncols)]
+    return torch.from_numpy(np.stack(tiles).copy()).permute(0, 3, 1, 2)
+
+
+def thin(rows: list[dict], count: int = 200) -> list[dict]:
+    "At most `count` rows, each the mean of neighbours."
+    size = max(1, math.ceil(len(rows) / count))
+    groups = [rows[i:i + size] for i in range(0, len(rows), size)]
+    return [dict(step=g[-1]["step"], loss=round(sum(r["loss"] for r in g) / len(g), 5), hours=round(g[-1]["seconds"] / 3600, 4),
+                 images_per_second=round(sum(r["images_per_second"] for r in g) / len(g), 2)) for g in groups]
+
+
+CARD = """# cifar10-small
+
+A denoising diffusion model of 32x32 images, trained by `ddpm-nb train cifar10 --size small`. **{status}**
+
+It is **not the paper's model**: {weights:,} weights in place of 35,746,307, and {images:,} images seen ({passes:.1f} passes over
+the training set) in place of 102,400,000. The paper's numbers (FID 3.17, Inception Score 9.46, at most 3.75 bits/dim) are not its numbers.
+
+| | |
+|---|---|
+| data | the 50,000 training images of CIFAR-10 (Krizhevsky, 2009), mirrored at random; labels unused |
+| network | {network} |
+| diffusion | T = 1000, beta linear from 1e-4 to 0.02, predicts eps, variance fixed_large, L_simple |
+| training | {steps:,} of {planned:,} planned updates of {batch} images; Adam, learning rate {lr}, {warmup:,} updates of warm-up, {cooldown:,} of cooldown at the end; gradient norm clipped at {clip}; bfloat16 with float32 weights |
+| weights | exponential moving average with decay {ema}, stored in half precision |
+| time | {hours:.2f} hours of wall clock on {hardware} |
+| bits/dim | {bits}, measured with these very weights |
+| L_simple | {loss} on {loss_images:,} test images |
+
+Limits: unconditional, 32x32 pixels only; most samples are not nameable objects; it has CIFAR-10's biases and was made for teaching.
+"""
+
+
+def card(record: dict) -> str:
+    r, u, b, h = record["recipe"]["train"], record["recipe"]["unet"], record["bits"], record["held_out"]
+    done = record["step"] >= r["steps"]
+    return CARD.format(
+        status="Its training is complete." if done else "Preliminary: a snapshot of a run that goes on.",
+        weights=record["weights"], images=record["images"], passes=record["images"] / 50_000,
+        network=f"U-Net, {u['base_channels']} channels x {tuple(u['channel_multipliers'])}, {u['blocks_per_level']} residual block(s) a level, "
+                f"attention at {tuple(u['attention_resolutions'])}, {u['groups']} groups, dropout {u['dropout']}",
+        steps=record["step"], planned=r["steps"], batch=r["batch_size"], lr=r["lr"], warmup=r["warmup"], cooldown=r["cooldown"],
+        clip=r["grad_clip"], ema=r["ema_decay"], hours=record["hours"], hardware=record["hardware"],
+        bits=f"{b['mean']:.3f} ± {b['standard_error']:.3f} (standard error; {b['images']:,} test images; an upper bound)",
+        loss=f"{h['mean']:.5f} ± {h['standard_error']:.5f}", loss_images=h["images"])
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("run", type=Path, help="the run folder")
+    p.add_argument("--record", type=Path, default=ROOT / "nbs/experiments/cifar10_small", help="where to write (default: nbs/experiments/cifar10_small)")
+    p.add_argument("--package", action="store_true", help="also write ddpm_nb/assets/cifar10-small")
+    p.add_argument("--bits", type=int, default=1000, help="test images for bits/dim, 32 evaluations each (default: 1000)")
+    p.add_argument("--held-out", type=int, default=2000, help="test images for the loss by t (default: 2000)")
+    p.add_argument("--hardware", default="two CPU cores (Intel Xeon with AMX)", help="in words")
+    p.add_argument("--trials", type=Path, help="a folder that bench/cifar10_trials.py wrote, to copy its table from")
+    a = p.parse_args()
+
+    import torch
+    from ddpm_nb import cifar10
+    from ddpm_nb.plotting import image_grid
+    from ddpm_nb.pretrained import load_pretrained, save_pretrained
+    from ddpm_nb.training import checkpoints, load_run, read_checkpoint
+    from PIL import Image
+    newest = checkpoints(a.run)[-1]
+    _, state = read_checkpoint(newest, only=("none",))
+    net, d = load_run(newest)
+    scratch = Path(tempfile.mkdtemp())
+    net, d = load_pretrained(save_pretrained(scratch / "model", net, d, dtype=torch.float16))   # what is shipped is what is measured
+    recipe = json.loads((a.run / "run.json").read_text())
+    test = cifar10(train=False)[0]
+    test = test[torch.randperm(len(test), generator=torch.Generator().manual_seed(0))]
+    rows = [json.loads(line) for line in (a.run / "log.jsonl").read_text().splitlines() if line.endswith("}")]
+    total, first = bits_per_dim(net, d, test[:a.bits])
+    steps = state["step"]
+    record = dict(
+        step=steps, images=steps * recipe["train"]["batch_size"], hours=state["seconds"] / 3600, hardware=a.hardware, code=state["code"],
+        torch=state["torch"], weights=sum(v.numel() for v in net.parameters()), recipe=recipe, log=thin([r for r in rows if r["step"] <= steps]),
+        held_out=loss_by_t(net, d, test[:a.held_out]),
+        bits=dict(images=a.bits, mean=total.mean().item(), standard_error=total.std().item() / math.sqrt(a.bits), distortion=first.mean().item()))
+
+    a.record.mkdir(parents=True, exist_ok=True)
+    g = torch.Generator().manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16): samples = d.sample(net, (64, 3, 32, 32), "ddim", 100, g)
+    Image.fromarray(image_grid(samples, 8, pad=0)).save(a.record / "samples.png", optimize=True)
+    grids = [g for g in sorted((a.run / "samples").glob("step_*.png")) if int(g.stem[5:]) <= steps]
+    if len(grids) > 6: grids = [grids[round((len(grids) - 1) * (2 ** (i / 5) - 1))] for i in range(6)]   # denser early, when most happens
+    if grids:
+        Image.fromarray(image_grid(torch.cat([cut(g, 8)[:12] for g in grids]), 12, pad=0)).save(a.record / "evolution.png", optimize=True)
+    record["evolution"] = [int(g.stem[5:]) for g in grids]
+    if a.trials:
+        trials = [json.loads(line) for line in (a.trials / "trials.jsonl").read_text().splitlines()]
+        best = torch.tensor(min(trials, key=lambda r: r["held_out"])["losses"], dtype=torch.float64)
+        for r in trials:
+            above = torch.tensor(r.pop("losses"), dtype=torch.float64) - best
+            r["above_best"], r["above_best_error"] = above.mean().item(), above.std().item() / math.sqrt(len(above))
+        record["trials"] = trials
+    (a.record / "record.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(f"step {steps:,}: {record['bits']['mean']:.3f} ± {record['bits']['standard_error']:.3f} bits/dim; look at {a.record / 'samples.png'}")
+    if a.package:
+        target = ROOT / "ddpm_nb/assets/cifar10-small"
+        if target.exists(): shutil.rmtree(target)
+        shutil.move(scratch / "model", target)
+        (target / "README.md").write_text(card(record))
+        print(f"{target.relative_to(ROOT)}: {sum(f.stat().st_size for f in target.rglob('*')) / 1e6:.1f} MB")
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

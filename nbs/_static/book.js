@@ -1,0 +1,28 @@
+// A copy button on every block of code, and folded parts that open when a link leads into them.
+document.addEventListener("DOMContentLoaded", () => {
+  for (const block of document.querySelectorAll(".cell_input div.highlight, article > section div.highlight-python div.highlight, div.highlight-bash div.highlight")) {
+    if (block.querySelector("button.copy")) continue;
+    const button = Object.assign(document.createElement("button"), { className: "copy", type: "button", textContent: "copy" });
+    button.setAttribute("aria-label", "Copy this code");
+    button.onclick = async () => {
+      const text = block.querySelector("pre").innerText;
+      try { await navigator.clipboard.writeText(text); }
+      catch {  // a page opened from disk may lack the clipboard interface
+        const area = Object.assign(document.createElement("textarea"), { value: text });
+        document.body.append(area); area.select(); document.execCommand("copy"); area.remove();
+      }
+      button.textContent = "copied";
+      setTimeout(() => { button.textContent = "copy"; }, 1500);
+    };
+    block.append(button);
+  }
+  for (const cell of document.querySelectorAll(".cell.tag_exported .cell_input")) cell.title = "this cell is part of the package ddpm_nb";
+  const unfold = () => {
+    let part = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (!part) return;
+    for (let up = part; up; up = up.parentElement) if (up.tagName === "DETAILS") up.open = true;
+    part.scrollIntoView();
+  };
+  addEventListener("hashchange", unfold);
+  unfold();
+});

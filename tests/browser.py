@@ -1,0 +1,112 @@
+"""A headless browser, driven over a pipe by Chrome's own protocol: nothing to install but the browser."""
+import contextlib
+import json
+import os
+import select
+import shutil
+import subprocess
+import tempfile
+import time
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+EXECUTABLE = os.environ.get("CHROME") or next(filter(None, map(shutil.which, NAMES)), None)
+
+
+class Page:
+    "One tab. What it asks of the network and what it complains of is kept in `requests` and `complaints`."
+    def __init__(self, send, receive, session):
+        self.send_bytes, self.receive_bytes, self.session = send, receive, session
+        self.count, self.requests, self.complaints = 0, [], []
+
+    def call(self, method, **params):
+        "Send a command and wait for its answer."
+        self.count += 1
+        message = {"id": self.count, "method": method, "params": params}
+        if self.session: message["sessionId"] = self.session
+        self.send_bytes(json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self.receive_bytes()
+            if answer.get("id") == self.count:
+                if "error" in answer: raise RuntimeError(f"{method}: {answer['error']}")
+                return answer["result"]
+            self.note(answer)
+
+    def note(self, event):
+        params, kind = event.get("params", {}), event.get("method")
+        if kind == "Network.requestWillBeSent": self.requests.append(params["request"]["url"])
+        if kind == "Runtime.exceptionThrown": self.complaints.append(json.dumps(params["exceptionDetails"])[:500])
+        if kind == "Runtime.consoleAPICalled" and params["type"] == "error": self.complaints.append(json.dumps(params["args"])[:500])
+        if kind == "Log.entryAdded" and params["entry"]["level"] == "error": self.complaints.append(json.dumps(params["entry"])[:500])
+
+    def js(self, expression):
+        "The value of an expression; a promise is awaited."
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        if "exceptionDetails" in answer: raise RuntimeError(json.dumps(answer["exceptionDetails"])[:1000])
+        return answer["result"].get("value")
+
+    def wait(self, condition, seconds=60):
+        "Until an expression is true."
+        end = time.time() + seconds
+        while not self.js(f"Boolean({condition})"):
+            if time.time() > end: raise TimeoutError(f"after {seconds} s still not: {condition}")
+            time.sleep(0.05)
+
+    def open(self, url):
+        "Load a page and wait until its formulas are set."
+        self.requests.clear(), self.complaints.clear()
+        self.call("Page.navigate", url="about:blank")
+        self.call("Page.navigate", url=url)
+        self.wait(f"document.readyState == 'complete' && location.href.startsWith({json.dumps(url.split('#')[0])})")
+        self.js("window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => 1) : 1")
+
+    def appearance(self, scheme="light", width=1300, height=900):
+        "Light or dark, wide or narrow."
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+
+
+@contextlib.contextmanager
+def browser():
+    "A page in a fresh browser, which goes away with everything it wrote."
+    to_read, to_write = os.pipe()      # ours -> the browser's file descriptor 3
+    from_read, from_write = os.pipe()  # the browser's file descriptor 4 -> ours
+
+    def hand_over():
+        low = [os.dup(to_read), os.dup(from_write)]   # out of the way of 3 and 4
+        os.dup2(low[0], 3), os.dup2(low[1], 4)
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        process = subprocess.Popen(
+            [EXECUTABLE, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+             "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+             f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank"],
+            preexec_fn=hand_over, close_fds=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        os.close(to_read), os.close(from_write)
+        buffer = b""
+
+        def receive(seconds=90):
+            nonlocal buffer
+            while b"\0" not in buffer:
+                if not select.select([from_read], [], [], seconds)[0]: raise TimeoutError("the browser does not answer")
+                part = os.read(from_read, 1 << 20)
+                if not part: raise RuntimeError("the browser has ended")
+                buffer += part
+            message, buffer = buffer.split(b"\0", 1)
+            return json.loads(message)
+
+        def send(data):
+            while data: data = data[os.write(to_write, data):]
+
+        try:
+            whole = Page(send, receive, None)
+            target = whole.call("Target.createTarget", url="about:blank")["targetId"]
+            page = Page(send, receive, whole.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
+            page.count = 1000
+            for domain in ("Page", "Runtime", "Network", "Log"): page.call(f"{domain}.enable")
+            page.appearance()
+            yield page
+        finally:
+            process.terminate()
+            try: process.wait(10)
+            except subprocess.TimeoutExpired: process.kill()
+            os.close(to_write), os.close(from_read)

@@ -1,0 +1,261 @@
+"The command line: the whole path on a tiny model, and one clear line for each mistake."
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddpm_nb import cli, data, training
+from ddpm_nb.cli import main
+
+ROOT = Path(cli.__file__).parents[1]
+TINY = ["steps=4", "batch_size=4", "save_every=2", "log_every=2", "sample_count=4", "sample_steps=2", "unet.base_channels=8", "unet.groups=4",
+        "diffusion.T=8"]
+
+
+def tiny(*more): return ["train", "digits", "--size", "smoke", "--device", "cpu", "--quiet", *more, "--set", *TINY]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    "A finished run folder."
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(tiny("--out", str(folder))) == 0
+    return folder
+
+
+def fails(capsys, words, *parts, code=2):
+    "The command fails with one line on stderr that holds all of `parts`, and nothing on stdout."
+    capsys.readouterr()
+    try: assert main([str(w) for w in words]) == code
+    except SystemExit as e: assert e.code == code
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "Traceback" not in err, err
+    for part in parts: assert part in err, err
+
+
+# The path
+
+
+def test_train_writes_samples_loss_animation_and_says_what_to_look_at(run, capsys):
+    from PIL import Image
+    assert {"run.json", "log.jsonl", "checkpoints", "samples.png", "loss.png", "reverse.gif"} == {p.name for p in run.iterdir()}
+    with Image.open(run / "samples.png") as im: assert im.size[0] > 64
+    with Image.open(run / "reverse.gif") as im: assert im.n_frames >= 3
+    assert json.loads((run / "run.json").read_text())["train"]["steps"] == 4
+
+
+def test_a_finished_run_says_so_and_draws_its_pictures_again(run, capsys):
+    before = (run / "samples.png").read_bytes()
+    (run / "samples.png").unlink()
+    assert main(tiny("--out", str(run))) == 0
+    out, err = capsys.readouterr()
+    assert "finished, 4 of 4 steps made" in err
+    assert out.count("\n") == 1 and f"Look at {run / 'samples.png'}" in out
+    assert (run / "samples.png").read_bytes() == before
+
+
+def test_an_interrupted_run_goes_on_either_way(tmp_path, capsys):
+    full, part = tmp_path / "full", tmp_path / "part"
+    assert main(tiny("--out", str(full))) == 0
+    assert main(tiny("--out", str(part), "--steps", "2")) == 0
+    assert main(tiny("--out", str(part))) == 0
+    assert "going on from step 2" in capsys.readouterr().err
+    assert main(["train", "--resume", str(part), "--steps", "6", "--device", "cpu", "--quiet"]) == 0
+    assert main(["train", "--resume", str(full), "--device", "cpu", "--quiet", "--set", "steps=6"]) == 0
+    a, b = (training.read_checkpoint(training.checkpoints(p)[-1])[0] for p in (full, part))
+    assert all(torch.equal(v, b["ema"][k]) for k, v in a["ema"].items())
+
+
+def test_ctrl_c_saves_and_tells_how_to_go_on(tmp_path):
+    process = subprocess.Popen([sys.executable, "-m", "ddpm_nb.cli", *tiny("--out", str(tmp_path / "r")), "steps=100000", "save_every=100000"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+    while not (tmp_path / "r" / "log.jsonl").exists() and process.poll() is None: time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and out == "" and "Traceback" not in err
+    assert f"go on with: ddpm-nb train --resume {tmp_path / 'r'}" in err
+    assert len(training.checkpoints(tmp_path / "r")) == 1
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
+def test_sample_writes_a_grid_that_depends_on_the_seed_alone(run, tmp_path, sampler):
+    files = []
+    for name, seed in [("a", 0), ("b", 0), ("c", 1)]:
+        path = tmp_path / name / "grid.png"
+        assert main(["sample", str(run), "--n", "4", "--sampler", sampler, "--steps", "4", "--seed", str(seed), "--out", str(path), "--quiet"]) == 0
+        files.append(path.read_bytes())
+        assert [p.name for p in path.parent.iterdir()] == ["grid.png"]
+    assert files[0] == files[1] != files[2]
+
+
+def test_sample_streams_an_npz_that_numpy_reads(run, tmp_path, capsys):
+    path = tmp_path / "x.npz"
+    assert main(["sample", str(run), "--n", "7", "--batch", "3", "--steps", "2", "--out", str(path), "--quiet"]) == 0
+    assert capsys.readouterr().out == f"7 samples in {path}\n"
+    with np.load(path, allow_pickle=False) as f:
+        assert f.files == ["arr_0"] and f["arr_0"].shape == (7, 16, 16, 1) and f["arr_0"].dtype == np.uint8
+        assert len({image.tobytes() for image in f["arr_0"]}) == 7
+    assert zipfile.ZipFile(path).testzip() is None
+
+
+def test_sample_makes_an_animation(run, tmp_path):
+    from PIL import Image
+    assert main(["sample", str(run), "--n", "4", "--steps", "8", "--out", str(tmp_path / "x.gif"), "--quiet"]) == 0
+    with Image.open(tmp_path / "x.gif") as im: assert im.n_frames == 9
+
+
+def test_an_interrupted_sample_leaves_no_file(run, tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs): raise KeyboardInterrupt
+    monkeypatch.setattr(cli, "write_npz", interrupted)
+    assert main(["sample", str(run), "--n", "4", "--out", str(tmp_path / "x.npz"), "--quiet"]) == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluate_prints_the_bound_and_its_standard_error(run, capsys):
+    assert main(["evaluate", str(run), "--n", "6", "--batch", "3", "--quiet"]) == 0
+    words = capsys.readouterr().out.split()
+    bits, error = float(words[0]), float(words[2])
+    model, d = training.load_run(run)
+    generator = torch.Generator().manual_seed(0)
+    images = data.digits(False)[0]
+    x0 = data.to_model(images[torch.randperm(len(images), generator=generator)[:6]])
+    with torch.no_grad(): total = torch.cat([d.bits_per_dim(model, x, generator=generator)["total"] for x in x0.split(3)])
+    assert bits == pytest.approx(total.mean().item(), abs=1e-3) and error == pytest.approx(total.std().item() / 6**0.5, abs=1e-3)
+
+
+def test_info_tells_what_is_there(run, capsys):
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    for word in ("cpu", "digits: demo, smoke", "cifar10: paper, small, smoke", "ddpm, ddim, dpm++"): assert word in out
+    assert main(["info", str(run)]) == 0
+    out = capsys.readouterr().out
+    for word in ("trained on digits", "of 4", "step_00000004", "lr=0.002", "base_channels=8", "prediction=eps"): assert word in out
+
+
+def test_the_words_of_the_help_are_the_tables_of_the_code():
+    "The command line is described without importing torch, so its lists are written out: they must agree with the code's."
+    text = " ".join(" ".join(a.format_help().split()) for a in next(iter(cli.parser()._subparsers._group_actions)).choices.values())
+    assert "; ".join(f"{d}: {', '.join(sizes)}" for d, sizes in training.RECIPES.items()) in text
+    samplers = list(training.SAMPLERS)
+    assert f"{', '.join(samplers[:-1])} or {samplers[-1]}" in text
+
+
+def test_help_is_quick_and_the_module_itself_imports_nothing_heavy():
+    code = "import sys, runpy; sys.argv = ['ddpm-nb', '--help']\n" \
+           f"try: runpy.run_path({str(Path(cli.__file__))!r}, run_name='x')['main']()\n" \
+           "except SystemExit as e: assert not e.code\n" \
+           "assert not {'torch', 'numpy', 'matplotlib', 'accelerate', 'PIL'} & set(sys.modules)"
+    r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert r.returncode == 0 and "train" in r.stdout and "evaluate" in r.stdout, r.stderr
+
+
+# Mistakes
+
+
+def test_wrong_words_take_one_line(capsys):
+    fails(capsys, [], "COMMAND")
+    fails(capsys, ["fly"], "invalid choice: 'fly'", "train", "sample", "evaluate", "info")
+    fails(capsys, ["train", "--steps", "0", "digits"], "whole number above 0, got '0'")
+    fails(capsys, ["train", "digits", "--set", "lr"], "expected KEY=VALUE, got 'lr'")
+    fails(capsys, ["train"], "digits or cifar10")
+
+
+@pytest.mark.parametrize("words, parts", [
+    (["mnist"], ["one of digits, cifar10, got 'mnist'"]),
+    (["digits", "--size", "paper"], ["one of demo, smoke, got 'paper'"]),
+    (["digits", "--set", "learning_rate=1"], ["unknown key 'learning_rate'", "lr", "batch_size"]),
+    (["digits", "--set", "unet.depth=1"], ["unknown key 'unet.depth'", "unet.base_channels"]),
+    (["digits", "--set", "diffusion.colour=1"], ["unknown key 'diffusion.colour'", "diffusion.prediction"]),
+    (["digits", "--set", "model.depth=1"], ["unknown key 'model.depth'", "unet.KEY"]),
+    (["digits", "--set", "batch_size=many"], ["batch_size must be of type int, got 'many'"]),
+    (["digits", "--set", "sampler=euler"], ["one of ddpm, ddim, dpm++, got 'euler'"]),
+    (["digits", "--set", "precision=fp8"], ["one of fp32, bf16, fp16"]),
+    (["digits", "--set", "diffusion.schedule=sigmoid"], ["one of linear, quadratic, constant, jsd, cosine"]),
+    (["digits", "--set", "diffusion.prediction=score"], ["one of eps, x0"]),
+    (["digits", "--set", "diffusion.T=many"], ["many"]),
+    (["digits", "--set", "unet.dropout=2"], ["dropout must lie in [0, 1)"]),
+    (["digits", "--set", "unet.base_channels=wide"], ["base_channels", "wide"]),
+    (["digits", "--device", "abacus"], ["device must be one of", "cpu", "'abacus'"]),
+    (["digits", "--resume", "somewhere"], ["leave them out"]),
+    (["--resume", "nowhere"], ["no run to resume in nowhere"]),
+])
+def test_a_mistake_in_train_is_told_in_one_line_and_leaves_nothing(capsys, tmp_path, monkeypatch, words, parts):
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, ["train", *words], *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_absent_gpu_is_refused(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    fails(capsys, ["train", "digits", "--device", "cuda"], "one of", "cpu on this machine, got 'cuda'")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unwritable_folder_is_told_before_anything_is_done(capsys, tmp_path, run):
+    (tmp_path / "file").write_text("")
+    fails(capsys, ["train", "digits", "--out", tmp_path / "file" / "run"], "cannot write to the folder", "choose another")
+    fails(capsys, ["sample", run, "--out", tmp_path / "file" / "x.png"], "file")
+
+
+def test_another_configuration_is_refused_with_the_keys_that_differ(capsys, run):
+    before = sorted((p, p.stat().st_mtime_ns) for p in run.rglob("*"))
+    fails(capsys, [*tiny("--out", run), "lr=0.5"], "another configuration", "train.lr is 0.002 there and 0.5 here", "--out")
+    fails(capsys, ["train", "--resume", run, "--set", "unet.dropout=0.3", "--device", "cpu", "--quiet"], "model.dropout is 0.0 there and 0.3 here")
+    fails(capsys, ["train", "cifar10", "--out", run], "data is 'digits' there and 'cifar10' here")
+    assert sorted((p, p.stat().st_mtime_ns) for p in run.rglob("*")) == before
+
+
+def test_missing_cifar10_says_how_to_get_it(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, ["train", "cifar10", "--size", "smoke", "--root", tmp_path / "none", "--device", "cpu"], "CIFAR-10 is not in", "download")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words, parts", [
+    (["--sampler", "euler"], ["one of ddpm, ddim, dpm++, got 'euler'"]),
+    (["--out", "x.bmp"], ["one of .png, .npz, .gif"]),
+    (["--steps", "9"], ["1 .. 8, got 9"]),
+    (["--n", "-3"], ["whole number above 0"]),
+    (["--device", "abacus"], ["device must be one of"]),
+])
+def test_a_mistake_in_sample_is_told_in_one_line_and_leaves_nothing(capsys, tmp_path, monkeypatch, run, words, parts):
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, ["sample", run, *words], *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_run_is_said_to_be_none(capsys, tmp_path):
+    for command in ("sample", "evaluate", "info"): fails(capsys, [command, tmp_path], "no run folder")
+
+
+def test_a_damaged_run_is_told_in_one_line(capsys, tmp_path, run):
+    import shutil
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text("{")
+    fails(capsys, ["train", "--resume", tmp_path / "run"], "run.json is damaged")
+    path = training.checkpoints(tmp_path / "run")[-1] / "ema.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    fails(capsys, ["sample", tmp_path / "run"], "is damaged; delete the folder")
+
+
+def test_divergence_ends_with_a_report_and_exit_code_1(capsys, tmp_path):
+    capsys.readouterr()
+    assert main([*tiny("--out", str(tmp_path / "r")), "lr=1e30", "warmup=0", "steps=30", "grad_clip=0"]) == 1
+    err = capsys.readouterr().err
+    assert "no finite number any more at step" in err and "last good checkpoint" in err and "Traceback" not in err
+
+
+def test_traceback_is_there_when_asked_for(tmp_path):
+    with contextlib.chdir(tmp_path) if hasattr(contextlib, "chdir") else contextlib.nullcontext(), pytest.raises(ValueError):
+        main(["--traceback", "train", "mnist"])

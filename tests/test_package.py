@@ -1,0 +1,119 @@
+"""The package as others install it: what the wheel holds, what it needs, what importing it costs."""
+import ast
+import subprocess
+import sys
+import zipfile
+from configparser import ConfigParser
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ConfigParser(delimiters=["="])
+CONFIG.read(ROOT / "settings.ini", encoding="utf-8")
+CONFIG = CONFIG["DEFAULT"]
+RUN_TIME = {"torch", "einops", "numpy", "matplotlib", "tqdm", "safetensors", "accelerate", "huggingface_hub", "pillow"}
+HEAVY = {"matplotlib", "PIL", "accelerate", "huggingface_hub", "scipy", "sklearn", "pandas"}
+
+
+def names(requirements):
+    return {r.split(";")[0].split("[")[0].strip().rstrip("<>=!~.0123456789*, ").split(">")[0].split("=")[0].split("<")[0]
+            for r in requirements}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    "The wheel, built from a copy of what the project commits: nothing is downloaded, nothing is left in the tree."
+    import shutil
+    folder = tmp_path_factory.mktemp("a folder with spaces")
+    for name in ("setup.py", "settings.ini", "MANIFEST.in", "README.md", "LICENSE"): shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "ddpm_nb", folder / "ddpm_nb", ignore=shutil.ignore_patterns("__pycache__"))
+    done = subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder / "dist", folder],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (path,) = (folder / "dist").glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_the_wheel_holds_every_module_and_all_embedded_data_and_nothing_else(wheel):
+    ignored = ("__pycache__", ".ipynb_checkpoints")
+    kept = {p.relative_to(ROOT).as_posix() for p in (ROOT / "ddpm_nb").rglob("*")
+            if p.is_file() and not set(p.parts) & set(ignored)}
+    held = {n for n in wheel.namelist() if ".dist-info/" not in n}
+    assert held == kept
+    assert "ddpm_nb/py.typed" in held
+
+
+def test_the_wheel_says_what_it_is_and_what_it_needs_to_run(wheel):
+    (name,) = (n for n in wheel.namelist() if n.endswith("METADATA"))
+    said = Parser().parsestr(wheel.read(name).decode())
+    assert (said["Name"], said["Version"]) == (CONFIG["lib_name"], CONFIG["version"])
+    assert said["Requires-Python"] == ">=" + CONFIG["min_python"]
+    assert said["License-Expression"] == "Apache-2.0" or said["License"] == "Apache-2.0"
+    assert any(n.endswith("licenses/LICENSE") or n.endswith("/LICENSE") for n in wheel.namelist())
+    assert names(r for r in said.get_all("Requires-Dist") if "extra ==" not in r) == RUN_TIME
+
+
+def test_the_wheel_installs_the_command(wheel):
+    (name,) = (n for n in wheel.namelist() if n.endswith("entry_points.txt"))
+    said = ConfigParser()
+    said.read_string(wheel.read(name).decode())
+    assert dict(said["console_scripts"]) == {"ddpm-nb": "ddpm_nb.cli:main"}
+
+
+def test_the_version_is_one_everywhere():
+    import ddpm_nb
+    assert ddpm_nb.__version__ == CONFIG["version"]
+    assert f"version: {CONFIG['version']}" in (ROOT / "CITATION.cff").read_text()
+
+
+def imported(path):
+    "Top-level packages that a module imports anywhere in its code."
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import): yield from (a.name.split(".")[0] for a in node.names)
+        if isinstance(node, ast.ImportFrom) and not node.level: yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ddpm_nb").glob("*.py")), ids=lambda p: p.stem)
+def test_a_module_imports_only_the_standard_library_itself_and_what_is_required_to_run(path):
+    allowed = set(sys.stdlib_module_names) | (RUN_TIME - {"pillow"}) | {"PIL", "ddpm_nb"}
+    optional = {"tensorboard", "IPython", "ipywidgets"}   # used where they are there, and asked for by name where not
+    assert set(imported(path)) <= allowed | optional, path.name
+
+
+def test_it_imports_where_nothing_but_its_requirements_is_installed():
+    # A finder that refuses every package that the run-time requirements do not bring.
+    code = """if True:
+        import importlib.metadata as md, re, sys
+        seen, todo = set(), %r
+        def norm(n): return re.sub(r"[-_.]+", "-", n).lower()
+        todo = [norm(n) for n in todo]
+        while todo:
+            name = todo.pop()
+            if name in seen: continue
+            seen.add(name)
+            try: needs = md.requires(name) or []
+            except md.PackageNotFoundError: continue
+            todo += [norm(re.match(r"[\\w.-]+", r)[0]) for r in needs if "extra ==" not in r]
+        distributions = md.packages_distributions()
+        brought = {m for m, ds in distributions.items() if {norm(d) for d in ds} & (seen | {"ddpm-nb"})}
+        class Only:
+            def find_spec(self, name, path=None, target=None):
+                top = name.split(".")[0]
+                if top in distributions and top not in brought: raise ModuleNotFoundError(f"blocked: {name}", name=name)
+        sys.meta_path.insert(0, Only())
+        for bad in ("nbdev", "fastcore", "IPython", "diffusers", "sphinx"):
+            assert bad not in brought, bad
+        import pkgutil, importlib, ddpm_nb
+        for m in pkgutil.iter_modules(ddpm_nb.__path__): importlib.import_module("ddpm_nb." + m.name)
+        print(*sorted(set(m.split(".")[0] for m in sys.modules)))
+    """ % sorted(RUN_TIME)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_importing_the_package_imports_nothing_heavy_but_torch():
+    code = "import torch, sys; before = set(sys.modules); import ddpm_nb; print(*sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & HEAVY

@@ -1,0 +1,169 @@
+"""The figures: what is drawn is what was given, and each picture carries its description."""
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ddpm_nb.plotting
+from ddpm_nb.plotting import (CYCLE, DATA, MODEL, NOISE, PALETTE, Picture, animate, axes, color_of, image_grid, lines,
+                              save_grid, scatter, show_images, show_strip)
+
+
+def images(n=5, c=1, size=4, seed=0):
+    return torch.randint(0, 256, (n, c, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def frames_of(picture):
+    film = Image.open(io.BytesIO(picture.data))
+    for i in range(film.n_frames):
+        film.seek(i)
+        yield np.asarray(film.convert("RGB"))
+
+
+@pytest.mark.parametrize("c", [1, 3])
+@pytest.mark.parametrize("ncols, scale, pad", [(2, 1, 1), (5, 3, 0), (None, 2, 4)])
+def test_each_image_lies_in_the_grid_pixel_for_pixel_in_reading_order(c, ncols, scale, pad):
+    x = images(5, c)
+    grid, step, columns = image_grid(x, ncols, scale, pad), 4 * scale + pad, ncols or 3
+    for i in range(5):
+        top, left = i // columns * step, i % columns * step
+        tile = grid[top:top + 4 * scale:scale, left:left + 4 * scale:scale]
+        assert (tile == x[i].permute(1, 2, 0).numpy()).all()
+
+
+def test_bytes_and_the_floats_that_stand_for_them_give_the_same_grid():
+    x = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    assert (image_grid(x) == image_grid(x.double() / 127.5 - 1)).all()
+    assert (image_grid(x) == image_grid((x.float() / 127.5 - 1).numpy())).all()
+
+
+def test_values_outside_the_range_are_clipped_and_what_is_no_number_is_grey():
+    x = torch.tensor([-7.0, 7.0, float("nan"), float("inf")]).reshape(4, 1, 1, 1)
+    assert image_grid(x, ncols=4, pad=0).ravel().tolist() == [0, 255, 128, 255]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_any_float_dtype_is_drawn(dtype):
+    assert image_grid(torch.zeros(1, 1, 2, 2, dtype=dtype, requires_grad=True)).tolist() == [[[128], [128]], [[128], [128]]]
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(2, 2, 4, 4), torch.zeros(4, 4), torch.zeros(0, 1, 4, 4), torch.zeros(1, 1, 4, 4).long()])
+def test_what_is_no_batch_of_images_is_refused_with_what_is_allowed(bad):
+    with pytest.raises(ValueError, match="images must"): image_grid(bad)
+
+
+def test_a_saved_grid_reads_back_as_it_was(tmp_path):
+    path = save_grid(images(6, 3), tmp_path / "new folder" / "grid.png", ncols=3)
+    assert (np.asarray(Image.open(path)) == image_grid(images(6, 3), 3)).all()
+    assert [p.name for p in path.parent.iterdir()] == ["grid.png"]
+
+
+@pytest.mark.parametrize("n, size", [(1, 8), (3, 32), (20, 16), (64, 32), (7, 64)])
+def test_shown_images_fit_the_page_and_end_in_the_pixels_that_were_given(n, size):
+    x = images(n, 3, size)
+    shown = show_images(x, title="A title that says what to notice").array()
+    assert shown.shape[1] <= 760
+    bare = show_images(x).array()
+    assert (shown[-bare.shape[0]:, :bare.shape[1]] == bare).all()
+
+
+def test_a_strip_has_its_rows_one_under_the_other():
+    a, b = images(4, 1, 8, 0), images(4, 1, 8, 1)
+    both = show_strip([a, b], scale=2).array()
+    alone = [show_strip([x], scale=2).array() for x in (a, b)]
+    assert (both[:16] == alone[0]).all() and (both[-16:] == alone[1]).all()
+
+
+def test_labels_that_do_not_fit_the_strip_are_refused():
+    with pytest.raises(ValueError, match="col_labels must have 4"): show_strip([images(4)], col_labels=["one"])
+    with pytest.raises(ValueError, match="row_labels must have 1"): show_strip([images(4)], row_labels=["a", "b"])
+    with pytest.raises(ValueError, match="one shape"): show_strip([images(4), images(3)])
+
+
+def test_the_description_goes_where_a_page_looks_for_it():
+    for picture, mime in ((show_images(images(), title="Five", alt="five  small\nimages"), "image/png"),
+                          (animate([images(), images()], alt="five small images"), "image/gif")):
+        data, metadata = picture._repr_mimebundle_()
+        assert metadata[mime]["alt"] == "five small images" and mime in data
+    assert "Five" in show_images(images(), title="Five").alt
+
+
+def test_noise_data_and_model_have_one_colour_each_by_name():
+    assert [color_of(n) for n in ("noise", "Data", "MODEL")] == [NOISE, DATA, MODEL]
+    assert color_of("something else", len(CYCLE)) == CYCLE[0]
+    assert len(set(PALETTE.values())) == len(PALETTE)
+
+
+def colours(picture):
+    return {tuple(p) for p in picture.array().reshape(-1, 3)}
+
+
+def near(picture, colour, tolerance=10):
+    want = np.array([int(colour[i:i + 2], 16) for i in (1, 3, 5)])
+    return min(np.abs(np.array(c) - want).max() for c in colours(picture)) <= tolerance
+
+
+def test_a_curve_is_drawn_in_the_colour_of_its_name():
+    y = np.arange(9.0)
+    assert near(lines(None, {"model": y}, "x", "y"), MODEL) and not near(lines(None, {"data": y}, "x", "y"), MODEL)
+    assert near(scatter({"noise": np.random.default_rng(0).normal(size=(500, 2))}, alpha=1), NOISE)
+
+
+def test_curves_take_their_own_x_logarithms_points_and_bands():
+    y = torch.linspace(1, 10, 20)
+    picture = lines(y, {"a": y, "b": (y[::2], y[::2] ** 2)}, "x", "y", logx=True, logy=True, points=["b"], dashed=["a"],
+                    bands={"a": (y * 0.9, y * 1.1)}, xlim=(1, 10), ylim=(0.5, 200))
+    assert picture.array().shape == (340, 720, 3)
+    with pytest.raises(ValueError, match="no curve 'c'; there are 'a'"): lines(y, {"a": y}, "x", "y", points=["c"])
+    with pytest.raises(ValueError, match=r"shape \(N, 2\)"): scatter({"a": torch.zeros(3, 3)})
+
+
+def test_axes_leave_matplotlib_as_it_was(tmp_path):
+    import matplotlib
+    before = dict(matplotlib.rcParams)
+    with axes("title", "x", "y", ncols=2, path=tmp_path / "figure.png") as ax:
+        for a in ax: a.plot([0, 1])
+    assert dict(matplotlib.rcParams) == before
+    assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
+    assert ax[0].figure.picture.alt == "title: y against x"
+
+
+def test_an_animation_shows_every_frame_as_it_is():
+    frames = [images(4, 1, 8, seed) for seed in range(5)]
+    film = animate(frames, scale=1)
+    for shown, frame in zip(frames_of(film), frames, strict=True):
+        assert (shown[..., :1] == image_grid(frame, pad=2)).all()
+
+
+def test_a_long_animation_is_thinned_below_the_limit_and_keeps_its_first_and_last_frame():
+    frames = [images(4, 1, 16, seed) for seed in range(40)]
+    whole, thin = animate(frames, scale=2, max_bytes=10**9), animate(frames, scale=2, max_bytes=60_000)
+    assert len(whole.data) > 60_000 >= len(thin.data)
+    kept, all_frames = list(frames_of(thin)), list(frames_of(whole))
+    assert len(all_frames) == 40 and 2 < len(kept) < 40
+    assert (kept[0] == all_frames[0]).all() and (kept[-1] == all_frames[-1]).all()
+
+
+def test_an_animation_of_drawings(tmp_path):
+    film = animate(range(3), draw=lambda ax, i: ax.plot([0, i]), labels=["a", "b", "c"], title="Lines", path=tmp_path / "film.gif")
+    assert isinstance(film, Picture) and (tmp_path / "film.gif").read_bytes() == film.data
+    assert len(list(frames_of(film))) == 3
+    with pytest.raises(ValueError, match="labels must have 3"): animate(range(3), draw=print, labels=["a"])
+    with pytest.raises(ValueError, match="no frames"): animate([])
+
+
+def test_pictures_are_the_same_bytes_each_time():
+    draw = lambda: [p.data for p in (show_images(images(), title="t"), lines(None, {"a": np.arange(5.0)}, "x", "y"),
+                                     animate([images()] * 3))]
+    assert draw() == draw()
+
+
+def test_importing_the_module_imports_neither_matplotlib_nor_pillow_nor_torch():
+    folder = Path(ddpm_nb.plotting.__file__).parent
+    code = "import sys, plotting; sys.exit(', '.join({'matplotlib', 'PIL', 'torch'} & set(sys.modules)) or 0)"
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)

@@ -1,0 +1,474 @@
+"Properties of the samplers: algorithm 2, DDIM, DPM-Solver++(2M), respacing, encoding and interpolation."
+import gc
+import math
+import types
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ddpm_nb.objective import VARIANCES, IdealDenoiser
+from ddpm_nb.sampling import SAMPLERS, GaussianDiffusion, State
+from ddpm_nb.schedules import NoiseSchedule
+
+SHORT = NoiseSchedule.linear(T=20, beta_start=1e-3, beta_end=0.3)
+PAPER = NoiseSchedule.linear()
+
+
+def gen(seed=0): return torch.Generator().manual_seed(seed)
+def draw(*shape, seed=0, dtype=torch.float64): return torch.randn(shape, generator=gen(seed), dtype=dtype)
+def tame(x, t): return torch.tanh(1.3 * x + 0.1)          # a stand-in for a network, imperfect on purpose
+
+
+def gaussian(d, s=0.5, m=0.0):
+    "The ideal model for x0 ~ N(m, s^2 I) in one dimension a row."
+    return IdealDenoiser(d, torch.full((1, 1), m, dtype=torch.float64), s)
+
+
+# --- algorithm 2 ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_ancestral_sampling_is_algorithm_2_line_by_line(variance):
+    "Algorithm 2, eq. 11, in the paper's own words and indices."
+    s, d = SHORT, GaussianDiffusion(SHORT, variance=variance)
+    g = gen(3)
+    x = torch.randn(4, 2, generator=g, dtype=torch.float64)                                     # 1: x_T ~ N(0, I)
+    alpha_bar = lambda step: s.alphas[:step].prod()
+    for step in range(20, 0, -1):                                                               # 2: for t = T, ..., 1
+        z = torch.randn(4, 2, generator=g, dtype=torch.float64) if step > 1 else torch.zeros(4, 2)   # 3
+        alpha, beta = s.alphas[step - 1], s.betas[step - 1]
+        sigma2 = beta if variance == "fixed_large" else (1 - alpha_bar(step - 1)) / (1 - alpha_bar(step)) * beta
+        x = (x - beta / (1 - alpha_bar(step)).sqrt() * tame(x, step)) / alpha.sqrt() + sigma2.sqrt() * z   # 4
+    g = gen(3)
+    noise = torch.randn(4, 2, generator=g, dtype=torch.float64)
+    got = d.sample(tame, (4, 2), generator=g, progress=False, noise=noise, clip=False)          # 6: return x_0
+    torch.testing.assert_close(got, x, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_ancestral_sampling_has_the_moments_of_exact_propagation(variance):
+    "Algorithm 2 on x0 ~ N(m, s^2) with the exact model: every step is linear, so mean and variance follow by hand."
+    n, s, m = 40_000, 0.5, 0.3
+    d = GaussianDiffusion(SHORT, variance=variance)
+    x = d.sample(gaussian(d, s, m), (n, 1), generator=gen(0), progress=False, clip=False, noise=draw(n, 1, seed=1))
+    mean, var = 0.0, 1.0
+    for i in range(19, -1, -1):
+        a, b = SHORT.alpha_bars[i].item(), SHORT.one_minus_alpha_bars[i].item()
+        gain = math.sqrt(a) * s**2 / (a * s**2 + b)                                             # x0-hat = m + gain (x - sqrt(a) m)
+        c0, ct = d.posterior_x0_coef[i].item(), d.posterior_x_t_coef[i].item()
+        sigma2 = 0.0 if i == 0 else (d.betas if variance == "fixed_large" else d.posterior_variance)[i].item()
+        mean = c0 * (m + gain * (mean - math.sqrt(a) * m)) + ct * mean
+        var = (c0 * gain + ct) ** 2 * var + sigma2
+    assert abs(x.mean() - mean) < 5 * math.sqrt(var / n)
+    assert abs(x.var() - var) < 5 * var * math.sqrt(2 / n)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+def test_each_ancestral_step_agrees_with_diffusers(variance, clip, dtype, tolerance):
+    "Algorithm 2, eq. 15, along one trajectory."
+    DDPMScheduler = pytest.importorskip("diffusers").DDPMScheduler
+    theirs = DDPMScheduler(variance_type=variance, clip_sample=clip)
+    theirs.alphas_cumprod, theirs.one = PAPER.alpha_bars, torch.tensor(1.0, dtype=torch.float64)    # their own tables are float32
+    d = GaussianDiffusion(PAPER, variance=variance)
+    x, g = draw(2, 3, 4, 4, dtype=dtype), gen(1)
+    for i in (999, 998, 700, 300, 50, 1, 0):
+        first = next(d.trajectory(tame, x.shape, generator=gen(i), noise=x, start=i, clip=clip))
+        want = theirs.step(tame(x, i), i, x, generator=gen(i))
+        scale = want.pred_original_sample.abs().max().item()                                    # up to 1/sqrt(alpha_bar) = 158 unclipped
+        torch.testing.assert_close(first.x0, want.pred_original_sample, rtol=0, atol=tolerance * max(1, 10 * scale))
+        torch.testing.assert_close(first.x, want.prev_sample, rtol=0, atol=2 * tolerance * max(1, scale))
+        x = 0.5 * first.x.clone() + 0.5 * torch.randn(x.shape, generator=g, dtype=dtype)
+
+
+def test_the_last_step_adds_no_noise():
+    "Algorithm 2, line 3: z = 0 at t = 1."
+    d = GaussianDiffusion(SHORT)
+    *_, last = d.trajectory(tame, (4, 2), generator=gen(0))
+    assert torch.equal(last.x, last.x0)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_clipping_keeps_every_guess_and_the_result_in_the_range_of_data(sampler):
+    d, wild = GaussianDiffusion(SHORT), lambda x, t: -3 * x
+    states = list(d.trajectory(wild, (4, 2), sampler, generator=gen(0)))
+    assert max(s.x0.abs().max() for s in states) <= 1 and states[-1].x.abs().max() <= 1
+    assert d.sample(wild, (4, 2), sampler, generator=gen(0), progress=False, clip=False).abs().max() > 1
+
+
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_every_variance_samples_the_mixture(variance):
+    "Algorithm 2 with the exact model: mean and variance of two blobs, within 5 standard errors and the bias of T = 200 steps."
+    s = NoiseSchedule.linear(T=200, beta_start=5e-4, beta_end=0.1)
+    d, n = GaussianDiffusion(s, variance=variance), 4000
+    points = torch.tensor([[-0.8, 0.0], [0.8, 0.4]])
+    x = d.sample(IdealDenoiser(d, points, 0.1), (n, 2), generator=gen(0), progress=False, clip=False)
+    data = points[torch.randint(2, (n,), generator=gen(1))] + 0.1 * torch.randn(n, 2, generator=gen(2))
+    assert ((x.mean(0) - points.mean(0)).abs() < 5 * data.std(0) / math.sqrt(n)).all()
+    assert ((x.var(0) / data.var(0) - 1).abs() < 5 * math.sqrt(2 / n) + 0.03).all()
+    right = (x[:, 0] > 0).float().mean()
+    assert abs(right - 0.5) < 5 * 0.5 / math.sqrt(n)
+
+
+# --- DDIM ----------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("steps", [None, 10])
+@pytest.mark.parametrize("clip", [True, False])
+def test_ddim_with_eta_1_equals_ancestral_sampling_with_the_small_variance(clip, steps):
+    "The same noise gives the same samples, at every step, to float precision."
+    d, x = GaussianDiffusion(SHORT, variance="fixed_small"), draw(4, 3)
+    a = d.trajectory(tame, x.shape, "ddim", steps, gen(5), noise=x, clip=clip, eta=1.0)
+    b = d.trajectory(tame, x.shape, "ddpm", steps, gen(5), noise=x, clip=clip)
+    for p, q in zip(a, b, strict=True):
+        torch.testing.assert_close(p.x, q.x, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(p.x0, q.x0, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+def test_ddim_agrees_with_diffusers(eta, clip, dtype, tolerance):
+    "20 trailing steps of 1000, noise from one generator."
+    DDIMScheduler = pytest.importorskip("diffusers").DDIMScheduler
+    theirs = DDIMScheduler(beta_start=1e-4, beta_end=0.02, clip_sample=clip, timestep_spacing="trailing", set_alpha_to_one=True)
+    if dtype == torch.float64: theirs.alphas_cumprod, theirs.final_alpha_cumprod = PAPER.alpha_bars, torch.tensor(1.0, dtype=dtype)
+    theirs.set_timesteps(20)
+    d = GaussianDiffusion(PAPER)
+    assert theirs.timesteps.tolist() == d.respaced(20).timesteps.tolist()[::-1]
+    x, ours = draw(2, 3, 4, 4, dtype=dtype), d.respaced(20)
+    for i, t in zip(range(19, -1, -1), theirs.timesteps, strict=True):
+        first = next(ours.trajectory(tame, x.shape, "ddim", None, gen(i), noise=x, start=i, clip=clip, eta=eta))
+        want = theirs.step(tame(x, t), t, x, eta=eta, use_clipped_model_output=True, generator=gen(i))
+        scale = max(1, want.pred_original_sample.abs().max().item())
+        torch.testing.assert_close(first.x, want.prev_sample, rtol=0, atol=4 * tolerance * scale)
+        x = first.x.clone().clamp(-3, 3)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ddim_keeps_the_marginals_of_the_forward_process(eta):
+    "If x0-hat were the true x0, x_t would stay q(x_t | x_0) at each step, for any eta."
+    n = 40_000
+    d, x0 = GaussianDiffusion(SHORT, "x0"), torch.tensor(0.6, dtype=torch.float64)
+    start = d.q_sample(x0.expand(n, 1), torch.full((n,), 19), draw(n, 1))
+    for state in d.trajectory(lambda x, t: x0.expand_as(x), (n, 1), "ddim", None, gen(1), noise=start, eta=eta):
+        if state.t == 0: break
+        a, b = SHORT.alpha_bars[state.t - 1], SHORT.one_minus_alpha_bars[state.t - 1]
+        assert abs(state.x.mean() - a.sqrt() * x0) < 5 * (b / n).sqrt()
+        assert abs(state.x.var() - b) < 5 * b * math.sqrt(2 / n)
+
+
+def test_deterministic_samplers_take_no_noise():
+    d, x = GaussianDiffusion(SHORT), draw(4, 2)
+    for sampler in ("ddim", "dpm++"):
+        a, b = (d.sample(tame, x.shape, sampler, 10, gen(seed), False, noise=x) for seed in (0, 1))
+        assert torch.equal(a, b)
+
+
+# --- DPM-Solver++(2M) ----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("prediction,name", [("eps", "epsilon"), ("x0", "sample"), ("v", "v_prediction")])
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+def test_dpm_solver_agrees_with_diffusers(prediction, name, dtype, tolerance):
+    "DPMSolverMultistepScheduler, order 2, midpoint, data prediction, 20 trailing steps of 1000."
+    Scheduler = pytest.importorskip("diffusers").DPMSolverMultistepScheduler
+    theirs = Scheduler(beta_start=1e-4, beta_end=0.02, algorithm_type="dpmsolver++", solver_order=2, prediction_type=name,
+                       timestep_spacing="trailing", final_sigmas_type="zero", lower_order_final=True)
+    theirs.set_timesteps(20)
+    d = GaussianDiffusion(PAPER, prediction)
+    kept = d.respaced(20)
+    assert theirs.timesteps.tolist() == kept.timesteps.tolist()[::-1]
+    sigmas = ((1 - PAPER.alpha_bars) / PAPER.alpha_bars).sqrt()[kept.timesteps].flip(0)
+    theirs.sigmas = torch.cat([sigmas, torch.zeros(1)])                                         # float64, as ours
+    theirs._init_step_index(theirs.timesteps[0])
+    x = draw(2, 3, 4, 4, dtype=dtype)
+    theirs_x, outputs, model = x, [None], lambda x, t: 0.3 * tame(x, t)
+    states = d.trajectory(model, x.shape, "dpm++", 20, noise=x, clip=False)
+    for k, (state, t) in enumerate(zip(states, theirs.timesteps, strict=True)):
+        outputs = [outputs[-1], theirs.convert_model_output(model(theirs_x, t), sample=theirs_x)]
+        if k in (0, 19): theirs_x = theirs.dpm_solver_first_order_update(outputs[1], sample=theirs_x)
+        else: theirs_x = theirs.multistep_dpm_solver_second_order_update(outputs, sample=theirs_x)    # `step` rounds to float32
+        theirs._step_index += 1
+        scale = max(1, outputs[1].abs().max().item())
+        torch.testing.assert_close(state.x, theirs_x, rtol=0, atol=10 * tolerance * scale)
+
+
+def solve(sampler, steps, low=-3.0, high=3.0, s=0.5):
+    "Relative error of a solver on x0 ~ N(0, s^2), from half log-SNR `low` to `high` in equal steps, without the last jump."
+    lambdas = torch.linspace(high, low, steps + 1, dtype=torch.float64)
+    alpha_bars = torch.sigmoid(2 * lambdas)
+    betas = 1 - alpha_bars / torch.cat([torch.ones(1, dtype=torch.float64), alpha_bars[:-1]])
+    schedule = NoiseSchedule.from_betas(betas)
+    d = GaussianDiffusion(schedule)
+    std = (schedule.alpha_bars * s**2 + schedule.one_minus_alpha_bars).sqrt()                   # the ODE's solution is x / std = constant
+    x = torch.ones(1, 1, dtype=torch.float64)
+    for state in d.trajectory(gaussian(d, s), x.shape, sampler, noise=x, clip=False):
+        if state.t == 1: return abs(state.x.item() - (std[0] / std[-1]).item()) / (std[0] / std[-1]).item()
+
+
+@pytest.mark.parametrize("sampler,order", [("ddim", 1), ("dpm++", 2)])
+def test_the_solvers_converge_at_their_order(sampler, order):
+    "Halving the step divides the error by 2^order, within 10 %."
+    errors = [solve(sampler, n) for n in (80, 160, 320, 640)]
+    for coarse, fine in zip(errors, errors[1:]): assert abs(math.log2(coarse / fine) - order) < 0.1 * order
+
+
+# --- schedules -----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("prediction", ["x0", "mu", "v"])
+@pytest.mark.parametrize("schedule", [NoiseSchedule.jsd(T=50), NoiseSchedule.cosine(T=50)], ids=["jsd", "cosine"])
+def test_schedules_that_end_in_pure_noise_can_be_sampled(sampler, prediction, schedule):
+    "alpha_bar_T = 0 (jsd) or nearly so (cosine): finite, and where the data are."
+    d = GaussianDiffusion(schedule, prediction)
+    x = d.sample(IdealDenoiser(d, torch.tensor([[-0.7], [0.7]]), 0.05), (200, 1), sampler, generator=gen(0), progress=False)
+    assert ((x.abs() - 0.7).abs() < 0.4).all()
+
+
+def test_a_schedule_that_ends_in_pure_noise_refuses_eps():
+    d = GaussianDiffusion(NoiseSchedule.jsd(T=50))
+    with pytest.raises(ValueError, match="prediction must be x0, mu or v"): d.sample(tame, (2, 2), progress=False)
+
+
+def test_a_respaced_sampler_tells_the_model_the_original_times():
+    "Each kept time ends one of equal stretches; the last is T - 1, where the noise is."
+    seen = []
+    GaussianDiffusion(PAPER).sample(lambda x, t: seen.append(t.tolist()) or x, (2, 2), "ddim", 10, progress=False)
+    assert seen == [[t, t] for t in range(999, 0, -100)]
+
+
+def test_respacing_keeps_names_device_and_alpha_bars():
+    d = GaussianDiffusion(PAPER, "v", "fixed_small", "vlb", "gaussian").to("meta")
+    r = d.respaced(25)
+    assert (r.prediction, r.variance, r.loss_type, r.decoder, r.device.type, r.T) == ("v", "fixed_small", "vlb", "gaussian", "meta", 25)
+    torch.testing.assert_close(r.schedule.alpha_bars, PAPER.alpha_bars[r.schedule.timesteps], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_all_steps_and_no_steps_are_the_same(sampler):
+    d = GaussianDiffusion(SHORT)
+    a, b = (d.sample(tame, (3, 2), sampler, steps, gen(1), False) for steps in (None, 20))
+    torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_very_few_steps_work(sampler, steps):
+    d = GaussianDiffusion(PAPER)
+    x = d.sample(gaussian(d), (4, 1), sampler, steps, gen(0), False)
+    assert x.isfinite().all()
+
+
+# --- promises of `sample` ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("shape", [(3,), (3, 2), (3, 1, 4, 4), (3, 2, 2, 2, 2), (0, 2)])
+def test_samples_have_the_shape_asked_for(sampler, shape):
+    assert GaussianDiffusion(SHORT).sample(tame, shape, sampler, progress=False).shape == shape
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_same_seed_gives_the_same_bits(sampler):
+    d = GaussianDiffusion(SHORT)
+    a, b, c = (d.sample(tame, (4, 2), sampler, 7, gen(seed), False) for seed in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_the_global_generator_is_left_alone_when_one_is_given():
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    GaussianDiffusion(SHORT).sample(tame, (4, 2), generator=gen(1), progress=False)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_model_runs_in_inference_mode_and_the_result_is_a_plain_tensor(sampler):
+    modes = []
+    def model(x, t):
+        modes.append(torch.is_inference_mode_enabled())
+        return tame(x, t)
+    x = GaussianDiffusion(SHORT).sample(model, (4, 2), sampler, progress=False)
+    assert all(modes) and not x.is_inference() and not torch.is_inference_mode_enabled()
+    x.requires_grad_().pow(2).sum().backward()                                                  # autograd takes it
+
+
+def test_inference_mode_is_off_while_the_caller_looks_at_a_state():
+    for _ in GaussianDiffusion(SHORT).trajectory(tame, (2, 2)): assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_autocast_reaches_the_model_and_not_the_state(sampler):
+    "The network runs in bf16, x stays in float32; the result is near that of float32."
+    d, net = GaussianDiffusion(SHORT), torch.nn.Linear(4, 4)
+    torch.nn.init.eye_(net.weight)
+    seen = []
+    def model(x, t):
+        out = net(x)
+        seen.append((x.dtype, out.dtype))
+        return out
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x = d.sample(model, (8, 4), sampler, generator=gen(0), progress=False)
+    assert set(seen) == {(torch.float32, torch.bfloat16)} and x.dtype == torch.float32
+    exact = d.sample(model, (8, 4), sampler, generator=gen(0), progress=False)
+    assert (x - exact).abs().max() < 0.3
+
+
+@pytest.mark.parametrize("dtype,state", [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)])
+def test_the_state_is_never_in_half_precision(dtype, state):
+    x = GaussianDiffusion(SHORT).sample(tame, (2, 2), progress=False, noise=draw(2, 2, dtype=torch.float32).to(dtype))
+    assert x.dtype == state
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_memory_does_not_grow_with_the_number_of_steps(sampler):
+    "Live tensors as large as the batch, counted after each step: as many after 5 steps as after 200."
+    def live(steps):
+        counts = []
+        def count(state):
+            if state.t in (1, 2): counts.append(sum(type(o) is torch.Tensor and o.numel() == 1237 for o in gc.get_objects()))
+        GaussianDiffusion(PAPER).sample(lambda x, t: 0.3 * x, (1237,), sampler, steps, gen(0), False, callback=count)
+        return max(counts)
+    assert live(5) == live(200) > 0
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_callback_sees_each_state_once_in_order(sampler):
+    d, states = GaussianDiffusion(SHORT), []
+    x = d.sample(tame, (2, 2), sampler, 10, gen(0), False, callback=states.append)
+    assert [s.t for s in states] == list(range(9, -1, -1)) and all(isinstance(s, State) for s in states)
+    assert torch.equal(states[-1].x, x)
+    again = list(d.trajectory(tame, (2, 2), sampler, 10, gen(0)))
+    assert all(torch.equal(a.x, b.x) and torch.equal(a.x0, b.x0) for a, b in zip(states, again, strict=True))
+
+
+def test_a_trajectory_can_be_left_early():
+    "What was not asked for is not computed."
+    calls = []
+    for state in GaussianDiffusion(SHORT).trajectory(lambda x, t: calls.append(1) or x, (2, 2)):
+        if state.t == 15: break
+    assert len(calls) == 5
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_bar_counts_the_steps(progress, capsys):
+    GaussianDiffusion(SHORT).sample(tame, (2, 2), "ddim", 10, progress=progress)
+    err = capsys.readouterr().err
+    assert ("10/10" in err and "ddim" in err) == progress
+
+
+def test_sampling_can_begin_at_any_index():
+    "Start from a half-noised state: only the steps below it are undone."
+    seen = []
+    d = GaussianDiffusion(SHORT)
+    d.sample(lambda x, t: seen.append(t[0].item()) or x, (2, 2), progress=False, noise=draw(2, 2), start=4)
+    assert seen == [4, 3, 2, 1, 0]
+
+
+# --- encoding and interpolation ------------------------------------------------------------------------------------------
+
+def test_interpolation_at_its_ends_decodes_that_end():
+    "Figure 8: weight 0 is the encoding of a, decoded."
+    d, a, b = GaussianDiffusion(SHORT), draw(3, 2), draw(3, 2, seed=1)
+    g = gen(4)
+    code_a = d.q_sample(a, torch.full((3,), 9), torch.randn(3, 2, generator=g, dtype=torch.float64))
+    code_b = d.q_sample(b, torch.full((3,), 9), torch.randn(3, 2, generator=g, dtype=torch.float64))
+    state = g.get_state()
+    for weight, code in ((0.0, code_a), (1.0, code_b)):
+        g.set_state(state)
+        want = d.sample(tame, a.shape, generator=g, progress=False, noise=code, start=9)
+        torch.testing.assert_close(d.interpolate(tame, a, b, weight, 9, gen(4), progress=False), want)
+
+
+def test_interpolation_without_noise_level_keeps_both_ends_and_from_pure_noise_forgets_them():
+    d = GaussianDiffusion(PAPER)
+    ideal = IdealDenoiser(d, torch.tensor([[-0.7], [0.7]]), 0.01)
+    a, b = torch.full((400, 1), -0.7), torch.full((400, 1), 0.7)
+    near = d.interpolate(ideal, a, b, 0.1, 20, gen(0), progress=False)
+    assert (near < 0).all()
+    far = d.interpolate(ideal, a, b, 0.1, 999, gen(0), progress=False)
+    assert abs((far > 0).float().mean() - 0.5) < 5 * 0.5 / 20
+
+
+# --- devices -------------------------------------------------------------------------------------------------------------
+
+class NoStrangers(TorchDispatchMode):
+    "Fails when an operation makes a CPU tensor out of nothing, or mixes one with tensors of the meta device."
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = lambda tree: [x for x in torch.utils._pytree.tree_leaves(tree) if isinstance(x, torch.Tensor)]
+        out = func(*args, **(kwargs or {}))
+        ins = tensors((args, kwargs))
+        kinds = {x.device.type for x in ins if x.ndim or x.device.type == "meta"}
+        if len(kinds) > 1 and func is not torch.ops.aten.copy_.default: raise RuntimeError(f"{func} mixes {kinds}")
+        if not ins and any(x.device.type == "cpu" for x in tensors(out)): raise RuntimeError(f"{func} makes a CPU tensor")
+        return out
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_nothing_is_created_on_the_wrong_device_and_no_value_is_read_back(sampler, variance):
+    "The meta device has no values: a sampler that ran there waited for none (no synchronisation)."
+    d = GaussianDiffusion(SHORT, variance=variance).to("meta")
+    model = (lambda x, t: torch.cat([x, x], 1)) if variance.startswith("learned") else tame
+    with NoStrangers():
+        x = d.sample(model, (4, 3, 2, 2), sampler, progress=False)
+        if sampler == "ddim": d.sample(model, (4, 3, 2, 2), sampler, progress=False, eta=0.5)
+    assert x.device.type == "meta" and x.shape == (4, 3, 2, 2)
+
+
+def test_interpolation_stays_on_its_device():
+    d = GaussianDiffusion(SHORT).to("meta")
+    a = torch.empty(4, 3, device="meta")
+    with NoStrangers(): assert d.interpolate(tame, a, a, 0.5, 9, progress=False).device.type == "meta"
+
+
+def test_a_cpu_generator_serves_another_device():
+    assert GaussianDiffusion(SHORT).to("meta").sample(tame, (2, 2), generator=gen(0), progress=False).device.type == "meta"
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("wrong,match", [
+    (dict(sampler="euler"), r"sampler must be one of ddpm, ddim, dpm\+\+, got 'euler'"),
+    (dict(steps=0), "steps must be a whole number in 1 .. 20, got 0"),
+    (dict(steps=21), "steps must be a whole number in 1 .. 20, got 21"),
+    (dict(steps=2.5), "steps must be a whole number in 1 .. 20, got 2.5"),
+    (dict(start=20), "start must be a whole number in 0 .. 19, got 20"),
+    (dict(start=-1), "start must be a whole number in 0 .. 19, got -1"),
+    (dict(start=10, steps=10), "start must be a whole number in 0 .. 9, got 10"),
+    (dict(start=1.5), "start must be a whole number in 0 .. 19, got 1.5"),
+    (dict(eta=0.5), "eta must lie in .0, 1., and be 0 with any sampler but ddim, got eta=0.5 with 'ddpm'"),
+    (dict(eta=1.5, sampler="ddim"), "eta must lie in"),
+    (dict(eta=-0.1, sampler="ddim"), "eta must lie in"),
+    (dict(eta=math.nan, sampler="ddim"), "eta must lie in"),
+    (dict(noise=torch.zeros(4, 3)), r"noise must have shape \(4, 2\), got \(4, 3\)"),
+])
+def test_a_wrong_argument_is_refused_before_anything_runs(wrong, match, capsys):
+    d, calls = GaussianDiffusion(SHORT), []
+    model = lambda x, t: calls.append(1) or x
+    for call in (d.sample, d.trajectory):                                                       # trajectory too answers at once
+        with pytest.raises(ValueError, match=match): call(model, (4, 2), **wrong)
+    assert not calls and not capsys.readouterr().err                                            # no bar was begun
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_model_that_returns_the_wrong_shape_is_refused(sampler):
+    d = GaussianDiffusion(SHORT)
+    with pytest.raises(ValueError, match=r"must return the shape of x_t, \(4, 2\), got \(4, 1\)"):
+        d.sample(lambda x, t: x[:, :1], (4, 2), sampler, progress=False)
+
+
+def test_interpolation_refuses_what_does_not_fit():
+    d, x = GaussianDiffusion(SHORT), draw(3, 2)
+    with pytest.raises(ValueError, match="x0_b must have shape"): d.interpolate(tame, x, x[:2], 0.5, 9)
+    with pytest.raises(ValueError, match=r"weight must lie in \[0, 1\]"): d.interpolate(tame, x, x, 1.5, 9)
+    with pytest.raises(ValueError, match="0 .. 19"): d.interpolate(tame, x, x, 0.5, 20)
+
+
+def test_a_sampler_is_a_function_that_anyone_can_add(monkeypatch):
+    "One table: a new name is a new sampler."
+    def still(d, model, x, start, clip, generator):
+        yield State(0, x, x)
+    monkeypatch.setitem(SAMPLERS, "still", still)
+    assert torch.equal(GaussianDiffusion(SHORT).sample(tame, (2, 2), "still", generator=gen(0), progress=False),
+                       torch.randn(2, 2, generator=gen(0)))
+    assert isinstance(GaussianDiffusion(SHORT).trajectory(tame, (2, 2), "still"), types.GeneratorType)

@@ -1,0 +1,631 @@
+"Training: resuming to the bit, and every accident that a long run meets."
+import copy
+import errno
+import json
+import math
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ddpm_nb import training
+from ddpm_nb.data import Batches, swiss_roll
+from ddpm_nb.sampling import SAMPLERS, GaussianDiffusion
+from ddpm_nb.schedules import NoiseSchedule
+from ddpm_nb.training import (EMA, MAY_CHANGE, RECIPES, Diverged, LossByT, Objective, Recipe, TrainConfig, Trainer, checkpoints, learning_rate,
+                              load_run, read_checkpoint, recipe)
+from ddpm_nb.unet import UNet, UNetConfig
+
+ROOT = Path(training.__file__).parents[1]
+SMALL = dict(steps=20, batch_size=8, lr=1e-2, warmup=4, ema_decay=0.9, flip=False, log_every=3, save_every=5, keep_last=10)
+
+
+class Net(nn.Module):
+    "A network for points in the plane; its dropout makes it depend on torch's global generator."
+    def __init__(self, dropout=0.1):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 16), nn.SiLU(), nn.Dropout(dropout), nn.Linear(16, 2))
+
+    def forward(self, x, t): return self.layers(torch.cat([x, t[:, None].to(x) / 100], 1))
+
+
+def net(dropout=0.1, seed=0):
+    torch.manual_seed(seed)
+    return Net(dropout)
+
+
+def diffusion(T=100): return GaussianDiffusion(NoiseSchedule.linear(T), decoder="gaussian")
+def points(): return swiss_roll(50, torch.Generator().manual_seed(0))
+
+
+def trainer(folder=None, model=None, **changes):
+    return Trainer(model or net(), diffusion(), points(), TrainConfig(**{**SMALL, **changes}), folder, "cpu", progress=False)
+
+
+def assert_same(a, b):
+    "Two trainers are in the same state, to the bit."
+    (files_a, state_a), (files_b, state_b) = a.state(), b.state()
+    for name in files_a:
+        assert files_a[name].keys() == files_b[name].keys()
+        for key, value in files_a[name].items(): assert torch.equal(value, files_b[name][key]), (name, key)
+    assert {**state_a, "seconds": 0} == {**state_b, "seconds": 0}
+
+
+def run_python(code, *args, **env):
+    "A Python process of its own, in the test's directory tree."
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", **env})
+
+
+# The configuration
+
+
+def test_defaults_are_the_papers():
+    c = TrainConfig()
+    assert (c.steps, c.batch_size, c.lr, c.warmup, c.grad_clip, c.ema_decay, c.flip) == (800_000, 128, 2e-4, 5_000, 1.0, 0.9999, True)
+    assert (c.accumulate, c.precision, c.cooldown, c.ema_warmup) == (1, "fp32", 0, False)
+
+
+def test_config_survives_json_and_refuses_unknown_keys():
+    c = TrainConfig(steps=7, precision="bf16", flip=False)
+    assert TrainConfig.from_dict(json.loads(json.dumps(c.to_dict()))) == c
+    with pytest.raises(ValueError, match=r"unknown TrainConfig keys \['learning_rate'\]; allowed: steps, batch_size, lr"):
+        TrainConfig.from_dict({"learning_rate": 1})
+
+
+@pytest.mark.parametrize("wrong, match", [
+    (dict(steps=0), "steps must be 1 or more"), (dict(steps=1.5), "steps must be of type int"), (dict(flip=1), "flip must be of type bool"),
+    (dict(lr="fast"), "lr must be of type float"), (dict(lr=math.nan), "lr must be 0 or more"), (dict(ema_decay=1.0), r"\[0, 1\)"),
+    (dict(precision="fp8"), "one of fp32, bf16, fp16"), (dict(sampler="euler"), "one of ddpm, ddim"), (dict(batch_size=True), "type int"),
+    (dict(batch_size=10, accumulate=3), "accumulate must divide")])
+def test_wrong_values_are_refused_in_words(wrong, match):
+    with pytest.raises(ValueError, match=match): TrainConfig(**wrong)
+
+
+def test_learning_rate_rises_stays_and_falls():
+    c = TrainConfig(steps=100, lr=1.0, warmup=10, cooldown=20)
+    rates = [learning_rate(i, c) for i in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)]) and rates[10:81] == [1.0] * 71
+    assert rates[80:] == pytest.approx([1 - i / 20 for i in range(20)])
+    assert learning_rate(799_999, TrainConfig()) == 2e-4 and learning_rate(0, TrainConfig()) == pytest.approx(2e-4 / 5000)
+
+
+# The averaged weights
+
+
+def test_ema_is_the_weighted_sum_that_its_name_says():
+    model, history = nn.Linear(3, 2).double(), []
+    ema, first = EMA(model, 0.9), None
+    first = model.weight.detach().clone()
+    for _ in range(12):
+        with torch.no_grad(): model.weight.add_(torch.randn_like(model.weight))
+        history.append(model.weight.detach().clone())
+        ema.update(model)
+    direct = 0.9**12 * first + sum(0.1 * 0.9 ** (11 - i) * w for i, w in enumerate(history))
+    assert torch.allclose(ema.model.weight, direct, atol=1e-14)
+    assert not ema.model.weight.requires_grad and not ema.model.training
+
+
+def test_ema_warmup_forgets_the_random_start():
+    model = nn.Linear(1, 1, bias=False)
+    slow, quick = EMA(model, 0.9999), EMA(model, 0.9999, warmup=True)
+    with torch.no_grad(): model.weight.fill_(5.0)
+    for step in range(100): slow.update(model, step), quick.update(model, step)
+    assert abs(quick.model.weight.item() - 5) < 1e-3 < abs(slow.model.weight.item() - 5)
+
+
+def test_ema_costs_under_two_percent_of_a_step():
+    r = recipe("digits")
+    t = Trainer(r.network(), r.process(), r.images(), r.train, None, "cpu", progress=False)
+    t.update()
+    def seconds(do, times):
+        start = time.process_time()
+        for _ in range(times): do()
+        return (time.process_time() - start) / times
+    assert min(seconds(lambda: t.ema.update(t.model, 5), 20) for _ in range(3)) < 0.02 * seconds(t.update, 2)
+
+
+# The loss by t
+
+
+def test_loss_by_t_is_a_mean_that_forgets():
+    h = LossByT(4, memory=2)
+    h.add(torch.tensor([0, 0, 3]), torch.tensor([1.0, 3.0, 5.0]))
+    h.add(torch.tensor([0]), torch.tensor([9.0]))
+    old = math.exp(-1 / 2)
+    mean = h.mean()
+    assert mean[0] == pytest.approx((old * 4 + 9) / (old * 2 + 1)) and mean[3] == pytest.approx(5) and mean[1:3].isnan().all()
+    assert h.mean(bins=2).tolist() == pytest.approx([mean[0].item(), 5.0])
+
+
+def test_a_trainer_fills_the_histogram_with_the_losses_of_its_own_draws():
+    t = trainer(model=net(0.0), lr=0.0)
+    seen = torch.zeros(2, 100)
+    generator = copy.deepcopy(t.generator.get_state())
+    for _ in range(20):
+        t.update()
+    again = trainer(model=net(0.0), lr=0.0)
+    again.generator.set_state(generator)
+    for _ in range(20):
+        x0 = next(again.batches)
+        times, noise = again.draw(x0)
+        losses = again.diffusion.losses(again.model, x0, times, noise).detach()
+        seen *= t.loss_by_t.keep
+        seen[0].index_add_(0, times, losses), seen[1].index_add_(0, times, torch.ones(8))
+    assert torch.allclose(t.loss_by_t.mean(), seen[0] / seen[1], equal_nan=True, rtol=1e-5)
+
+
+# Resuming
+
+
+KILLED = """
+import sys, os
+from test_training import trainer
+t = trainer(sys.argv[1])
+for update in t.steps():
+    if update.step == 10: t.save()
+    if update.step == 13:
+        (t.folder / "checkpoints" / ".step_00000015.part").mkdir()      # as if caught in the middle of the next checkpoint
+        os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_run_killed_and_resumed_equals_one_that_never_stopped_to_the_bit(tmp_path):
+    process = run_python(KILLED, tmp_path / "killed")
+    whole = trainer(tmp_path / "whole").train()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL, err
+    resumed = trainer(tmp_path / "killed").resume()
+    assert resumed.step == 10
+    assert_same(resumed.train(), whole)
+    assert {p.name for p in (tmp_path / "killed" / "checkpoints").iterdir()} >= {"step_00000010", "step_00000015", "step_00000020"}
+    assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("config", [dict(base_channels=8, groups=4, dropout=0.1)])
+def test_a_convolutional_network_resumes_to_the_bit_too(tmp_path, config):
+    "Its weights lie in memory channels last, and so must the moments of Adam when they come back."
+    r = recipe("digits", "smoke").but(unet=config, steps=6, batch_size=4, save_every=3)
+    images = r.images()[:40]
+    whole, first = (Trainer(r.network(), r.process(), images, r.train, tmp_path / n, "cpu", progress=False) for n in "ab")
+    whole.train()
+    torch.manual_seed(r.train.seed)
+    for update in first.steps():
+        if update.step == 3: break
+    first.save()
+    assert_same(Trainer(r.network(), r.process(), images, r.train, tmp_path / "b", "cpu", progress=False).resume().train(), whole)
+
+
+def test_the_log_of_a_resumed_run_has_each_line_once(tmp_path):
+    whole = trainer(tmp_path / "whole").train()
+    part = trainer(tmp_path / "part", save_every=5)
+    for update in part.steps():
+        if update.step % 3 == 0: part.log()
+        if update.step == 10: part.save()
+        if update.step == 13: break
+    with open(tmp_path / "part" / "log.jsonl", "a") as f: f.write('{"step": 15, "lo')       # cut short by the kill
+    resumed = trainer(tmp_path / "part").resume().train()
+    rows = [json.loads(line) for line in (tmp_path / "part" / "log.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [3, 6, 9, 12, 15, 18] and rows == resumed.history
+    assert [(r["loss"], r["grad_norm"], r["lr"]) for r in rows] == [(r["loss"], r["grad_norm"], r["lr"]) for r in whole.history]
+
+
+def test_a_changed_configuration_is_refused_with_the_keys_that_differ(tmp_path):
+    trainer(tmp_path).train()
+    with pytest.raises(ValueError, match="another configuration: train.lr is 0.01 there and 0.5 here; train.seed is 0 there and 1 here"):
+        trainer(tmp_path, lr=0.5, seed=1).resume()
+    with pytest.raises(ValueError, match="diffusion.T is 100 there and 50 here"):
+        Trainer(net(), diffusion(50), points(), TrainConfig(**SMALL), tmp_path, "cpu").resume()
+    with pytest.raises(ValueError, match="data.fingerprint"):
+        Trainer(net(), diffusion(), points() + 1, TrainConfig(**SMALL), tmp_path, "cpu").resume()
+    with pytest.raises(ValueError, match="model.weights"):
+        Trainer(nn.Linear(2, 2), diffusion(), points(), TrainConfig(**SMALL), tmp_path, "cpu").resume()
+
+
+def test_what_does_not_change_the_result_may_change_on_resume(tmp_path):
+    trainer(tmp_path).train()
+    longer = trainer(tmp_path, steps=24, log_every=1, save_every=2, accumulate=2).resume().train()
+    assert longer.step == 24
+    for key in MAY_CHANGE: assert key.removeprefix("train.") in TrainConfig().to_dict()
+
+
+def test_a_new_run_does_not_start_over_an_old_one(tmp_path):
+    trainer(tmp_path).train()
+    with pytest.raises(ValueError, match="already holds a run at step_00000020"): trainer(tmp_path).train()
+    with pytest.raises(ValueError, match="no checkpoint"): trainer(tmp_path / "nothing").resume()
+
+
+def test_checkpoints_hold_everything_and_no_pickle(tmp_path):
+    trainer(tmp_path).train()
+    folder = checkpoints(tmp_path)[-1]
+    assert {p.suffix for p in folder.iterdir()} == {".safetensors", ".json"}
+    files, state = read_checkpoint(folder)
+    assert set(files) == {"model", "ema", "optimizer", "random", "diffusion", "log"}
+    assert {"exp_avg.layers.0.weight", "exp_avg_sq.layers.0.weight", "step.layers.0.weight"} <= set(files["optimizer"])
+    assert {"torch.0", "draws.0"} <= set(files["random"])
+    assert state["step"] == 20 and state["data"]["position"] == 160 and state["code"].startswith(training.code_version().split("+")[0])
+    assert state["config"]["train.lr"] == 0.01 and state["config"]["diffusion.prediction"] == "eps"
+
+
+@pytest.mark.parametrize("harm", ["flip a bit", "cut", "remove", "remove state"])
+def test_a_damaged_checkpoint_is_recognised(tmp_path, harm):
+    trainer(tmp_path).train()
+    folder = checkpoints(tmp_path)[-1]
+    path = folder / ("state.json" if harm == "remove state" else "ema.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    if harm == "flip a bit": path.write_bytes(content)
+    elif harm == "cut": path.write_bytes(content[:100])
+    else: path.unlink()
+    with pytest.raises(ValueError, match="damaged|not a whole checkpoint"): trainer(tmp_path).resume()
+    assert trainer(tmp_path).resume(checkpoints(tmp_path)[-2]).step == 15
+
+
+def test_the_last_n_and_every_kth_checkpoint_are_kept(tmp_path):
+    trainer(tmp_path, save_every=2, keep_last=3, keep_every=8).train()
+    assert [int(p.name[5:]) for p in checkpoints(tmp_path)] == [8, 16, 18, 20]
+
+
+# Accidents
+
+
+STOPPED = """
+import sys
+from test_training import trainer
+t = trainer(sys.argv[1], steps=10**6, save_every=10**6)
+t.log_every = print("ready", flush=True)
+t.train()
+print(t.step, t.stopped_by)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_and_saves(tmp_path, number):
+    process = run_python(STOPPED, tmp_path)
+    assert process.stdout.readline() == "ready\n"
+    while not (tmp_path / "log.jsonl").exists(): time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    step, name = out.split()
+    assert process.returncode == 0 and name == signal.Signals(number).name and f"stopped by {name} after step {step}" in err
+    assert [int(p.name[5:]) for p in checkpoints(tmp_path)] == [int(step)]
+    assert trainer(tmp_path, steps=int(step) + 2).resume().train().step == int(step) + 2
+
+
+class Poisoned(Net):
+    "Answers NaN from its nth call on, or gives an infinite gradient."
+    def __init__(self, calls, how):
+        super().__init__()
+        self.calls, self.how = calls, how
+
+    def forward(self, x, t):
+        self.calls -= self.training
+        y = super().forward(x, t)
+        if self.calls >= 0: return y
+        if self.how == "gradient": y.register_hook(lambda g: g * math.inf)
+        return y * math.nan if self.how == "loss" else y
+
+
+@pytest.mark.parametrize("how", ["loss", "gradient"])
+@pytest.mark.parametrize("log_every, save_every", [(3, 5), (100, 5), (3, 100)])
+def test_a_number_that_is_not_finite_stops_the_run_and_harms_no_checkpoint(tmp_path, how, log_every, save_every):
+    torch.manual_seed(0)
+    t = trainer(tmp_path, Poisoned(11, how), log_every=log_every, save_every=save_every)
+    with pytest.raises(Diverged, match=r"at step 12: loss .*last good checkpoint: .*(step_00000010|none)"): t.train()
+    for folder in checkpoints(tmp_path):
+        assert int(folder.name[5:]) <= 11
+        files, _ = read_checkpoint(folder)
+        assert all(v.isfinite().all() for name in ("model", "ema", "optimizer") for v in files[name].values())
+    with pytest.raises(Diverged): t.save()
+
+
+def test_a_disk_that_fills_up_costs_no_checkpoint_and_no_progress(tmp_path, monkeypatch, capsys):
+    whole = trainer(tmp_path / "whole").train()
+    write, calls = training._synced, []
+
+    def full(path, data):
+        calls.append(path)
+        if "step_00000010" in str(path):
+            write(path, data[:len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, data)
+
+    monkeypatch.setattr(training, "_synced", full)
+    t = trainer(tmp_path / "full", keep_last=2).train()
+    assert "cannot save at step 10 (No space left on device); training goes on" in capsys.readouterr().err
+    assert [int(p.name[5:]) for p in checkpoints(tmp_path / "full")] == [15, 20]
+    assert not list((tmp_path / "full" / "checkpoints").glob(".*"))
+    assert all(torch.equal(a, b) for a, b in zip(t.model.parameters(), whole.model.parameters()))
+
+
+def test_a_real_write_error_at_the_end_is_raised_and_the_older_checkpoint_stays_whole(tmp_path):
+    t = trainer(tmp_path, save_every=10)
+    for update in t.steps():
+        if update.step == 10: break
+    t.save()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="cannot write to .*the checkpoints there are whole"): t.train()
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000010"]
+    t.save()                                                        # there is room again: nothing was lost
+    assert trainer(tmp_path).resume().step == 20
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(tmp_path):
+    (tmp_path / "file").write_text("")
+    t = trainer(tmp_path / "file" / "run")
+    with pytest.raises(OSError, match="cannot write to the folder"): t.train()
+    assert t.step == 0
+
+
+# One step, several ways
+
+
+def test_accumulated_gradients_give_the_same_step():
+    whole, parts = trainer(model=net(0.0)), trainer(model=net(0.0), accumulate=4)
+    for _ in range(5): whole.update(), parts.update()
+    assert parts.recent[-1].loss.item() == pytest.approx(whole.recent[-1].loss.item(), rel=1e-5)
+    for a, b in zip(whole.model.parameters(), parts.model.parameters()): assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_the_step_is_algorithm_1_written_by_hand():
+    "Algorithm 1 with Adam, warm-up and clipping, without any of the trainer's helpers (eq. 14)."
+    model, t = net(0.0), trainer(model=net(0.0))
+    adam = torch.optim.Adam(model.parameters(), lr=1e-2)
+    s = NoiseSchedule.linear(100)
+    source = Batches(points(), 8)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(6):
+        x0 = next(source)
+        times = torch.randint(100, (8,), generator=generator)
+        eps = torch.randn(8, 2, generator=generator)
+        abar = s.alpha_bars[times].float()[:, None]
+        loss = (model(abar.sqrt() * x0 + (1 - abar).sqrt() * eps, times) - eps).square().mean()
+        adam.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        adam.param_groups[0]["lr"] = 1e-2 * min((step + 1) / 4, 1)
+        adam.step()
+        assert t.update().loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    for a, b in zip(model.parameters(), t.model.parameters()): assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_half_precision_keeps_the_weights_in_float32_and_agrees_roughly():
+    a, b = trainer(model=net(0.0)), trainer(model=net(0.0), precision="bf16")
+    for _ in range(5): a.update(), b.update()
+    assert all(p.dtype == torch.float32 for p in b.model.parameters())
+    assert b.recent[-1].loss.item() == pytest.approx(a.recent[-1].loss.item(), rel=0.02)
+    assert b.recent[-1].loss.item() != a.recent[-1].loss.item()
+    assert b.model(torch.zeros(1, 2), torch.zeros(1)).dtype == torch.float32     # the user's own network is left as it was
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="fp16 needs device cuda"): trainer(precision="fp16")
+
+
+def test_an_absent_device_is_refused_with_those_that_are_there():
+    absent = "mps" if torch.cuda.is_available() else "cuda"
+    with pytest.raises(ValueError, match=f"device must be one of .*cpu on this machine, got '{absent}'"):
+        Trainer(net(), diffusion(), points(), TrainConfig(**SMALL), device=absent)
+
+
+def test_the_caller_may_stop_between_steps_and_go_on():
+    t, reference = trainer(), trainer()
+    torch.manual_seed(0)
+    for update in t.steps():
+        if update.step == 7: break
+    for update in t.steps(): pass
+    assert update.step == t.step == 20 and len(list(t.steps())) == 0
+    torch.manual_seed(0)
+    for _ in reference.steps(): pass
+    assert all(torch.equal(a, b) for a, b in zip(t.model.parameters(), reference.model.parameters()))
+
+
+def test_it_learns():
+    t = trainer(steps=400, batch_size=50, model=net(0.0), warmup=20).train()
+    assert t.history[-1]["loss"] < 0.75 * t.history[0]["loss"]
+
+
+def test_samples_are_drawn_on_time_and_leave_the_run_as_it_was(tmp_path):
+    r = recipe("digits", "smoke").but(unet=dict(base_channels=8, groups=4), steps=4, batch_size=4, sample_count=4, sample_steps=2)
+    one, other = (Trainer(r.network(), r.process(), r.images()[:20], r.but(sample_every=every).train, tmp_path / str(every), "cpu", progress=False)
+                  for every in (0, 2))
+    one.train(), other.train()
+    assert [p.name for p in sorted((tmp_path / "2" / "samples").iterdir())] == ["step_00000002.png", "step_00000004.png"]
+    assert not (tmp_path / "0" / "samples").exists()
+    assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters()))
+    assert torch.equal(one.sample(3), one.sample(3)) and not torch.equal(one.sample(3), one.sample(3, seed=1))
+
+
+def test_tensorboard_is_written_when_asked(tmp_path):
+    pytest.importorskip("tensorboard")
+    trainer(tmp_path, tensorboard=True).train()
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+# Loading what was learnt, and recipes
+
+
+def test_a_run_loads_without_the_code_that_made_it(tmp_path):
+    r = recipe("digits", "smoke").but(unet=dict(base_channels=8, groups=4), steps=2, batch_size=4, save_every=2, sample_count=2,
+                                      diffusion=dict(T=20, schedule="cosine", prediction="v", variance="fixed_small"))
+    t = Trainer(r.network(), r.process(), r.images()[:20], r.train, tmp_path, "cpu", progress=False).train()
+    for averaged, theirs in ((True, t.ema.model), (False, t.model)):
+        model, d = load_run(tmp_path, averaged)
+        assert not model.training
+        assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), theirs.state_dict().values()))
+    assert d.schedule == t.diffusion.schedule and (d.prediction, d.variance) == ("v", "fixed_small")
+    with pytest.raises(ValueError, match="no run folder"): load_run(tmp_path / "nowhere")
+    trainer(tmp_path / "points").train()
+    with pytest.raises(ValueError, match="holds a Net: pass one as `model`"): load_run(tmp_path / "points")
+    assert isinstance(load_run(tmp_path / "points", model=Net())[0], Net)
+
+
+@pytest.mark.parametrize("data, size", [(d, s) for d in RECIPES for s in RECIPES[d]])
+def test_every_recipe_is_whole_and_survives_json(data, size):
+    r = recipe(data, size)
+    assert Recipe.from_dict(json.loads(json.dumps(r.to_dict()))) == r
+    with torch.device("meta"): assert UNet(r.unet).config == r.unet
+    assert r.process().T == 1000 and r.unet.image_size in (16, 32)
+
+
+def test_the_papers_recipe_is_the_papers():
+    r = recipe("cifar10", "paper")
+    assert r.unet == UNetConfig.cifar10() and r.process().schedule == NoiseSchedule.linear()
+    for key in ("steps", "batch_size", "lr", "warmup", "grad_clip", "ema_decay", "flip"): assert getattr(r.train, key) == getattr(TrainConfig(), key)
+
+
+def test_unknown_recipes_and_options_are_refused_in_words():
+    with pytest.raises(ValueError, match="one of digits, cifar10, got 'mnist'"): recipe("mnist")
+    with pytest.raises(ValueError, match="one of paper, small, smoke, got 'huge'"): recipe("cifar10", "huge")
+    with pytest.raises(ValueError, match="unknown UNetConfig keys"): recipe("digits").but(unet=dict(depth=3))
+    with pytest.raises(ValueError, match="schedule must be one of linear"): recipe("digits").but(diffusion=dict(schedule="sigmoid"))
+    with pytest.raises(ValueError, match="does not take these options"): recipe("digits").but(diffusion=dict(colour=3))
+
+
+# Several processes
+
+
+WORKER = """
+import json, sys, torch
+from test_training import net, diffusion, points, trainer
+t = trainer(sys.argv[1], net(0.0), steps=6, save_every=6, batch_size=8, log_every=2)
+x0 = next(t.batches)
+times, noise = t.draw(x0)
+loss = t.objective(x0, times, noise).mean()
+t.accelerator.backward(loss)
+loss = t.accelerator.reduce(loss.detach(), "mean")
+gradients = {k: p.grad.clone() for k, p in t.model.named_parameters()}
+t.optimizer.zero_grad()
+t.batches.position = 0
+t.generator.manual_seed(0)
+t.train()
+torch.save([loss, gradients, dict(t.model.named_parameters()), t.history, t.accelerator.num_processes], f"{sys.argv[1]}/{t.accelerator.process_index}.pt")
+"""
+
+
+def test_two_processes_compute_what_one_does_on_the_same_global_batch(tmp_path):
+    "Loss and gradient of eq. 14, and six whole updates, over gloo on two CPU processes."
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    (tmp_path / "two").mkdir(), (tmp_path / "one").mkdir()
+    workers = [run_python(WORKER, tmp_path / "two", RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
+                          MASTER_PORT=str(port), ACCELERATE_USE_CPU="true") for r in range(2)]
+    workers.append(run_python(WORKER, tmp_path / "one"))
+    for w in workers:
+        _, err = w.communicate(timeout=200)
+        assert w.returncode == 0, err
+    one, two, other = (torch.load(tmp_path / name, weights_only=False) for name in ("one/0.pt", "two/0.pt", "two/1.pt"))
+    assert (one[-1], two[-1]) == (1, 2)
+    assert two[0].item() == pytest.approx(one[0].item(), rel=1e-6)
+    for key, gradient in one[1].items():
+        assert torch.allclose(two[1][key], gradient, rtol=1e-5, atol=1e-7) and torch.equal(two[1][key], other[1][key])
+    for key, weight in one[2].items():
+        assert torch.allclose(two[2][key], weight, rtol=1e-4, atol=1e-6) and torch.equal(two[2][key], other[2][key])
+    assert [r["loss"] for r in two[3]] == pytest.approx([r["loss"] for r in one[3]], rel=1e-5)
+    files, state = read_checkpoint(checkpoints(tmp_path / "two")[-1])
+    assert state["processes"] == 2 and {"torch.0", "torch.1"} <= set(files["random"])
+    alone = trainer(tmp_path / "two", net(0.0), steps=8, batch_size=8).resume().train()       # two processes saved it, one goes on
+    assert alone.step == 8
+
+
+# On another device
+
+
+class DeviceGuard(TorchFunctionMode):
+    "Refuses every tensor that is made without saying where, and every operation whose tensors are not all on `device`."
+    factories = {torch.zeros, torch.ones, torch.full, torch.empty, torch.tensor, torch.arange, torch.linspace, torch.randn, torch.rand, torch.randint,
+                 torch.eye, torch.as_tensor, torch.scalar_tensor}
+
+    def __init__(self, device):
+        super().__init__()
+        self.device, self.seen = torch.device(device), 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in self.factories and "device" not in kwargs:
+            raise AssertionError(f"{function.__name__} makes a tensor on the default device")
+        def tensors(o):
+            if isinstance(o, torch.Tensor): yield o
+            elif isinstance(o, (tuple, list)):
+                for v in o: yield from tensors(v)
+        moving = getattr(function, "__name__", "") in ("to", "cpu", "copy_", "__get__", "__set__", "__deepcopy__")
+        places = {o.device.type for o in tensors((args, tuple(kwargs.values())))}
+        if not moving and len(places) > 1: raise AssertionError(f"{function} mixes {places}")
+        self.seen += 1
+        return function(*args, **kwargs)
+
+
+def unet(out_channels=1):
+    return UNet(UNetConfig(image_size=16, in_channels=1, out_channels=out_channels, base_channels=8, channel_multipliers=(1, 2), blocks_per_level=1,
+                           attention_resolutions=(8,), groups=4, dropout=0.1))
+
+
+META = torch.device("meta")      # has shapes and devices but no numbers: mixing it with the CPU raises
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "mu", "v"])
+def test_losses_stay_on_the_device(prediction):
+    d, model = GaussianDiffusion(NoiseSchedule.linear(20), prediction).to(META), unet().to(META)
+    with DeviceGuard(META) as guard:
+        losses = d.losses(model, torch.zeros(2, 1, 16, 16, device=META))
+        losses.mean().backward()
+    assert losses.device == META and guard.seen > 50 and all(p.grad.device == META for p in model.parameters())
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samplers_stay_on_the_device(sampler):
+    d, model = GaussianDiffusion(NoiseSchedule.linear(20)).to(META), unet().to(META).eval()
+    with DeviceGuard(META): x = d.sample(model, (2, 1, 16, 16), sampler, progress=False)
+    assert x.device == META and x.shape == (2, 1, 16, 16)
+
+
+def test_bits_per_dim_stay_on_the_device():
+    d, model = GaussianDiffusion(NoiseSchedule.linear(20)).to(META), unet().to(META).eval()
+    with DeviceGuard(META), torch.no_grad(): terms = d.bits_per_dim(model, torch.zeros(2, 1, 16, 16, device=META))
+    assert all(v.device == META for v in terms.values())
+
+
+def test_a_whole_training_step_stays_on_the_device():
+    "Batch, flips, t, noise, loss, gradient, clipping, fused Adam, average, histogram: none of it touches the CPU."
+    r = recipe("digits", "smoke").but(flip=True, batch_size=4)
+    t = Trainer(unet(), r.process(), r.images()[:20], r.train, None, "cpu", progress=False)
+    t.device, t.generator, t.loss_by_t = META, None, LossByT(1000, META)
+    t.batches = Batches(r.images()[:20], 4, flip=True, device=META)
+    t.model, t.ema.model, t.diffusion = t.model.to(META), t.ema.model.to(META), t.diffusion.to(META)
+    t.objective = Objective(t.model, t.diffusion)
+    t.optimizer = torch.optim.Adam(t.model.parameters(), lr=1e-3)
+    t.batches.epoch(0)                                               # the order of a pass is drawn on the CPU, once, and moved
+    with DeviceGuard(META) as guard: update = t.update()
+    assert update.loss.device == update.grad_norm.device == META and guard.seen > 100
+
+
+def test_a_cpu_table_read_by_the_device_is_caught_by_the_guard():
+    "The guard itself: what it is there to catch, it catches."
+    with DeviceGuard(META):
+        with pytest.raises(AssertionError, match="mixes"): torch.add(torch.zeros(2, device="cpu"), torch.zeros(2, device=META))
+        with pytest.raises(AssertionError, match="default device"): torch.zeros(2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_run_on_cuda_resumes(tmp_path, precision):
+    c = TrainConfig(**{**SMALL, "precision": precision})
+    def make(): return Trainer(net(), diffusion(), points(), c, tmp_path, "cuda", progress=False)
+    first = make()
+    for update in first.steps():
+        if update.step == 10: break
+    first.save()
+    second = make().resume().train()
+    for _ in first.steps(): pass
+    for a, b in zip(first.model.parameters(), second.model.parameters()): assert torch.allclose(a, b, rtol=1e-3, atol=1e-5)

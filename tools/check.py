@@ -1,0 +1,83 @@
+"""Everything that a change must pass: `make test` runs this, and so does the CI.
+
+    python tools/check.py            all of it
+    python tools/check.py --quick    without running the notebooks and the tests
+    python tools/check.py --gpu      with the cells and tests that are marked for a GPU, or as slow
+"""
+import argparse, filecmp, os, shutil, subprocess, sys, tempfile, time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+IGNORE = shutil.ignore_patterns("__pycache__", "runs", "data", ".ipynb_checkpoints", "_static")
+
+
+def run(*command, **kwargs):
+    "Run a command in the project; True if it succeeded."
+    return subprocess.run([str(o) for o in command], **{"cwd": ROOT, "stdin": subprocess.DEVNULL} | kwargs).returncode == 0
+
+
+def differences(a, b, suffix):
+    "Paths of files with that suffix which differ between two folders, or are in one of them only."
+    files = lambda base: {f.relative_to(base) for f in base.rglob("*" + suffix) if "__pycache__" not in f.parts and ".ipynb_checkpoints" not in f.parts}
+    return sorted(str(f) for f in files(a) | files(b) if not ((a / f).exists() and (b / f).exists() and filecmp.cmp(a / f, b / f, shallow=False)))
+
+
+def style():
+    "ruff, for what is not generated"
+    return run(BIN / "ruff", "check", ".")
+
+
+def exports():
+    "ddpm_nb/ is what the notebooks export, and the notebooks are clean"
+    with tempfile.TemporaryDirectory() as tmp:
+        copy = Path(tmp) / ROOT.name
+        copy.mkdir()
+        for name in ("settings.ini", "setup.py"): shutil.copy(ROOT / name, copy)
+        for name in ("nbs", "ddpm_nb"): shutil.copytree(ROOT / name, copy / name, ignore=IGNORE)
+        if not (run(BIN / "nbdev_export", cwd=copy) and run(BIN / "nbdev_clean", cwd=copy)): return False
+        code = differences(ROOT / "ddpm_nb", copy / "ddpm_nb", ".py")
+        notebooks = differences(ROOT / "nbs", copy / "nbs", ".ipynb")
+    if code: print("behind the notebooks (run `make export`):", *code, sep="\n  ddpm_nb/")
+    if notebooks: print("not clean (run `.venv/bin/nbdev_clean`):", *notebooks, sep="\n  nbs/")
+    return not (code or notebooks)
+
+
+def site():
+    "README.md and docs/ are in step with the notebooks"
+    return run(sys.executable, "tools/site.py", "--check")
+
+
+def notebooks(gpu):
+    "every notebook runs, top to bottom"
+    return run(BIN / "nbdev_test", "--n_workers", "2", "--timing", *(["--flags", "cuda slow"] if gpu else []))
+
+
+def tests(gpu):
+    "pytest"
+    return run(sys.executable, "-m", "pytest", "-n", "2", *(["--slow"] if gpu else []))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="leave out the notebooks and the tests")
+    parser.add_argument("--gpu", action="store_true", help="include what is marked for a GPU, or as slow")
+    args = parser.parse_args()
+    # two workers, one thread each; nothing asks anything; a build that depends on the date would show
+    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", PYTHONUNBUFFERED="1", MPLBACKEND="agg", TOKENIZERS_PARALLELISM="false")
+    os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    steps = [style, exports, site]
+    if not args.quick: steps += [lambda: notebooks(args.gpu), lambda: tests(args.gpu)]
+    names = [f.__doc__ for f in (style, exports, site, notebooks, tests)]
+    failed, start = [], time.time()
+    for step, name in zip(steps, names):
+        print(f"\n=== {name}", flush=True)
+        begun = time.time()
+        ok = step()
+        print(f"--- {'passed' if ok else 'FAILED'} in {time.time() - begun:.0f} s: {name}", flush=True)
+        if not ok: failed.append(name)
+    # pytest's closing line stays the last word when all is well
+    if failed: sys.exit("\nFAILED: " + "; ".join(failed))
+
+
+if __name__ == "__main__": main()

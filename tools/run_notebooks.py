@@ -1,0 +1,26 @@
+"""Run notebooks in place and keep their outputs, cleaned: `make notebooks`, or `make notebooks NB=nbs/01_schedules.ipynb`."""
+import subprocess, sys, time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def refresh(path):
+    "Execute one notebook; it is written only if every cell ran."
+    nb, start = nbformat.read(path, 4), time.time()
+    NotebookClient(nb, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    for cell in nb.cells:
+        cell.metadata.pop("execution", None)
+        for output in cell.get("outputs", []):   # a progress bar leaves only its last state
+            if output.output_type == "stream": output.text = "\n".join(line.split("\r")[-1] for line in output.text.split("\n"))
+    nbformat.write(nb, path)
+    subprocess.run([str(Path(sys.executable).parent / "nbdev_clean"), "--fname", str(path)], cwd=ROOT, check=True)
+    print(f"{path.relative_to(ROOT)}: {time.time() - start:.0f} s, {path.stat().st_size / 1024:.0f} kB", flush=True)
+
+
+if __name__ == "__main__":
+    chosen = [Path(p).resolve() for p in sys.argv[1:]] or sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+    for path in chosen: refresh(path)
