@@ -75,7 +75,8 @@ lab: .venv/.dev
 	@$(py) -m jupyterlab nbs
 
 bench: .venv/.dev
-	@for f in bench/*.py; do echo "== $$f"; $(py) "$$f" || exit 1; done
+	@$(py) bench/import_time.py
+	@$(py) bench/unet.py $(ARGS)
 
 export: .venv/.dev
 	@.venv/bin/nbdev_export

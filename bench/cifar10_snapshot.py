@@ -95,7 +95,7 @@ the training set) in place of 102,400,000. The paper's numbers (FID 3.17, Incept
 | data | the 50,000 training images of CIFAR-10 (Krizhevsky, 2009), mirrored at random; labels unused |
 | network | {network} |
 | diffusion | T = 1000, beta linear from 1e-4 to 0.02, predicts eps, variance fixed_large, L_simple |
-| training | {steps:,} of {planned:,} planned updates of {batch} images; Adam, learning rate {lr}, {warmup:,} updates of warm-up, {cooldown:,} of cooldown at the end; gradient norm clipped at {clip}; bfloat16 with float32 weights |
+| training | {training} |
 | weights | exponential moving average with decay {ema}, stored in half precision |
 | time | {hours:.2f} hours of wall clock on {hardware} |
 | bits/dim | {bits}, measured with these very weights |
@@ -111,10 +111,14 @@ def card(record: dict) -> str:
     return CARD.format(
         status="Its training is complete." if done else "Preliminary: a snapshot of a run that goes on.",
         weights=record["weights"], images=record["images"], passes=record["images"] / 50_000,
-        network=f"U-Net, {u['base_channels']} channels x {tuple(u['channel_multipliers'])}, {u['blocks_per_level']} residual block(s) a level, "
-                f"attention at {tuple(u['attention_resolutions'])}, {u['groups']} groups, dropout {u['dropout']}",
-        steps=record["step"], planned=r["steps"], batch=r["batch_size"], lr=r["lr"], warmup=r["warmup"], cooldown=r["cooldown"],
-        clip=r["grad_clip"], ema=r["ema_decay"], hours=record["hours"], hardware=record["hardware"],
+        network=f"U-Net, {u['base_channels']} channels x {tuple(u['channel_multipliers'])}, "
+                f"residual blocks a level: {u['blocks_per_level']}, attention at {tuple(u['attention_resolutions'])}, "
+                f"{u['groups']} groups, dropout {u['dropout']}",
+        training=f"{record['step']:,} of {r['steps']:,} planned updates of {r['batch_size']} images; "
+                 f"Adam, learning rate {r['lr']}, {r['warmup']:,} updates of warm-up, "
+                 f"{r['cooldown']:,} of cooldown at the end; gradient norm clipped at {r['grad_clip']}; "
+                 f"arithmetic in {r['precision']}, weights in float32",
+        ema=r["ema_decay"], hours=record["hours"], hardware=record["hardware"],
         bits=f"{b['mean']:.3f} ± {b['standard_error']:.3f} (standard error; {b['images']:,} test images; an upper bound)",
         loss=f"{h['mean']:.5f} ± {h['standard_error']:.5f}", loss_images=h["images"])
 
@@ -122,7 +126,8 @@ def card(record: dict) -> str:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("run", type=Path, help="the run folder")
-    p.add_argument("--record", type=Path, default=ROOT / "nbs/experiments/cifar10_small", help="where to write (default: nbs/experiments/cifar10_small)")
+    p.add_argument("--record", type=Path, default=ROOT / "nbs/experiments/cifar10_small",
+                   help="where to write (default: nbs/experiments/cifar10_small)")
     p.add_argument("--package", action="store_true", help="also write ddpm_nb/assets/cifar10-small")
     p.add_argument("--bits", type=int, default=1000, help="test images for bits/dim, 32 evaluations each (default: 1000)")
     p.add_argument("--held-out", type=int, default=2000, help="test images for the loss by t (default: 2000)")
@@ -148,10 +153,11 @@ def main() -> None:
     total, first = bits_per_dim(net, d, test[:a.bits])
     steps = state["step"]
     record = dict(
-        step=steps, images=steps * recipe["train"]["batch_size"], hours=state["seconds"] / 3600, hardware=a.hardware, code=state["code"],
-        torch=state["torch"], weights=sum(v.numel() for v in net.parameters()), recipe=recipe, log=thin([r for r in rows if r["step"] <= steps]),
-        held_out=loss_by_t(net, d, test[:a.held_out]),
-        bits=dict(images=a.bits, mean=total.mean().item(), standard_error=total.std().item() / math.sqrt(a.bits), distortion=first.mean().item()))
+        step=steps, images=steps * recipe["train"]["batch_size"], hours=state["seconds"] / 3600, hardware=a.hardware,
+        code=state["code"], torch=state["torch"], weights=sum(v.numel() for v in net.parameters()), recipe=recipe,
+        log=thin([r for r in rows if r["step"] <= steps]), held_out=loss_by_t(net, d, test[:a.held_out]),
+        bits=dict(images=a.bits, mean=total.mean().item(), standard_error=total.std().item() / math.sqrt(a.bits),
+                  distortion=first.mean().item()))
 
     a.record.mkdir(parents=True, exist_ok=True)
     g = torch.Generator().manual_seed(0)
@@ -170,7 +176,8 @@ def main() -> None:
             r["above_best"], r["above_best_error"] = above.mean().item(), above.std().item() / math.sqrt(len(above))
         record["trials"] = trials
     (a.record / "record.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(f"step {steps:,}: {record['bits']['mean']:.3f} ± {record['bits']['standard_error']:.3f} bits/dim; look at {a.record / 'samples.png'}")
+    b = record["bits"]
+    print(f"step {steps:,}: {b['mean']:.3f} ± {b['standard_error']:.3f} bits/dim; look at {a.record / 'samples.png'}")
     if a.package:
         target = ROOT / "ddpm_nb/assets/cifar10-small"
         if target.exists(): shutil.rmtree(target)

@@ -53,7 +53,6 @@ def cpu_seconds() -> float:
 
 
 def run(name: str, changes: dict, images: int, out: Path, held) -> dict:
-    import torch
     from ddpm_nb.training import checkpoints, recipe
     changes = {**START, **changes, "unet": {**START["unet"], **changes.get("unet", {})}}
     place = out / f"{name.replace(' ', '_').replace(',', '')}-{images}"
@@ -89,7 +88,8 @@ def table(rows: list[dict]) -> None:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--out", type=Path, default=Path("runs/cifar10-trials"), help="where rows and checkpoints go (default: runs/cifar10-trials)")
+    p.add_argument("--out", type=Path, default=Path("runs/cifar10-trials"),
+                   help="where rows and checkpoints go (default: runs/cifar10-trials)")
     p.add_argument("--images", type=int, default=12_800, help="training images a trial sees (default: 12800)")
     p.add_argument("--held-out", type=int, default=2000, help="test images it is measured on (default: 2000)")
     p.add_argument("--only", nargs="+", choices=list(TRIALS), default=list(TRIALS), metavar="NAME",

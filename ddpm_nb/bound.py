@@ -6,9 +6,10 @@
 __all__ = ['DECODERS', 'ReverseStep', 'gaussian_kl', 'gaussian_log_likelihood', 'to_bits_per_dim', 'prior_bits_per_dim',
            'discretized_gaussian_log_likelihood', 'posterior_kl', 'decoder_nll', 'variational_bound']
 
-# %% ../nbs/03_bound.ipynb #cde3c8ac
+# %% ../nbs/03_bound.ipynb #6d642c93
 import math
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,28 +58,31 @@ def prior_bits_per_dim(process: ForwardProcess,   # the forward process
     log_variance = process.log_one_minus_alpha_bars[-1].to(x0.dtype)
     return to_bits_per_dim(gaussian_kl(mean, log_variance, torch.zeros_like(mean), torch.zeros_like(log_variance)))
 
-# %% ../nbs/03_bound.ipynb #2f314cd0
+# %% ../nbs/03_bound.ipynb #b1fc8fa8
 def discretized_gaussian_log_likelihood(
         x: Tensor,           # image values k/127.5 - 1 for k = 0 .. 255, any shape; rounded to the nearest such value
         means: Tensor,       # Gaussian means, inside [-1, 1] or not, broadcastable to `x`
-        log_scales: Tensor,  # log standard deviations, broadcastable to `x`, taken to lie in [-36, 36]
+        log_scales: Tensor,  # log standard deviations, broadcastable to `x`
         ) -> Tensor:         # nats, per element; float32, or float64 if an argument is
-    "Log-probability of each of the 256 values under a Gaussian, binned; the first and last bin reach to infinity (eq. 13)."
-    dtype = torch.promote_types(torch.promote_types(x.dtype, means.dtype), torch.promote_types(log_scales.dtype, torch.float32))
+    "Log-probability of a pixel under a Gaussian in 256 bins, of which the first and last reach to infinity (eq. 13)."
+    dtype = torch.promote_types(torch.promote_types(x.dtype, means.dtype),
+                                torch.promote_types(log_scales.dtype, torch.float32))
     device = x.device
     x, means, log_scales = (_to_double(v) for v in (x, means, log_scales))
     level = ((x + 1) * 127.5).round().clamp(0, 255)
-    # Beyond e^-36 float32 could not hold the result; the clamp acts on the value and lets the gradient pass.
-    log_scales = log_scales.detach().clamp(-36, 36) + (log_scales - log_scales.detach())
+    # Below 1e-19 of the distances float32 could not hold the result. The value stops there; its gradient passes.
+    least = torch.log((means.detach().abs() + 2) * 1e-19)
+    log_scales = log_scales.detach().clamp(max=700).maximum(least) + (log_scales - log_scales.detach())
     inverse_scale = torch.exp(-log_scales)
-    lower = ((2 * level - 1) / 255 - 1 - means) * inverse_scale     # edges from the level, so that neighbours share them exactly
+    # Edges from the level, so that neighbours share them exactly.
+    lower = ((2 * level - 1) / 255 - 1 - means) * inverse_scale
     upper = ((2 * level + 1) / 255 - 1 - means) * inverse_scale
     # A Gaussian is symmetric: reflect each bin into the left tail, where log Phi keeps its digits.
     reflect = lower + upper > 0
     a, b = torch.where(reflect, -upper, lower), torch.where(reflect, -lower, upper)
     inside = _log_mass(a, b, inverse_scale / 255)
     log_p = torch.where(level == 0, _log_ndtr(upper), torch.where(level == 255, _log_ndtr(-lower), inside))
-    return log_p.clamp(min=torch.finfo(dtype).min).to(device, dtype)
+    return log_p.to(device, dtype)
 
 
 def _to_double(x: Tensor) -> Tensor:
@@ -97,13 +101,14 @@ def _log_ndtr(z: Tensor) -> Tensor:
 def _log_mass(a: Tensor, b: Tensor, half_width: Tensor) -> Tensor:
     "log(Phi(b) - Phi(a)) for a bin whose centre is not right of 0; `half_width` is (b - a)/2, free of cancellation."
     narrow = (half_width < 1e-5).expand_as(a)
-    # Wide: Phi(b) (1 - Phi(a)/Phi(b)). The bin is opened where it is narrow, so that the unused branch has a finite gradient.
+    # Wide: Phi(b) (1 - Phi(a)/Phi(b)). Where narrow, the bin is opened: the unused branch needs a finite gradient.
     log_b, log_a = _log_ndtr(b), _log_ndtr(torch.where(narrow, b - 1, a))
     wide = log_b + torch.log(-torch.expm1((log_a - log_b).clamp(max=-1e-6)))
     # Narrow: density at the centre times width, times the mean of exp(-centre u) over the bin.
     centre = (a + b) / 2
     s = torch.where(narrow, -centre * half_width, 0.0)
-    log_sinhc = torch.where(s < 1e-3, s**2 / 6, s + torch.log(-torch.expm1(-2 * s.clamp(min=1e-3)) / (2 * s.clamp(min=1e-3))))
+    log_sinhc = torch.where(s < 1e-3, s**2 / 6,
+                            s + torch.log(-torch.expm1(-2 * s.clamp(min=1e-3)) / (2 * s.clamp(min=1e-3))))
     thin = -centre**2 / 2 - 0.5 * math.log(2 * math.pi) + math.log(2) + torch.log(half_width) + log_sinhc
     return torch.where(narrow, thin, wide)
 
@@ -132,21 +137,22 @@ def decoder_nll(x0: Tensor,                # data, shape (B, ...)
     if decoder not in DECODERS: raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {decoder!r}")
     return to_bits_per_dim(-DECODERS[decoder](x0, mean, log_variance.expand_as(x0) / 2))
 
-# %% ../nbs/03_bound.ipynb #afe14568
+# %% ../nbs/03_bound.ipynb #3cc29b84
 @torch.no_grad()
 def variational_bound(process: ForwardProcess,      # the forward process
-                      reverse: Callable[[Tensor, Tensor], ReverseStep],   # reverse(x_t, t): the reverse process to judge
-                      x0: Tensor,                   # data, floating point, shape (B, ...); half precision is raised to float32
+                      reverse: Callable[[Tensor, Tensor], ReverseStep],   # reverse(x_t, t): what to judge
+                      x0: Tensor,                   # data, floating point, shape (B, ...); raised to float32 at least
                       decoder: str = "discretized", # a name in `DECODERS`
-                      chunk: int | None = None,     # time steps evaluated at once; by default so many that a call sees about 128 items
+                      chunk: int | None = None,     # time steps at once; by default, a call sees about 128 items
                       generator: torch.Generator | None = None,   # for the noise
                       progress: bool = False,       # show a bar
-                      ) -> dict[str, Tensor]:       # "total" (B,), "prior" (B,), "vb" (B, T): bits/dim; "mse" (B, T): of x0-hat
+                      ) -> dict[str, Tensor]:       # bits/dim: "total", "prior" (B,), "vb" (B, T); "mse" (B, T) of x0-hat
     "The bound on -log p(x_0), all T + 1 terms, each from one draw of x_t (eq. 5). Memory does not grow with T."
     if decoder not in DECODERS: raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {decoder!r}")
     if chunk is not None and chunk < 1: raise ValueError(f"chunk must be 1 or more, got {chunk}")
-    if x0.is_floating_point(): x0 = x0.to(torch.promote_types(x0.dtype, torch.float32))
     B, T = len(x0), process.T
+    process.check(x0, torch.zeros(B, dtype=torch.long, device=x0.device))
+    x0 = x0.to(torch.promote_types(x0.dtype, torch.float32))
     chunk = chunk or max(1, 128 // max(B, 1))
     vb, mse = torch.empty(2, B, T, dtype=x0.dtype, device=x0.device)
     for stop in tqdm(range(T, 0, -chunk), disable=not progress, desc="bits/dim"):

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from .schedules import NoiseSchedule
 
-# %% ../nbs/02_diffusion.ipynb #fd85c75a
+# %% ../nbs/02_diffusion.ipynb #54654fcb
 def check_t(t: Tensor,     # step indices, long, shape (B,)
             T: int,        # allowed: 0 .. T-1
             batch: int,    # the B that is expected
             ) -> None:
-    "Refuse a `t` of the wrong dtype, shape or range; on an accelerator the range is checked there, without waiting for it."
+    "Refuse a `t` of the wrong dtype, shape or range; on a GPU the range is checked there, without waiting for it."
     if not isinstance(t, Tensor) or t.dtype != torch.long or t.shape != (batch,):
         got = f"{t.dtype} of shape {tuple(t.shape)}" if isinstance(t, Tensor) else repr(t)
         raise ValueError(f"t must be a long tensor of shape ({batch},), got {got}")
@@ -34,7 +34,7 @@ def extract(table: Tensor,   # float64, shape (T,)
     "The entries of a table at `t`, ready to multiply `x`."
     return table[t].to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
 
-# %% ../nbs/02_diffusion.ipynb #3f806769
+# %% ../nbs/02_diffusion.ipynb #0c83ee80
 def randn(shape: tuple[int, ...],                       # what to draw
           like: Tensor,                                 # gives dtype and device
           generator: torch.Generator | None = None,     # its device is where the numbers are drawn
@@ -56,9 +56,10 @@ def noise_like(x: Tensor,              # data, floating point
 def same_shape(x: Tensor, **others: Tensor) -> None:
     "Refuse tensors whose shape is not that of `x`, by name."
     for name, other in others.items():
-        if other.shape != x.shape: raise ValueError(f"{name} must have shape {tuple(x.shape)}, got {tuple(other.shape)}")
+        if other.shape != x.shape: raise ValueError(f"{name} must have shape {tuple(x.shape)}, got "
+                                                    f"{tuple(other.shape)}")
 
-# %% ../nbs/02_diffusion.ipynb #7d94ed71
+# %% ../nbs/02_diffusion.ipynb #daebbb7b
 class ForwardProcess(nn.Module):
     """The diffusion q, which has no parameters: a schedule's tables, on whatever device the module is moved to.
 
@@ -122,7 +123,8 @@ class ForwardProcess(nn.Module):
         if not x.is_floating_point(): raise ValueError(f"data must be floating point, scaled to [-1, 1], got {x.dtype}")
         check_t(t, self.T, len(x))
         for what, device in (("data is", x.device), ("t is", t.device)):
-            if device != self.device: raise ValueError(f"{what} on {device}, the diffusion on {self.device}: move one with .to(...)")
+            if device != self.device: raise ValueError(f"{what} on {device}, the diffusion on {self.device}: move one "
+                                                       f"with .to(...)")
 
     def q_step(self,
                x_prev: Tensor,                  # x_{t-1}, shape (B, ...)
@@ -148,7 +150,8 @@ class ForwardProcess(nn.Module):
                     x0: Tensor,                 # clean data, shape (B, ...)
                     x_t: Tensor,                # noisy data, shape of `x0`
                     t: Tensor,                  # long, shape (B,)
-                    ) -> tuple[Tensor, Tensor, Tensor]:   # mean (shape of `x0`), variance and log-variance (broadcastable to it)
+                    ) -> tuple[Tensor, Tensor,
+                               Tensor]:   # mean (shape of `x0`), variance and log-variance (broadcastable to it)
         "Mean, variance and log-variance of x_{t-1} given x_t and x_0 (eq. 6 and 7). Log-variance 0 is that of index 1."
         self.check(x0, t)
         same_shape(x0, x_t=x_t)

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['PREDICTIONS', 'VARIANCES', 'LOSSES', 'Prediction', 'ReverseProcess', 'IdealDenoiser']
 
-# %% ../nbs/04_objective.ipynb #85ad57d5
+# %% ../nbs/04_objective.ipynb #bbc034c9
 import math
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ PREDICTIONS: dict[str, Prediction] = dict(
         lambda d, v, x_t, t: extract(d.sqrt_alpha_bars, t, x_t) * x_t - extract(d.sqrt_one_minus_alpha_bars, t, x_t) * v),
 )
 
-# %% ../nbs/04_objective.ipynb #8846ccf2
+# %% ../nbs/04_objective.ipynb #f45e2701
 VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
 LOSSES = ("simple", "vlb", "hybrid")
 
@@ -54,7 +55,7 @@ class ReverseProcess(ForwardProcess):
                  schedule: NoiseSchedule,          # the betas
                  prediction: str = "eps",          # what the network predicts: a name in `PREDICTIONS`
                  variance: str = "fixed_large",    # of the reverse step: a name in `VARIANCES`
-                 loss: str | None = None,          # what `loss` computes: a name in `LOSSES`; "simple", or "hybrid" if the variance is learned
+                 loss: str | None = None,          # a name in `LOSSES`; by default "simple", or "hybrid" if the variance is learned
                  decoder: str = "discretized",     # p(x_0 given x_1): "discretized" for images, "gaussian" for continuous data
                  ):
         super().__init__(schedule)
@@ -182,7 +183,7 @@ def _split(output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"with a learned variance the model must return shape {expected}, got {tuple(output.shape)}")
     return output.chunk(2, dim=1)
 
-# %% ../nbs/04_objective.ipynb #5f3ca206
+# %% ../nbs/04_objective.ipynb #d7df270a
 class IdealDenoiser:
     """The best model there is, for data of which everything is known: `points`, each blurred by a Gaussian of width `std`.
 
@@ -201,40 +202,50 @@ class IdealDenoiser:
         self.d, self.points, self.std = d, points.to(d.betas), float(std)     # in float64, like the tables
 
     def _log_joint(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        "log q(x_t, centre i), (B, N); and the variance of x_t about its centre, (B, 1)."
+        "log q(x_t, centre i), (B, N); and r^2, the variance of x_t about its centre, (B, 1)."
         x, centres = x_t.reshape(len(x_t), -1).to(self.points), self.points.reshape(len(self.points), -1)
         a = self.d.sqrt_alpha_bars[t].unsqueeze(1)
-        variance = (a * self.std) ** 2 + self.d.sqrt_one_minus_alpha_bars[t].unsqueeze(1) ** 2
+        r2 = (a * self.std) ** 2 + self.d.sqrt_one_minus_alpha_bars[t].unsqueeze(1) ** 2
         square = x.pow(2).sum(1, keepdim=True) - 2 * a * (x @ centres.T) + a**2 * centres.pow(2).sum(1)
-        return -square / (2 * variance) - x.shape[1] / 2 * (2 * math.pi * variance).log() - math.log(len(centres)), variance
+        return -square / (2 * r2) - x.shape[1] / 2 * (2 * math.pi * r2).log() - math.log(len(centres)), r2
 
-    def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:   # nats, shape (B,)
+    def log_prob(self,
+                 x_t: Tensor,     # noisy data, shape (B, ...)
+                 t: Tensor,       # long, shape (B,), of the schedule of `d`
+                 ) -> Tensor:     # nats, shape (B,)
         "log q(x_t), the density of noisy data."
         return self._log_joint(x_t, t)[0].logsumexp(1).to(x_t.dtype)
 
-    def moments(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:   # shape of `x_t`, each
+    def moments(self,
+                x_t: Tensor,      # noisy data, shape (B, ...)
+                t: Tensor,        # long, shape (B,), of the schedule of `d`
+                ) -> tuple[Tensor, Tensor]:    # shape of `x_t`, each
         "Mean and variance of x_0 given x_t, element by element."
-        log_joint, variance = self._log_joint(x_t, t)
+        mean, variance = self._moments(x_t.to(self.points.dtype), t)
+        return mean.to(x_t.dtype), variance.to(x_t.dtype)
+
+    def _moments(self, x_t: Tensor, t: Tensor, variance_too: bool = True) -> tuple[Tensor, Tensor | None]:
+        log_joint, r2 = self._log_joint(x_t, t)
         weights, centres = log_joint.softmax(1), self.points.reshape(len(self.points), -1)
-        x, a = x_t.reshape(len(x_t), -1).to(self.points), self.d.sqrt_alpha_bars[t].unsqueeze(1)
-        centre = weights @ centres
-        shrink = a * self.std**2 / variance                         # how far x_0 follows x_t within one Gaussian
-        mean = centre + shrink * (x - a * centre)
-        spread = (weights @ centres**2 - centre**2).clamp(min=0) * (1 - a * shrink) ** 2
-        within = self.std**2 * self.d.sqrt_one_minus_alpha_bars[t].unsqueeze(1) ** 2 / variance
-        return mean.view(x_t.shape).to(x_t.dtype), (spread + within).view(x_t.shape).to(x_t.dtype)
+        x, a = x_t.reshape(len(x_t), -1), self.d.sqrt_alpha_bars[t].unsqueeze(1)
+        centre, follow = weights @ centres, a * self.std**2 / r2        # about one centre, x_0 follows x_t so far
+        mean = (centre + follow * (x - a * centre)).view(x_t.shape)
+        if not variance_too: return mean, None
+        between = (weights @ centres**2 - centre**2).clamp(min=0) * (1 - a * follow) ** 2
+        within = self.std**2 * self.d.sqrt_one_minus_alpha_bars[t].unsqueeze(1) ** 2 / r2
+        return mean, (between + within).view(x_t.shape)
 
     def __call__(self,
                  x_t: Tensor,     # noisy data, shape (B, ...)
                  t: Tensor,       # long, shape (B,), of the schedule of `d`
                  ) -> Tensor:     # shape of `x_t`, or with a learned variance twice its channels
         "The expectation of the target given x_t: what a perfectly trained network would say."
-        d, dtype = self.d, x_t.dtype
+        d, dtype, learned = self.d, x_t.dtype, self.d.variance.startswith("learned")
         x_t = x_t.to(self.points.dtype)
-        x0, variance = self.moments(x_t, t)
+        x0, variance = self._moments(x_t, t, learned)
         noise = (x_t - extract(d.sqrt_alpha_bars, t, x_t) * x0) / extract(d.sqrt_one_minus_alpha_bars, t, x_t)
         answer = PREDICTIONS[d.prediction].target(d, x0, x_t, t, noise)
-        if not d.variance.startswith("learned"): return answer.to(dtype)
+        if not learned: return answer.to(dtype)
         # Law of total variance: the posterior's own, and what its mean inherits from our doubt about x_0.
         _, small, log_small = d.q_posterior(x0, x_t, t)
         best = (small + extract(d.posterior_x0_coef, t, x_t) ** 2 * variance).clamp(min=1e-30).log()

@@ -146,7 +146,7 @@ def save_grid(x,                         # images (N, C, H, W): uint8 0..255, or
     "Write a batch of images as one image file, pixel for pixel."
     return _png(image_grid(x, ncols, scale), "A grid of images").save(path)
 
-# %% ../nbs/plotting.ipynb #de7f8757
+# %% ../nbs/plotting.ipynb #44741467
 PAGE = 720  # width of a figure in pixels
 
 
@@ -170,12 +170,14 @@ def _mosaic(pixels: np.ndarray, title: str | None, columns: Sequence = (), rows:
         fig.text(0, 1 - 3 / height, "\n".join(said), va="top", ha="left", size=11, weight="bold")
         for i, label in enumerate(columns):
             size = max(6, min(9, 9 * w / len(columns) / (7.5 * max(len(str(label)), 1))))
-            fig.text((left + w * (i + 0.5) / len(columns)) / width, (h + 4) / height, str(label), va="bottom", ha="center", size=size)
+            middle = left + w * (i + 0.5) / len(columns)
+            fig.text(middle / width, (h + 4) / height, str(label), va="bottom", ha="center", size=size)
         for i, label in enumerate(rows):
             fig.text((left - 8) / width, (h - h * (i + 0.5) / len(rows)) / height, str(label), va="center", ha="right",
                      size=9, color=colors[i] if colors else TRUTH)
         canvas = _rgb(fig)
-    canvas = np.pad(canvas, ((0, max(0, height - canvas.shape[0])), (0, max(0, width - canvas.shape[1])), (0, 0)), mode="edge")
+    short, narrow = max(0, height - canvas.shape[0]), max(0, width - canvas.shape[1])   # a pixel may be lost in inches
+    canvas = np.pad(canvas, ((0, short), (0, narrow), (0, 0)), mode="edge")
     canvas[canvas.shape[0] - h:, left:left + w] = pixels
     return canvas
 
@@ -210,7 +212,8 @@ def show_strip(rows,                        # one batch (C, ch, H, W) for each r
     if len({r.shape for r in rows}) != 1: raise ValueError(f"rows must have one shape, got {[r.shape for r in rows]}")
     n, c, h, w = rows[0].shape
     for labels, count, what in ((col_labels, n, "col_labels"), (row_labels, len(rows), "row_labels")):
-        if len(labels) not in (0, count): raise ValueError(f"{what} must have {count} entries or none, got {len(labels)}")
+        if len(labels) not in (0, count):
+            raise ValueError(f"{what} must have {count} entries or none, got {len(labels)}")
     pixels = image_grid(np.concatenate(rows), n, scale or _fit(n * w, PAGE), pad=2)
     colors = [color_of(r, -1) for r in row_labels]
     order = ", ".join(map(str, col_labels)) or "in order"
@@ -330,7 +333,7 @@ def scatter(points: dict,               # name -> (N, 2)
             a.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     return (ax[0] if n > 1 else ax).figure.picture
 
-# %% ../nbs/plotting.ipynb #11a19a80
+# %% ../nbs/plotting.ipynb #e0671062
 def _gif(frames: list, fps: float, hold: float, max_bytes: int) -> bytes:
     "Encode uint8 (H, W, 3) frames with one palette, thinning them until the file is small enough."
     from PIL import Image
@@ -377,7 +380,8 @@ def animate(frames: Iterable,               # batches of images (N, C, H, W); wi
         scale = scale or _fit(ncols * w, PAGE // 2)
         drawn = [_mosaic(image_grid(f, ncols, scale, pad=2), caption) for f, caption in zip(frames, captions)]
         height, width = (max(d.shape[i] for d in drawn) for i in (0, 1))
-        drawn = [np.pad(d, ((height - d.shape[0], 0), (0, width - d.shape[1]), (0, 0)), constant_values=255) for d in drawn]
+        room = [((height - d.shape[0], 0), (0, width - d.shape[1]), (0, 0)) for d in drawn]
+        drawn = [np.pad(d, r, constant_values=255) for d, r in zip(drawn, room)]
     else:
         kwargs = {"width": 4.6, "height": 4.4} | kwargs
         for f, caption in zip(frames, captions):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/01_schedules.ipynb #a1875788
+# %% ../nbs/01_schedules.ipynb #4c8acad3
 class NoiseSchedule:
     """The variances beta_1 .. beta_T of the forward process, and all that follows from them alone.
 
@@ -22,7 +22,7 @@ class NoiseSchedule:
 
     def __init__(self,
                  betas,              # variances, T real numbers (tensor, array or list), each in (0, 1]
-                 timesteps=None,     # T increasing whole numbers from 0: what the network is told at each index; 0 .. T-1 by default
+                 timesteps=None,     # T increasing whole numbers from 0, what the network is told; 0 .. T-1 if absent
                  ):
         self.betas = betas = _vector("betas", betas, torch.float64)
         bad = ~((betas > 0) & (betas <= 1))        # a NaN compares false, so it is caught too
@@ -32,13 +32,15 @@ class NoiseSchedule:
         steps = range(len(betas)) if timesteps is None else timesteps
         self.timesteps = _vector("timesteps", steps, torch.long)
         if self.timesteps.shape != betas.shape or self.timesteps[0] < 0 or (self.timesteps.diff() <= 0).any():
-            raise ValueError(f"timesteps must be {len(betas)} increasing whole numbers from 0, got {self.timesteps.tolist()}")
+            raise ValueError(f"timesteps must be {len(betas)} increasing whole numbers from 0, got "
+                             f"{self.timesteps.tolist()}")
         self.alphas = 1 - betas
         # log1p and expm1: 1 - alpha_bar would lose the digits of beta_1 = 1e-4.
         self.log_alpha_bars = torch.log1p(-betas).cumsum(0)
         self.alpha_bars = self.log_alpha_bars.exp()
         self.one_minus_alpha_bars = -torch.expm1(self.log_alpha_bars)
-        self.alpha_bars_prev = F.pad(self.alpha_bars[:-1], (1, 0), value=1.0)                     # alpha_bar_0 = 1: the data
+        self.alpha_bars_prev = F.pad(self.alpha_bars[:-1], (1, 0),
+                                     value=1.0)                     # alpha_bar_0 = 1: the data
         self.one_minus_alpha_bars_prev = F.pad(self.one_minus_alpha_bars[:-1], (1, 0), value=0.0)
 
     @classmethod
@@ -118,7 +120,7 @@ class NoiseSchedule:
     def respaced(self,
                  steps: int,               # how many steps to keep, 1 .. T
                  ) -> "NoiseSchedule":     # schedule of `steps` steps, whose `timesteps` point into this one
-        "The same process seen at fewer times: each kept time ends one of `steps` equal stretches; alpha_bars there are unchanged."
+        "The same process seen at fewer times: each ends one of `steps` equal stretches; alpha_bars there are unchanged."
         if not (isinstance(steps, Integral) and 1 <= steps <= self.T):
             raise ValueError(f"steps must be a whole number in 1 .. {self.T}, got {steps!r}")
         ends = (torch.arange(1, steps + 1, dtype=torch.float64, device="cpu") * self.T / steps).round().long()
@@ -130,7 +132,8 @@ class NoiseSchedule:
     def __len__(self) -> int: return self.T
 
     def __eq__(self, other) -> bool:
-        return isinstance(other, NoiseSchedule) and torch.equal(self.betas, other.betas) and torch.equal(self.timesteps, other.timesteps)
+        if not isinstance(other, NoiseSchedule): return False
+        return torch.equal(self.betas, other.betas) and torch.equal(self.timesteps, other.timesteps)
 
     __hash__ = None
 
@@ -142,8 +145,10 @@ class NoiseSchedule:
 def _vector(name: str, values, dtype: torch.dtype) -> Tensor:
     "A copy on the CPU, if it is a non-empty vector of real numbers."
     try: v = torch.as_tensor(values, device="cpu", dtype=None if isinstance(values, Tensor) else dtype)
-    except (TypeError, ValueError, RuntimeError) as e: raise ValueError(f"{name} must be a vector of numbers: {e}") from None
-    if v.ndim != 1 or len(v) == 0: raise ValueError(f"{name} must be a non-empty vector of shape (T,), got shape {tuple(v.shape)}")
+    except (TypeError, ValueError,
+            RuntimeError) as e: raise ValueError(f"{name} must be a vector of numbers: {e}") from None
+    if v.ndim != 1 or len(v) == 0: raise ValueError(f"{name} must be a non-empty vector of shape (T,), got shape "
+                                                    f"{tuple(v.shape)}")
     if v.is_complex() or (dtype == torch.long and v.is_floating_point()):
         raise ValueError(f"{name} must be {'whole' if dtype == torch.long else 'real'} numbers, got {v.dtype}")
     return v.detach().to(dtype, copy=True)

@@ -35,10 +35,12 @@ html_show_search_summary = False    # would be fetched, and a page opened from d
 html_last_updated_fmt = None
 html_permalinks_icon = "#"
 html_theme_options = {
-    "use_download_button": False, "use_fullscreen_button": False, "show_toc_level": 2, "home_page_in_toc": True,
-    "show_prev_next": True, "pygments_light_style": "a11y-high-contrast-light", "pygments_dark_style": "a11y-high-contrast-dark",
+    "use_download_button": False, "use_fullscreen_button": False,
+    "show_toc_level": 2, "home_page_in_toc": True, "show_prev_next": True,
+    "pygments_light_style": "a11y-high-contrast-light", "pygments_dark_style": "a11y-high-contrast-dark",
     "logo": {"text": "Denoising Diffusion, executable"}, "back_to_top_button": False, "navbar_persistent": [],
 }
+html_context = {"default_mode": "auto"}
 mathjax_path = "mathjax/tex-svg-full.js"
 mathjax3_config = {"options": {"enableMenu": False}, "svg": {"fontCache": "global"}}
 math_eqref_format = "({number})"

@@ -13,16 +13,17 @@ EXECUTABLE = os.environ.get("CHROME") or next(filter(None, map(shutil.which, NAM
 
 
 class Page:
-    "One tab. What it asks of the network and what it complains of is kept in `requests` and `complaints`."
-    def __init__(self, send, receive, session):
-        self.send_bytes, self.receive_bytes, self.session = send, receive, session
-        self.count, self.requests, self.complaints = 0, [], []
+    "A tab, fresh for each address. What it asks of the network and complains of is in `requests` and `complaints`."
+    def __init__(self, send, receive):
+        self.send_bytes, self.receive_bytes = send, receive
+        self.count, self.tab, self.session, self.requests, self.complaints = 0, None, None, [], []
+        self.appearance()
 
     def call(self, method, **params):
         "Send a command and wait for its answer."
         self.count += 1
         message = {"id": self.count, "method": method, "params": params}
-        if self.session: message["sessionId"] = self.session
+        if self.session and not method.startswith("Target."): message["sessionId"] = self.session
         self.send_bytes(json.dumps(message).encode() + b"\0")
         while True:
             answer = self.receive_bytes()
@@ -35,8 +36,10 @@ class Page:
         params, kind = event.get("params", {}), event.get("method")
         if kind == "Network.requestWillBeSent": self.requests.append(params["request"]["url"])
         if kind == "Runtime.exceptionThrown": self.complaints.append(json.dumps(params["exceptionDetails"])[:500])
-        if kind == "Runtime.consoleAPICalled" and params["type"] == "error": self.complaints.append(json.dumps(params["args"])[:500])
-        if kind == "Log.entryAdded" and params["entry"]["level"] == "error": self.complaints.append(json.dumps(params["entry"])[:500])
+        if kind == "Runtime.consoleAPICalled" and params["type"] == "error":
+            self.complaints.append(json.dumps(params["args"])[:500])
+        if kind == "Log.entryAdded" and params["entry"]["level"] == "error":
+            self.complaints.append(json.dumps(params["entry"])[:500])
 
     def js(self, expression):
         "The value of an expression; a promise is awaited."
@@ -51,18 +54,23 @@ class Page:
             if time.time() > end: raise TimeoutError(f"after {seconds} s still not: {condition}")
             time.sleep(0.05)
 
+    def appearance(self, scheme="light", width=1300, height=900):
+        "Light or dark, wide or narrow, for the pages opened from now on."
+        self.media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        self.screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+
     def open(self, url):
-        "Load a page and wait until its formulas are set."
+        "Load a page into a new tab, and wait until its formulas are set."
+        if self.tab: self.call("Target.closeTarget", targetId=self.tab)
         self.requests.clear(), self.complaints.clear()
-        self.call("Page.navigate", url="about:blank")
+        self.tab = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=self.tab, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"): self.call(f"{domain}.enable")
+        self.call("Emulation.setEmulatedMedia", **self.media)
+        self.call("Emulation.setDeviceMetricsOverride", **self.screen)
         self.call("Page.navigate", url=url)
         self.wait(f"document.readyState == 'complete' && location.href.startsWith({json.dumps(url.split('#')[0])})")
         self.js("window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => 1) : 1")
-
-    def appearance(self, scheme="light", width=1300, height=900):
-        "Light or dark, wide or narrow."
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
 
 
 @contextlib.contextmanager
@@ -80,7 +88,8 @@ def browser():
             [EXECUTABLE, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
              "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
              f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank"],
-            preexec_fn=hand_over, close_fds=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            preexec_fn=hand_over, close_fds=False,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         os.close(to_read), os.close(from_write)
         buffer = b""
 
@@ -98,13 +107,7 @@ def browser():
             while data: data = data[os.write(to_write, data):]
 
         try:
-            whole = Page(send, receive, None)
-            target = whole.call("Target.createTarget", url="about:blank")["targetId"]
-            page = Page(send, receive, whole.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
-            page.count = 1000
-            for domain in ("Page", "Runtime", "Network", "Log"): page.call(f"{domain}.enable")
-            page.appearance()
-            yield page
+            yield Page(send, receive)
         finally:
             process.terminate()
             try: process.wait(10)

@@ -17,8 +17,8 @@ from ddpm_nb import cli, data, training
 from ddpm_nb.cli import main
 
 ROOT = Path(cli.__file__).parents[1]
-TINY = ["steps=4", "batch_size=4", "save_every=2", "log_every=2", "sample_count=4", "sample_steps=2", "unet.base_channels=8", "unet.groups=4",
-        "diffusion.T=8"]
+TINY = ["steps=4", "batch_size=4", "save_every=2", "log_every=2", "sample_count=4", "sample_steps=2", "unet.base_channels=8",
+        "unet.groups=4", "diffusion.T=8"]
 
 
 def tiny(*more): return ["train", "digits", "--size", "smoke", "--device", "cpu", "--quiet", *more, "--set", *TINY]
@@ -47,7 +47,8 @@ def fails(capsys, words, *parts, code=2):
 
 def test_train_writes_samples_loss_animation_and_says_what_to_look_at(run, capsys):
     from PIL import Image
-    assert {"run.json", "log.jsonl", "checkpoints", "samples.png", "loss.png", "reverse.gif"} == {p.name for p in run.iterdir()}
+    wanted = {"run.json", "log.jsonl", "checkpoints", "samples.png", "loss.png", "loss_by_t.png", "reverse.gif"}
+    assert {p.name for p in run.iterdir()} == wanted
     with Image.open(run / "samples.png") as im: assert im.size[0] > 64
     with Image.open(run / "reverse.gif") as im: assert im.n_frames >= 3
     assert json.loads((run / "run.json").read_text())["train"]["steps"] == 4
@@ -76,8 +77,8 @@ def test_an_interrupted_run_goes_on_either_way(tmp_path, capsys):
 
 
 def test_ctrl_c_saves_and_tells_how_to_go_on(tmp_path):
-    process = subprocess.Popen([sys.executable, "-m", "ddpm_nb.cli", *tiny("--out", str(tmp_path / "r")), "steps=100000", "save_every=100000"],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    words = [*tiny("--out", str(tmp_path / "r")), "steps=100000", "save_every=100000"]
+    process = subprocess.Popen([sys.executable, "-m", "ddpm_nb.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
     while not (tmp_path / "r" / "log.jsonl").exists() and process.poll() is None: time.sleep(0.1)
     process.send_signal(signal.SIGINT)
@@ -92,7 +93,8 @@ def test_sample_writes_a_grid_that_depends_on_the_seed_alone(run, tmp_path, samp
     files = []
     for name, seed in [("a", 0), ("b", 0), ("c", 1)]:
         path = tmp_path / name / "grid.png"
-        assert main(["sample", str(run), "--n", "4", "--sampler", sampler, "--steps", "4", "--seed", str(seed), "--out", str(path), "--quiet"]) == 0
+        words = ["--n", "4", "--sampler", sampler, "--steps", "4", "--seed", str(seed), "--out", str(path), "--quiet"]
+        assert main(["sample", str(run), *words]) == 0
         files.append(path.read_bytes())
         assert [p.name for p in path.parent.iterdir()] == ["grid.png"]
     assert files[0] == files[1] != files[2]
@@ -167,7 +169,7 @@ def test_wrong_words_take_one_line(capsys):
     fails(capsys, ["fly"], "invalid choice: 'fly'", "train", "sample", "evaluate", "info")
     fails(capsys, ["train", "--steps", "0", "digits"], "whole number above 0, got '0'")
     fails(capsys, ["train", "digits", "--set", "lr"], "expected KEY=VALUE, got 'lr'")
-    fails(capsys, ["train"], "digits or cifar10")
+    fails(capsys, ["train"], "one of digits, cifar10, or --resume RUN")
 
 
 @pytest.mark.parametrize("words, parts", [
@@ -211,7 +213,8 @@ def test_an_unwritable_folder_is_told_before_anything_is_done(capsys, tmp_path, 
 def test_another_configuration_is_refused_with_the_keys_that_differ(capsys, run):
     before = sorted((p, p.stat().st_mtime_ns) for p in run.rglob("*"))
     fails(capsys, [*tiny("--out", run), "lr=0.5"], "another configuration", "train.lr is 0.002 there and 0.5 here", "--out")
-    fails(capsys, ["train", "--resume", run, "--set", "unet.dropout=0.3", "--device", "cpu", "--quiet"], "model.dropout is 0.0 there and 0.3 here")
+    resume = ["train", "--resume", run, "--device", "cpu", "--quiet", "--set"]
+    fails(capsys, [*resume, "unet.dropout=0.3"], "model.dropout is 0.0 there and 0.3 here")
     fails(capsys, ["train", "cifar10", "--out", run], "data is 'digits' there and 'cifar10' here")
     assert sorted((p, p.stat().st_mtime_ns) for p in run.rglob("*")) == before
 
@@ -237,6 +240,22 @@ def test_a_mistake_in_sample_is_told_in_one_line_and_leaves_nothing(capsys, tmp_
 
 def test_what_is_no_run_is_said_to_be_none(capsys, tmp_path):
     for command in ("sample", "evaluate", "info"): fails(capsys, [command, tmp_path], "no run folder")
+    for command in ("sample", "evaluate"): fails(capsys, [command, "nowhere"], "there is no folder 'nowhere'", "hub name")
+
+
+def test_a_saved_model_is_sampled_and_measured_like_a_run(run, tmp_path, capsys):
+    from ddpm_nb.pretrained import save_pretrained
+    save_pretrained(tmp_path / "saved", *training.load_run(run))
+    for model, name in ((run, "a.png"), (tmp_path / "saved", "b.png")):
+        assert main(["sample", str(model), "--n", "4", "--steps", "2", "--out", str(tmp_path / name), "--quiet"]) == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    capsys.readouterr()
+    printed = []
+    for model in (run, tmp_path / "saved"):
+        assert main(["evaluate", str(model), "--n", "2", "--quiet"]) == 0
+        printed.append(capsys.readouterr().out.split(",")[0])
+    assert printed[0] == printed[1]
+    fails(capsys, ["evaluate", tmp_path / "saved", "--data", "cifar10", "--root", tmp_path], "CIFAR-10 is not in")
 
 
 def test_a_damaged_run_is_told_in_one_line(capsys, tmp_path, run):
@@ -246,7 +265,7 @@ def test_a_damaged_run_is_told_in_one_line(capsys, tmp_path, run):
     fails(capsys, ["train", "--resume", tmp_path / "run"], "run.json is damaged")
     path = training.checkpoints(tmp_path / "run")[-1] / "ema.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    fails(capsys, ["sample", tmp_path / "run"], "is damaged; delete the folder")
+    fails(capsys, ["sample", tmp_path / "run"], "ema.safetensors is damaged", "delete it to go on from the one before it")
 
 
 def test_divergence_ends_with_a_report_and_exit_code_1(capsys, tmp_path):

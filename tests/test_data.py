@@ -244,8 +244,9 @@ def member(name, kind=tarfile.REGTYPE, target="", size=1):
 
 
 @pytest.mark.parametrize("bad", [
-    member("../escape"), member("/etc/escape"), member("box/../../escape"), member("other/file"), member("box/link", tarfile.SYMTYPE, "/etc/passwd"),
-    member("box/hard", tarfile.LNKTYPE, "box/good"), member("box/device", tarfile.CHRTYPE), member("box/pipe", tarfile.FIFOTYPE)],
+    member("../escape"), member("/etc/escape"), member("box/../../escape"), member("other/file"),
+    member("box/link", tarfile.SYMTYPE, "/etc/passwd"), member("box/hard", tarfile.LNKTYPE, "box/good"),
+    member("box/device", tarfile.CHRTYPE), member("box/pipe", tarfile.FIFOTYPE)],
     ids=lambda m: m.name)
 def test_unsafe_archives_are_refused_and_nothing_is_unpacked(tmp_path, bad):
     archive = tar_with(tmp_path, member("box/good"), bad)
@@ -265,8 +266,8 @@ def test_an_archive_unpacks_whole(tmp_path):
 def pictures(tmp_path):
     from PIL import Image
     rng = np.random.default_rng(0)
-    for name, size, mode in [("a/1.png", (40, 30), "RGB"), ("a/2.PNG", (16, 16), "L"), ("b/3.jpg", (33, 50), "RGB"), ("b/4.webp", (20, 20), "RGBA"),
-                             ("5.bmp", (16, 16), "P")]:
+    for name, size, mode in [("a/1.png", (40, 30), "RGB"), ("a/2.PNG", (16, 16), "L"), ("b/3.jpg", (33, 50), "RGB"),
+                             ("b/4.webp", (20, 20), "RGBA"), ("5.bmp", (16, 16), "P")]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shape = {"L": size[::-1], "P": size[::-1], "RGB": (*size[::-1], 3), "RGBA": (*size[::-1], 4)}[mode]
         Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).convert(mode).save(tmp_path / name)

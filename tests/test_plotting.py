@@ -49,12 +49,13 @@ def test_values_outside_the_range_are_clipped_and_what_is_no_number_is_grey():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_any_float_dtype_is_drawn(dtype):
-    assert image_grid(torch.zeros(1, 1, 2, 2, dtype=dtype, requires_grad=True)).tolist() == [[[128], [128]], [[128], [128]]]
+    assert (image_grid(torch.zeros(1, 1, 2, 2, dtype=dtype, requires_grad=True)) == 128).all()
 
 
-@pytest.mark.parametrize("bad", [torch.zeros(2, 2, 4, 4), torch.zeros(4, 4), torch.zeros(0, 1, 4, 4), torch.zeros(1, 1, 4, 4).long()])
-def test_what_is_no_batch_of_images_is_refused_with_what_is_allowed(bad):
-    with pytest.raises(ValueError, match="images must"): image_grid(bad)
+@pytest.mark.parametrize("shape, dtype", [((2, 2, 4, 4), torch.float32), ((4, 4), torch.float32),
+                                          ((0, 1, 4, 4), torch.float32), ((1, 1, 4, 4), torch.long)])
+def test_what_is_no_batch_of_images_is_refused_with_what_is_allowed(shape, dtype):
+    with pytest.raises(ValueError, match="images must"): image_grid(torch.zeros(shape, dtype=dtype))
 
 
 def test_a_saved_grid_reads_back_as_it_was(tmp_path):
@@ -150,7 +151,7 @@ def test_a_long_animation_is_thinned_below_the_limit_and_keeps_its_first_and_las
 
 
 def test_an_animation_of_drawings(tmp_path):
-    film = animate(range(3), draw=lambda ax, i: ax.plot([0, i]), labels=["a", "b", "c"], title="Lines", path=tmp_path / "film.gif")
+    film = animate(range(3), draw=lambda ax, i: ax.plot([0, i]), labels=list("abc"), path=tmp_path / "film.gif")
     assert isinstance(film, Picture) and (tmp_path / "film.gif").read_bytes() == film.data
     assert len(list(frames_of(film))) == 3
     with pytest.raises(ValueError, match="labels must have 3"): animate(range(3), draw=print, labels=["a"])

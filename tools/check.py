@@ -14,13 +14,16 @@ IGNORE = shutil.ignore_patterns("__pycache__", "runs", "data", ".ipynb_checkpoin
 
 def run(*command, **kwargs):
     "Run a command in the project; True if it succeeded."
-    return subprocess.run([str(o) for o in command], **{"cwd": ROOT, "stdin": subprocess.DEVNULL} | kwargs).returncode == 0
+    where = {"cwd": ROOT, "stdin": subprocess.DEVNULL} | kwargs
+    return subprocess.run([str(o) for o in command], **where).returncode == 0
 
 
 def differences(a, b, suffix):
     "Paths of files with that suffix which differ between two folders, or are in one of them only."
-    files = lambda base: {f.relative_to(base) for f in base.rglob("*" + suffix) if "__pycache__" not in f.parts and ".ipynb_checkpoints" not in f.parts}
-    return sorted(str(f) for f in files(a) | files(b) if not ((a / f).exists() and (b / f).exists() and filecmp.cmp(a / f, b / f, shallow=False)))
+    passing = {"__pycache__", ".ipynb_checkpoints"}
+    files = lambda base: {f.relative_to(base) for f in base.rglob("*" + suffix) if not passing & set(f.parts)}
+    same = lambda f: (a / f).exists() and (b / f).exists() and filecmp.cmp(a / f, b / f, shallow=False)
+    return sorted(str(f) for f in files(a) | files(b) if not same(f))
 
 
 def style():
@@ -63,13 +66,13 @@ def main():
     parser.add_argument("--quick", action="store_true", help="leave out the notebooks and the tests")
     parser.add_argument("--gpu", action="store_true", help="include what is marked for a GPU, or as slow")
     args = parser.parse_args()
-    # two workers, one thread each; nothing asks anything; a build that depends on the date would show
-    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", PYTHONUNBUFFERED="1", MPLBACKEND="agg", TOKENIZERS_PARALLELISM="false")
+    # two workers, and one thread for each
+    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", PYTHONUNBUFFERED="1", MPLBACKEND="agg")
     os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     steps = [style, exports, site]
     if not args.quick: steps += [lambda: notebooks(args.gpu), lambda: tests(args.gpu)]
     names = [f.__doc__ for f in (style, exports, site, notebooks, tests)]
-    failed, start = [], time.time()
+    failed = []
     for step, name in zip(steps, names):
         print(f"\n=== {name}", flush=True)
         begun = time.time()

@@ -1,4 +1,4 @@
-"""Run notebooks in place and keep their outputs, cleaned: `make notebooks`, or `make notebooks NB=nbs/01_schedules.ipynb`."""
+"""Run notebooks in place and keep their outputs, cleaned: `make notebooks`, or with `NB=nbs/plotting.ipynb` one of them."""
 import subprocess, sys, time
 from pathlib import Path
 
@@ -11,16 +11,19 @@ ROOT = Path(__file__).resolve().parent.parent
 def refresh(path):
     "Execute one notebook; it is written only if every cell ran."
     nb, start = nbformat.read(path, 4), time.time()
-    NotebookClient(nb, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    where = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(nb, timeout=None, kernel_name="python3", resources=where).execute()
     for cell in nb.cells:
         cell.metadata.pop("execution", None)
         for output in cell.get("outputs", []):   # a progress bar leaves only its last state
-            if output.output_type == "stream": output.text = "\n".join(line.split("\r")[-1] for line in output.text.split("\n"))
+            if output.output_type == "stream":
+                output.text = "\n".join(line.split("\r")[-1] for line in output.text.split("\n"))
     nbformat.write(nb, path)
     subprocess.run([str(Path(sys.executable).parent / "nbdev_clean"), "--fname", str(path)], cwd=ROOT, check=True)
     print(f"{path.relative_to(ROOT)}: {time.time() - start:.0f} s, {path.stat().st_size / 1024:.0f} kB", flush=True)
 
 
 if __name__ == "__main__":
-    chosen = [Path(p).resolve() for p in sys.argv[1:]] or sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+    everything = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+    chosen = [Path(p).resolve() for p in sys.argv[1:]] or everything
     for path in chosen: refresh(path)

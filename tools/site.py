@@ -4,7 +4,8 @@
     python tools/site.py --draft    the same, but warnings (a link to a chapter that is not there yet) are only shown
     python tools/site.py --check    write nothing: say what is behind the notebooks, exit 1 if anything is
 
-nbdev reads the notebooks and their directives; this script turns them into what myst-nb expects, and Sphinx renders that with nbs/conf.py.
+nbdev reads the notebooks and their directives; this script turns them into what myst-nb expects, and Sphinx
+renders that with nbs/conf.py.
 """
 import argparse, ast, filecmp, hashlib, html, importlib.metadata, io, json, re, shutil, sys, tempfile, tokenize
 from pathlib import Path
@@ -18,10 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 NBS, DOCS, LIB = ROOT / "nbs", ROOT / "docs", ROOT / "ddpm_nb"
 EXPERIMENTS = ["swiss_roll", "digits", "cifar10", "figures", "ablations"]
 APPENDICES = ["paper_map", "plotting"]
-TOOLS = ["sphinx", "myst-nb", "myst-parser", "docutils", "pygments", "sphinx-book-theme", "pydata-sphinx-theme", "sphinx-design"]
+TOOLS = ["sphinx", "myst-nb", "myst-parser", "docutils", "pygments", "sphinx-book-theme", "pydata-sphinx-theme",
+         "sphinx-design"]
 
 
-# --- which pages there are, in order -----------------------------------------------------------------------------------
+# --- which pages there are, in order ---------------------------------------------------------------------------------
 
 def in_order(paths, first):
     "Sort paths: the names in `first` in that order, then the others by name."
@@ -33,7 +35,8 @@ def pages():
     top = {p for p in NBS.glob("*.ipynb")}
     chapters = {p for p in top if re.match(r"\d\d_", p.name)}
     appendices = top - chapters - {NBS / "index.ipynb"}
-    return {"Chapters": in_order(chapters, []), "Experiments": in_order((NBS / "experiments").glob("*.ipynb"), EXPERIMENTS),
+    experiments = (NBS / "experiments").glob("*.ipynb")
+    return {"Chapters": in_order(chapters, []), "Experiments": in_order(experiments, EXPERIMENTS),
             "Appendices": in_order(appendices, APPENDICES)}
 
 
@@ -48,7 +51,7 @@ def title_of(path):
     return m[1].strip(), m[2].strip(), first.strip()[m.end():].strip()
 
 
-def contents(prefix=""):
+def contents():
     "The list of chapters that stands where the index says `<!-- chapters -->`."
     out = []
     for caption, paths in pages().items():
@@ -56,7 +59,8 @@ def contents(prefix=""):
         out.append(f"**{caption}**\n")
         for p in paths:
             (title, subtitle, _), number = title_of(p), f"{int(p.stem[:2])}. " if re.match(r"\d\d_", p.stem) else ""
-            out.append(f"- [{number}{title}]({prefix}{p.relative_to(NBS).as_posix()}): {subtitle[:1].lower() + subtitle[1:]}")
+            link = f"[{number}{title}]({p.relative_to(NBS).as_posix()})"
+            out.append(f"- {link}: {subtitle[:1].lower() + subtitle[1:]}")
         out.append("")
     return "\n".join(out)
 
@@ -64,7 +68,7 @@ def contents(prefix=""):
 CONTENTS = re.compile(r"<!-- chapters\b.*?-->")
 
 
-# --- the documentation of what a cell exports --------------------------------------------------------------------------
+# --- the documentation of what a cell exports ------------------------------------------------------------------------
 
 def comments(source):
     "Line number -> comment."
@@ -104,7 +108,8 @@ def described(node, rows):
     md = MarkdownIt()
     out = md.render(ast.get_docstring(node) or "")
     if rows:
-        out += '<table class="table"><thead><tr><th>name</th><th>type</th><th>default</th><th>meaning</th></tr></thead><tbody>'
+        heads = "".join(f"<th>{o}</th>" for o in ("name", "type", "default", "meaning"))
+        out += f'<table class="table"><thead><tr>{heads}</tr></thead><tbody>'
         for name, kind, default, meaning in rows:
             code = "".join(f"<td>{f'<code>{html.escape(o)}</code>' if o else ''}</td>" for o in (kind, default))
             name = "<em>returns</em>" if name == "returns" else f"<code>{html.escape(name)}</code>"
@@ -115,26 +120,29 @@ def described(node, rows):
 
 def api_card(node, said, module, up):
     "The folded documentation of one exported function or class, as HTML."
-    method = [n for n in node.body if isinstance(n, ast.FunctionDef)] if isinstance(node, ast.ClassDef) else []
-    init = next((n for n in method if n.name == "__init__"), node)
-    rows = parameters(init, said)
-    out = [f'<details class="api" id="api-{node.name}"><summary><span>{"class" if method or isinstance(node, ast.ClassDef) else "function"}</span> '
-           f'<code>{html.escape(signature(node, rows))}</code></summary>',
-           f'<p class="api-source"><a href="{up}source/{module}.html#{node.name}">source: ddpm_nb/{module}.py</a></p>', described(node, rows)]
-    for m in method:
+    kind = "class" if isinstance(node, ast.ClassDef) else "function"
+    methods = [n for n in node.body if isinstance(n, ast.FunctionDef)] if kind == "class" else []
+    rows = parameters(next((n for n in methods if n.name == "__init__"), node), said)
+    source = f'<a href="{up}source/{module}.html#{node.name}">source: ddpm_nb/{module}.py</a>'
+    out = [f'<details class="api" id="api-{node.name}">',
+           f'<summary><span>{kind}</span> <code>{html.escape(signature(node, rows))}</code></summary>',
+           f'<p class="api-source">{source}</p>', described(node, rows)]
+    for m in methods:
         if m.name.startswith("_"): continue
         rows = parameters(m, said)
         call = signature(m, rows) if not any(getattr(d, "id", "") == "property" for d in m.decorator_list) else m.name
-        out.append(f'<div class="api-method" id="api-{node.name}.{m.name}"><p><code>{html.escape(call)}</code></p>{described(m, rows)}</div>')
+        out.append(f'<div class="api-method" id="api-{node.name}.{m.name}"><p><code>{html.escape(call)}</code></p>')
+        out.append(described(m, rows) + "</div>")
     return "".join(out) + "</details>"
 
 
 def exported(source):
     "The public functions and classes that a cell defines."
-    return [n for n in ast.parse(source).body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("_")]
+    defined = (n for n in ast.parse(source).body if isinstance(n, (ast.FunctionDef, ast.ClassDef)))
+    return [n for n in defined if not n.name.startswith("_")]
 
 
-# --- a notebook as myst-nb wants it ------------------------------------------------------------------------------------
+# --- a notebook as myst-nb wants it ----------------------------------------------------------------------------------
 
 def markdown(source): return AttrDict(cell_type="markdown", metadata={}, source=source)
 
@@ -143,6 +151,12 @@ def identified(cells):
     "Number the cells: nbformat wants an id for each, and the same input must give the same bytes."
     for i, cell in enumerate(cells): cell["id"] = f"cell-{i}"
     return cells
+
+
+def site_links(text):
+    "Links to notebooks in a cell's HTML become links to pages; the class names the anchor (tools/paper_map.py)."
+    return re.sub(r'<a href="([\w/.-]+)\.ipynb(?:#[^"]*)?" class="at-([^"]*)">',
+                  lambda m: f'<a href="{m[1]}.html{"#" + m[2] if m[2] else ""}">', text)
 
 
 def raw_html(text): return markdown("```{raw} html\n" + text.replace("\n\n", "\n") + "\n```")
@@ -156,7 +170,7 @@ def process(path, symbols):
     for cell in nb.cells:
         if cell.cell_type == "markdown":
             if cells: cells.append(markdown(CONTENTS.sub(lambda _: contents(), cell.source)))
-            else: cells = [markdown(f"# {title}\n\n```{{div}} subtitle\n{subtitle}\n```"), None]   # None: the line of links
+            else: cells = [markdown(f"# {title}\n\n```{{div}} subtitle\n{subtitle}\n```"), None]   # None: line of links
             if len(cells) == 2 and more: cells, more = [*cells, markdown(more)], ""
             continue
         if cell.cell_type != "code": continue
@@ -168,19 +182,25 @@ def process(path, symbols):
         while lines and (re.match(r"\s*#\s*\|", lines[0]) or not lines[0].strip()): lines.pop(0)
         cell.source = "\n".join(lines)
         tags = [t for t, on in (("remove-input", flag("echo", "false")), ("hide-cell", flag("code-fold", "true")),
-                                ("remove-output", flag("output", "false")), ("exported", d.keys() & {"export", "exports"})) if on]
+                                ("remove-output", flag("output", "false")),
+                                ("exported", d.keys() & {"export", "exports"})) if on]
         cell.metadata = {"tags": tags} if tags else {}
         cell.outputs = [o for o in cell.outputs if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
+        for o in cell.outputs:
+            if "text/html" in o.get("data", {}): o["data"]["text/html"] = site_links("".join(o["data"]["text/html"]))
         if "exported" in tags: cell.outputs = []
         cells.append(cell)
         if "exported" in tags:
             said = comments(cell.source)
             nodes = exported(cell.source)
-            for n in nodes: symbols[n.name] = (name, f"api-{n.name}", MarkdownIt().renderInline((ast.get_docstring(n) or "").split("\n\n")[0]))
+            for n in nodes:
+                summary = (ast.get_docstring(n) or "").split("\n\n")[0]
+                symbols[n.name] = (name, f"api-{n.name}", MarkdownIt().renderInline(summary))
             if nodes: cells.append(raw_html("\n".join(api_card(n, said, module, up) for n in nodes)))
     links = f'<p class="page-links"><a href="{up}notebooks/{name}.ipynb" download>Download this notebook</a>'
     if module: links += f' · it is <a href="{up}source/{module}.html"><code>ddpm_nb.{module}</code></a>'
-    nb.cells = identified([raw_html(links + "</p>") if c is None else c for c in cells if c is not None or name != "index"])
+    links = [raw_html(links + "</p>")] if name != "index" else []
+    nb.cells = identified([o for c in cells for o in (links if c is None else [c])])
     nb.metadata.pop("widgets", None)
     return nb
 
@@ -195,7 +215,7 @@ def bare(path):
 
 def source_page(path):
     "A module's source, chunk by chunk, with an anchor at each name."
-    out = [f"---\norphan: true\n---\n\n# ddpm_nb.{path.stem}\n\nWritten by nbdev from the book's notebook; edit that, not this."]
+    out = [f"---\norphan: true\n---\n\n# ddpm_nb.{path.stem}\n\nWritten by nbdev from the book's notebook."]
     for chunk in re.split(r"^# %% .*\n", path.read_text(encoding="utf-8"), flags=re.M)[1:]:
         anchors = "".join(f'<span id="{n.name}"></span>' for n in exported(chunk))
         if anchors: out.append(raw_html(anchors).source)
@@ -205,7 +225,8 @@ def source_page(path):
 
 def reference(symbols, titles):
     "The page that lists every public name."
-    out = ["# All names, by chapter\n\n```{div} subtitle\nEvery public function and class of the package, and where it is derived\n```"]
+    out = ["# All names, by chapter\n\n```{div} subtitle\n"
+           "Every public function and class of the package, and where it is derived\n```"]
     for page, title in titles.items():
         rows = [f'<li><a href="{page}.html#{anchor}"><code>{name}</code></a> {summary}</li>'
                 for name, (where, anchor, summary) in symbols.items() if where == page]
@@ -227,15 +248,17 @@ def prepare(work):
         download = work.parent / "extra" / "notebooks" / path.relative_to(NBS)
         download.parent.mkdir(parents=True, exist_ok=True)
         download.write_text(bare(path), encoding="utf-8")
+    number = lambda p: f"{int(p.stem[:2])} · " if re.match(r"\d\d_", p.stem) else ""
+    entry = lambda p: f"{number(p)}{titles[docname(p)]} <{docname(p)}>"
     for caption, paths in pages().items():
-        entry = lambda p: f"{int(p.stem[:2])} · {titles[docname(p)]} <{docname(p)}>" if re.match(r"\d\d_", p.stem) else docname(p)
         entries = [entry(p) for p in paths] + (["reference"] if caption == "Appendices" else [])
         if entries: toc.append(f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(entries) + "\n```")
     index.cells = identified([*index.cells, markdown("\n\n".join(toc))])
     write_nb(index, index_target)
     (work / "source").mkdir()
     for path in sorted(LIB.glob("*.py")):
-        if not path.name.startswith("_"): (work / "source" / f"{path.stem}.md").write_text(source_page(path), encoding="utf-8")
+        if path.name.startswith("_"): continue
+        (work / "source" / f"{path.stem}.md").write_text(source_page(path), encoding="utf-8")
     (work / "reference.md").write_text(reference(symbols, titles), encoding="utf-8")
     (work / "symbols.json").write_text(json.dumps(symbols, indent=1), encoding="utf-8")
 
@@ -258,13 +281,14 @@ def build(work, out, strict=True):
                      *(["-W", "--keep-going"] if strict else []), str(work), str(out)])
     if status: sys.exit(status)
     shutil.copytree(work.parent / "extra", out, dirs_exist_ok=True)
-    for useless in [*out.rglob("*.map"), out / ".buildinfo", out / "objects.inv"]: useless.unlink(missing_ok=True)
+    useless = [*out.rglob("*.map"), *(out / "_static").glob("*macros.html"), out / ".buildinfo", out / "objects.inv"]
+    for file in useless: file.unlink(missing_ok=True)
     for folder in (".doctrees", "jupyter_execute", "_sources"): shutil.rmtree(out / folder, ignore_errors=True)
     (out / ".nojekyll").touch()
     (out / "build.json").write_text(json.dumps(mark, indent=1) + "\n")
 
 
-# --- README ------------------------------------------------------------------------------------------------------------
+# --- README ----------------------------------------------------------------------------------------------------------
 
 def readme():
     "README.md from nbs/index.ipynb: links lead into nbs/, pictures are those of the site."
@@ -288,12 +312,14 @@ def shown(output):
     for mime, ext in (("image/png", "png"), ("image/gif", "gif")):
         if mime in output.get("data", {}):
             data = base64.b64decode("".join(output["data"][mime]))
-            return [f"![{output['metadata'].get(mime, {}).get('alt', '')}](docs/_images/{hashlib.sha256(data).hexdigest()}.{ext})"]
+            alt = output["metadata"].get(mime, {}).get("alt", "")
+            return [f"![{alt}](docs/_images/{hashlib.sha256(data).hexdigest()}.{ext})"]
     text = "".join(output.get("text", "") or output.get("data", {}).get("text/plain", ""))
-    return ["\n".join("    " + line for line in text.rstrip().split("\n"))] if text.strip() and output.get("name") != "stderr" else []
+    if not text.strip() or output.get("name") == "stderr": return []
+    return ["\n".join("    " + line for line in text.rstrip().split("\n"))]
 
 
-# --- the command -------------------------------------------------------------------------------------------------------
+# --- the command -----------------------------------------------------------------------------------------------------
 
 def behind(work, out):
     "What differs between the site as committed and as the notebooks make it."
@@ -306,8 +332,8 @@ def behind(work, out):
     names = lambda base: {f.relative_to(base).as_posix() for f in base.rglob("*") if f.is_file()}
     new, old = names(out), names(DOCS)
     differ = [f for f in sorted(new & old) if not filecmp.cmp(out / f, DOCS / f, shallow=False)]
-    return [f"docs/{f} {why}" for group, why in ((sorted(new - old), "is missing"), (sorted(old - new), "is not rendered by anything"),
-                                                 (differ, "differs")) for f in group]
+    groups = {"is missing": sorted(new - old), "is not rendered by anything": sorted(old - new), "differs": differ}
+    return [f"docs/{f} {why}" for why, files in groups.items() for f in files]
 
 
 def main():
@@ -323,14 +349,16 @@ def main():
         text = readme()
         if args.check:
             said = behind(work, out)
-            if (ROOT / "README.md").read_text(encoding="utf-8") != text: said.append("README.md differs from nbs/index.ipynb")
+            kept = (ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").exists() else ""
+            if kept != text: said.append("README.md differs from nbs/index.ipynb")
             if said: sys.exit("\n".join(said[:20] + ["Run `make docs` and commit what it writes."]))
             return print("README.md and docs/ are in step with the notebooks")
         (ROOT / "README.md").write_text(text, encoding="utf-8")
         shutil.rmtree(DOCS, ignore_errors=True)
         shutil.move(out, DOCS)
     size = sum(f.stat().st_size for f in DOCS.rglob("*") if f.is_file())
-    print(f"README.md and docs/ are written: {len(list(DOCS.rglob('*.html')))} pages, {size / 2**20:.1f} MiB; open docs/index.html")
+    count = len(list(DOCS.rglob("*.html")))
+    print(f"README.md and docs/ are written: {count} pages, {size / 2**20:.1f} MiB; open docs/index.html")
 
 
 if __name__ == "__main__": main()

@@ -1,0 +1,242 @@
+"Rate and distortion, messages that arrive, and the bound's three forms."
+import math
+from itertools import product
+
+import pytest
+import torch
+
+from ddpm_nb import GaussianDiffusion, NoiseSchedule
+from ddpm_nb.compression import Interval, choose, exact_bound, rate_distortion, receive, send
+from ddpm_nb.data import to_model
+
+
+def generator(seed=0): return torch.Generator().manual_seed(seed)
+
+
+def steps(T, low=-6.0, high=7.0):
+    "T steps, evenly spaced in log-SNR."
+    alpha_bars = torch.linspace(high, low, T, dtype=torch.float64).sigmoid()
+    return NoiseSchedule.from_betas(1 - alpha_bars / torch.cat([torch.ones(1, dtype=torch.float64), alpha_bars[:-1]]))
+
+
+# --- rate and distortion -----------------------------------------------------------------------------------------------
+
+def test_rate_and_distortion_are_those_of_algorithm_3_done_by_hand():
+    "Algorithm 3, figure 5: one chain of paths, its divergences by torch.distributions, added up in the order in which they are sent."
+    from torch.distributions import Normal, kl_divergence
+    d = GaussianDiffusion(steps(5), prediction="x0")
+    model = lambda x, t: torch.tanh(x + 0.1 * t[:, None])
+    x0 = torch.rand(3, 4, generator=generator()) * 2 - 1
+    curve = rate_distortion(d, model, x0, chunk=5, generator=generator(1))
+    noise = torch.randn(20 - 5, 4, generator=generator(1)).view(5, 3, 4)          # chunk=5: all times at once, t-major
+    bits = lambda q, p: kl_divergence(q, p).mean(1) / math.log(2)
+    s = d.schedule
+    sent = bits(Normal(s.alpha_bars[-1].sqrt() * x0, s.one_minus_alpha_bars[-1].sqrt()), Normal(0.0, 1.0))
+    for i in range(4, -1, -1):
+        x = s.alpha_bars[i].sqrt() * x0 + s.one_minus_alpha_bars[i].sqrt() * noise[i]
+        guess = model(x.float(), torch.full((3,), i)).clamp(-1, 1)
+        torch.testing.assert_close(curve.rate[:, i].double(), sent.double(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(curve.distortion[:, i], 127.5 * (guess - x0).square().mean(1).sqrt(), rtol=1e-4, atol=1e-4)
+        if i == 0: break
+        a, prev, beta = s.alphas[i], s.alpha_bars_prev[i], s.betas[i]
+        mean = lambda x0: prev.sqrt() * beta / s.one_minus_alpha_bars[i] * x0 + a.sqrt() * (1 - prev) / s.one_minus_alpha_bars[i] * x
+        tilde = (beta * (1 - prev) / s.one_minus_alpha_bars[i]).sqrt()
+        sent = sent + bits(Normal(mean(x0), tilde), Normal(mean(guess), beta.sqrt()))
+    assert curve.time.tolist() == [5, 4, 3, 2, 1]
+
+
+def test_rate_grows_and_ends_at_the_bound_less_the_decoders_term():
+    "Table 4: at the last time the rate is L_1 + ... + L_T (eq. 5)."
+    d = GaussianDiffusion(NoiseSchedule.linear(60, 1e-3, 0.2))
+    x0 = torch.rand(6, 1, 4, 4, generator=generator()) * 2 - 1
+    model = lambda x, t: 0.3 * x
+    curve = rate_distortion(d, model, x0, generator=generator(1))
+    terms = d.bits_per_dim(model, x0, generator=generator(1))
+    assert (curve.rate[:, :-1] >= curve.rate[:, 1:]).all()
+    torch.testing.assert_close(curve.rate[:, -1], terms["prior"])
+    torch.testing.assert_close(curve.rate[:, 0] + terms["vb"][:, 0], terms["total"])
+
+
+@pytest.mark.parametrize("T", [1, 2])
+def test_the_shortest_diffusions_have_a_curve(T):
+    d = GaussianDiffusion(NoiseSchedule.linear(T, 0.1, 0.2))
+    curve = rate_distortion(d, lambda x, t: x, torch.zeros(2, 3), generator=generator())
+    assert curve.rate.shape == curve.distortion.shape == (2, T) and curve.rate.isfinite().all()
+
+
+def test_rate_is_information_plus_waste_for_gaussian_data():
+    "Eq. 16: x0 ~ N(0, s^2), the ideal mean and either variance; I(x_t; x_0) and the divergences are known, within 5 standard errors."
+    s2, schedule = 0.25, NoiseSchedule.linear(40, 1e-3, 0.3)
+    x0 = s2**0.5 * torch.randn(3000, 4, generator=generator())
+    ab, V = schedule.alpha_bars, schedule.alpha_bars * s2 + schedule.one_minus_alpha_bars       # of x_t
+    V_prev = torch.cat([torch.tensor([s2], dtype=torch.float64), V[:-1]])
+    information = 0.5 * torch.log2(1 + s2 * ab / schedule.one_minus_alpha_bars)
+    true = schedule.betas * V_prev / V                                                          # variance of q(x_{t-1} | x_t), by Bayes
+    for variance in ("fixed_small", "fixed_large"):
+        d = GaussianDiffusion(schedule, prediction="x0", variance=variance)
+        model = lambda x, t: (ab.sqrt() * s2 / V)[t].float()[:, None] * x
+        step = d.posterior_variance if variance == "fixed_small" else schedule.betas
+        waste = 0.5 * (true / step - 1 - (true / step).log()) / math.log(2)
+        end = 0.5 * (V[-1] - 1 - V[-1].log()) / math.log(2)
+        expected = information + end + torch.cat([waste[1:].flip(0).cumsum(0).flip(0), torch.zeros(1)])
+        curve = rate_distortion(d, model, x0, clip=False, generator=generator(1))
+        z = (curve.rate.mean(0) - expected) / (curve.rate.std(0) / 3000**0.5)
+        assert z.abs().max() < 5, variance
+
+
+# --- messages ----------------------------------------------------------------------------------------------------------
+
+def test_what_is_written_is_read_and_costs_its_share():
+    g, written, symbols, ideal = generator(), Interval(), [], 0.0
+    for _ in range(200):
+        shares = torch.randint(1, 1000, (int(torch.randint(1, 40, (1,), generator=g)),), generator=g)
+        k = int(torch.randint(len(shares), (1,), generator=g))
+        starts = [0, *shares.cumsum(0).tolist()]
+        written.narrow(k, starts)
+        symbols.append((k, starts))
+        ideal -= math.log2(int(shares[k]) / starts[-1])
+        assert written.bits == pytest.approx(ideal)
+    message, read = written.message(), Interval()
+    assert ideal - 1e-6 <= len(message) < ideal + 1 + 1e-6
+    for k, starts in symbols:
+        assert read.symbol(message, starts) == k
+        read.narrow(k, starts)
+
+
+def test_every_short_message_is_read_back():
+    "All pairs of symbols of a table with unequal shares, and of equal shares given as a range."
+    for starts in ([0, 1, 8, 9, 20], range(6)):
+        for pair in product(range(len(starts) - 1), repeat=2):
+            written, read = Interval(), Interval()
+            for k in pair: written.narrow(k, starts)
+            for k in pair:
+                assert read.symbol(written.message(), starts) == k
+                read.narrow(k, starts)
+
+
+def test_what_is_certain_costs_nothing():
+    written = Interval()
+    for _ in range(5): written.narrow(0, range(2))
+    assert written.message() == "" and written.bits == 0 and Interval().symbol("", range(2)) == 0
+
+
+def test_minimal_random_coding_gives_the_moments_of_q():
+    "Algorithm 3's `send x ~ q using p`: 4,096 candidates for a divergence of some 4 bits; moments within 5 standard errors."
+    mean, log_variance, zero, g, n = torch.tensor([1.0, -0.5]), torch.tensor([-1.5, -1.0]), torch.zeros(2), generator(), 2000
+    drawn = (torch.randn(4096, 2, generator=g) for _ in range(n))
+    x = torch.stack([z[choose(z, mean, log_variance, zero, zero, g)] for z in drawn])
+    assert ((x.mean(0) - mean).abs() < 5 * ((log_variance / 2).exp() / n**0.5)).all()
+    assert ((x.var(0) / log_variance.exp() - 1).abs() < 5 * (2 / n) ** 0.5).all()
+
+
+def test_minimal_random_coding_survives_weights_that_no_float_holds():
+    candidates = torch.tensor([[0.0], [3.0], [9.0]])
+    assert choose(candidates, torch.tensor([9.0]), torch.tensor([-40.0]), torch.zeros(1), torch.zeros(1), generator()) == 2
+
+
+MODELS = {"good": lambda x, t: 0.9 * x.clamp(-1, 1), "wrong": lambda x, t: -x.clamp(-1, 1) + 0.5}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("counts", [1, 50])
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_what_is_sent_arrives_exactly(model, counts, variance):
+    "Algorithms 3 and 4: whatever the model and however few the candidates, the message is decoded to the last value."
+    d = GaussianDiffusion(steps(6), prediction="x0", variance=variance)
+    x0 = to_model(torch.randint(256, (3, 2), generator=generator(), dtype=torch.uint8))
+    x0[0] = torch.tensor([-1.0, 1.0])
+    message = send(d, MODELS[model], x0, [counts] * 6, seed=7, generator=generator(1))
+    got = list(receive(d, MODELS[model], message, x0.shape, [counts] * 6, seed=7))
+    assert len(got) == 7 and torch.equal(got[-1].x, x0) and torch.equal(got[-1].x0, x0)
+    bits = [r.bits for r in got]
+    assert bits == sorted(bits) and bits[-1] <= len(message) < bits[-1] + 1
+
+
+def test_a_receiver_with_another_seed_gets_something_else():
+    d = GaussianDiffusion(steps(6), prediction="x0")
+    x0 = to_model(torch.randint(256, (4, 2), generator=generator(), dtype=torch.uint8))
+    message = send(d, MODELS["good"], x0, [20] * 6, seed=7, generator=generator(1))
+    assert not torch.equal(list(receive(d, MODELS["good"], message, x0.shape, [20] * 6, seed=8))[-1].x, x0)
+
+
+def test_a_better_model_makes_shorter_messages():
+    d = GaussianDiffusion(steps(6), prediction="x0")
+    x0 = to_model(torch.randint(256, (30, 3, 2), generator=generator(), dtype=torch.uint8))
+    length = {name: sum(len(send(d, m, x, [30] * 6, i, generator(i))) for i, x in enumerate(x0)) for name, m in MODELS.items()}
+    assert length["good"] < 0.9 * length["wrong"]
+
+
+@pytest.mark.parametrize("counts", [[1] * 5, [1] * 5 + [0], [1] * 5 + [2.0]])
+def test_wrong_counts_are_refused_by_both(counts):
+    d = GaussianDiffusion(steps(6), prediction="x0")
+    with pytest.raises(ValueError, match="counts must be 6 whole numbers"): send(d, MODELS["good"], torch.zeros(1, 2), counts, 0)
+    with pytest.raises(ValueError, match="counts must be 6 whole numbers"): next(receive(d, MODELS["good"], "", (1, 2), counts, 0))
+
+
+@pytest.mark.parametrize("message", ["012", "0b1", " 1", "-1"])
+def test_what_is_not_a_message_is_refused(message):
+    d = GaussianDiffusion(steps(2), prediction="x0")
+    with pytest.raises(ValueError, match="zeros and ones"): next(receive(d, MODELS["good"], message, (1, 2), [1, 1], 0))
+
+
+def test_continuous_data_cannot_be_sent_exactly():
+    d = GaussianDiffusion(steps(6), prediction="x0", decoder="gaussian")
+    with pytest.raises(ValueError, match="decoder must be 'discretized'"): send(d, MODELS["good"], torch.zeros(1, 2), [1] * 6, 0)
+
+
+# --- eq. 16 ------------------------------------------------------------------------------------------------------------
+
+def tables(*shape, g):
+    w = torch.rand(*shape, dtype=torch.float64, generator=g) ** 4 + 1e-3
+    return w / w.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("S, T", [(2, 1), (3, 2), (4, 3), (2, 5)])
+def test_the_bound_has_three_forms_of_one_value(S, T):
+    "Eq. 3, 5, 16, by loops over all paths in plain Python, and appendix A, eq. 17 to 26."
+    g = generator(S + T)
+    q0, prior = tables(S, g=g), tables(S, g=g)
+    forward, reverse = [tables(S, S, g=g) for _ in range(T)], [tables(S, S, g=g) for _ in range(T)]
+    L = exact_bound(q0, forward, reverse, prior)
+    paths = {}
+    for path in product(range(S), repeat=T + 1):
+        p = q0[path[0]].item()
+        for t in range(T): p *= forward[t][path[t], path[t + 1]].item()
+        paths[path] = p
+    def mass(**at): return sum(p for path, p in paths.items() if all(path[int(k[1:])] == v for k, v in at.items()))
+    def log_ratio(path): return sum(math.log(reverse[t][path[t + 1], path[t]] / forward[t][path[t], path[t + 1]]) for t in range(T))
+    eq_3 = sum(p * (-math.log(prior[path[-1]]) - log_ratio(path)) for path, p in paths.items())
+    assert L.total == pytest.approx(eq_3, abs=1e-12)
+    assert sum(L.parts) == pytest.approx(eq_3, abs=1e-12)
+    entropy = -sum(v * math.log(v) for v in q0.tolist())
+    assert sum(L.waste) + entropy == pytest.approx(eq_3, abs=1e-12)
+    for k, t in enumerate(range(T - 1, -1, -1)):                       # the divergence of step t+1, eq. 26, from marginals
+        both = {(i, j): mass(**{f"x{t}": i, f"x{t + 1}": j}) for i in range(S) for j in range(S)}
+        by_hand = sum(p * math.log(p / mass(**{f"x{t + 1}": j}) / reverse[t][j, i]) for (i, j), p in both.items())
+        assert L.waste[1 + k] == pytest.approx(by_hand, abs=1e-12)
+    assert min(L.waste) >= -1e-15
+
+
+def test_the_best_reverse_process_pays_the_entropy_and_nothing_else():
+    "Eq. 16: with p = q throughout, L is H(x_0)."
+    g = generator(3)
+    q0, forward = tables(4, g=g), [tables(4, 4, g=g) for _ in range(3)]
+    reverse, marginal = [], q0
+    for q in forward:
+        joint = marginal[:, None] * q
+        marginal = joint.sum(0)
+        reverse.append((joint / marginal).T.contiguous())
+    L = exact_bound(q0, forward, reverse, marginal)
+    assert L.total == pytest.approx(-(q0 * q0.log()).sum().item(), abs=1e-12)
+    assert max(map(abs, L.waste)) < 1e-14 and L.information[-1] == pytest.approx(L.total, abs=1e-12)
+    assert L.information == sorted(L.information)
+
+
+def test_paths_that_cannot_happen_do_not_spoil_the_sum():
+    "Zeros in the tables, as in the masking diffusion of section 4.3."
+    q0 = torch.tensor([0.25, 0.75, 0.0], dtype=torch.float64)
+    forward = [torch.tensor([[0, 0, 1], [0, 0, 1], [0, 0, 1]], dtype=torch.float64)]
+    reverse = [torch.tensor([[1, 0, 0], [0, 1, 0], [0.5, 0.5, 0]], dtype=torch.float64)]
+    L = exact_bound(q0, forward, reverse, torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))
+    assert L.total == pytest.approx(math.log(2)) and L.waste[0] == 0
+    assert sum(L.waste) + L.information[-1] == pytest.approx(math.log(2))

@@ -1,0 +1,273 @@
+"""Where in the book is what of the paper: collected from labels, docstrings and comments, so that no place is typed twice.
+
+    python tools/paper_map.py        say what is missing; exit 1 if anything is
+
+Notebooks and tests say it in passing:
+  `:label: eq-ddpm-4`                          here equation 4 is derived; likewise `(alg-ddpm-1)=`, `(tab-ddpm-4)=`, `(fig-ddpm-5)=`
+  "(eq. 4)" in an exported docstring           this computes it; likewise "algorithm 1", "figure 5", "eq. 6 and 7", "eq. 17 to 22"
+  `# checks eq. 4` in a cell or a test, or the same words in a test's docstring: this checks it
+The paper's items themselves, the one list that is written by hand, is the text PAPER in nbs/paper_map.ipynb.
+"""
+import ast, html, io, json, re, sys, tokenize
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+KINDS = {"eq": "Equation", "alg": "Algorithm", "tab": "Table", "fig": "Figure"}
+COMPUTED = ("eq", "alg")            # these need a symbol and a test; a table or a figure needs a place
+
+
+class Item(NamedTuple):
+    "One numbered thing of the paper."
+    kind: str     # a key of KINDS
+    number: int
+    says: str     # what it is, in words
+    step_of: str  # "eq 5" for a line of that equation's derivation, which may share its symbol and test; else ""
+    needs: str    # why it cannot be shown here, if nothing does; else ""
+
+
+class Place(NamedTuple):
+    "A link into the book."
+    page: str     # notebook, relative to nbs/: "03_bound.ipynb"
+    heading: str  # of the section, as JupyterLab makes it a fragment
+    anchor: str   # id on the site
+    text: str     # what to call it
+
+
+class Map(NamedTuple):
+    "What the scan found, for each (kind, number)."
+    places: dict    # -> [Place]: more than one is a mistake
+    symbols: dict   # -> [Place]
+    cells: dict     # -> [Place]: checks in notebooks
+    tests: dict     # -> ["tests/test_x.py::test_y"]
+
+
+# --- the paper's items -------------------------------------------------------------------------------------------------
+
+def parse(text):
+    "Items from lines `eq 5 | what it says | step of: eq 3 | needs: ...`; the last two parts are optional."
+    items = []
+    for line in text.strip().splitlines():
+        if not line.strip(): continue
+        name, says, *more = (part.strip() for part in line.split("|"))
+        kind, number = name.split()
+        if kind not in KINDS: raise ValueError(f"an item begins with {', '.join(KINDS)}, got {line!r}")
+        more = dict(part.split(": ", 1) for part in more)
+        if more.keys() - {"step of", "needs"}: raise ValueError(f"after what it says come `step of:` and `needs:`, got {line!r}")
+        items.append(Item(kind, int(number), says, more.get("step of", ""), more.get("needs", "")))
+    return items
+
+
+def items(root=ROOT):
+    "The items, from the text PAPER in the notebook."
+    for cell in json.loads((root / "nbs" / "paper_map.ipynb").read_text(encoding="utf-8"))["cells"]:
+        if m := re.search(r'^PAPER = """(.*?)"""', "".join(cell["source"]), flags=re.M | re.S): return parse(m[1])
+    raise ValueError("nbs/paper_map.ipynb has no cell with the text PAPER")
+
+
+# --- reading -----------------------------------------------------------------------------------------------------------
+
+WORDS = {"eq": r"eqs?\.|equations?", "alg": r"algorithms?", "tab": r"tables?", "fig": r"figures?|figs?\."}
+ANY_WORD = "|".join(WORDS.values())
+
+
+def mentions(text):
+    "The items that a text names: 'eq. 6 and 7, algorithm 2' -> {('eq', 6), ('eq', 7), ('alg', 2)}."
+    found = set()
+    text = re.sub(rf"\bto (?:{ANY_WORD})\s*(?=\d)", "to ", text, flags=re.I)       # "eq. 23 to eq. 26" is a range
+    for kind, word in WORDS.items():
+        for m in re.finditer(rf"(?<!\w)(?:{word})\s*(\d+(?:\s*(?:, and|,|and|to|-|–)\s*\d+)*)(?![\w.]*\d)", text, flags=re.I):
+            for part in re.split(r",? and|,", m[1]):
+                ends = [int(o) for o in re.findall(r"\d+", part)]
+                if ends: found |= {(kind, n) for n in range(ends[0], ends[-1] + 1)}
+    return found
+
+
+def comments(source):
+    "The comments of a piece of Python."
+    try: return [t.string for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT]
+    except (tokenize.TokenError, IndentationError, SyntaxError): return re.findall(r"#.*", source)
+
+
+def checked(source):
+    "The items that the comments `# checks ...` name."
+    said = [m[1] for c in comments(source) if (m := re.match(r"#\s*checks?\b(.*)", c))]
+    return set().union(*map(mentions, said)) if said else set()
+
+
+def documented(source):
+    "(name, items) of each public function, class and method whose docstring names any."
+    def walk(nodes, prefix=""):
+        for n in nodes:
+            if not isinstance(n, (ast.FunctionDef, ast.ClassDef)) or n.name.startswith("_"): continue
+            if said := mentions(ast.get_docstring(n) or ""): yield prefix + n.name, said
+            if isinstance(n, ast.ClassDef): yield from walk(n.body, f"{prefix}{n.name}.")
+    yield from walk(ast.parse(source).body)
+
+
+class Section(NamedTuple):
+    text: str     # the heading
+    target: str   # explicit target before it, or the id that Sphinx makes of it
+
+
+def slug(heading):
+    "The id of a section, as docutils makes it."
+    return re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
+
+
+def sections(source, now):
+    "Walk through a markdown cell: yields (section, line), the section being that which the line belongs to."
+    fence, targets, waiting = None, [], []
+    for line in source.split("\n"):
+        if fence: fence = None if line.strip().startswith(fence) and not line.strip().strip(fence[0]) else fence
+        elif m := re.match(r"\s*(`{3,}|~{3,}|:{3,})", line): fence = m[1]
+        elif m := re.match(r"\(([\w-]+)\)=\s*$", line):
+            targets.append(m[1]); waiting.append(line)
+            continue
+        elif m := re.match(r"#{1,6} +(.+?)\s*$", line): now = Section(m[1].replace("`", ""), targets[0] if targets else slug(m[1]))
+        if line.strip():
+            yield from ((now, o) for o in waiting)      # a target belongs to what follows it
+            targets, waiting = [], []
+        yield now, line
+    yield from ((now, o) for o in waiting)
+
+
+def scan(root=ROOT):
+    "Read all notebooks and tests."
+    found = Map(*(defaultdict(list) for _ in range(4)))
+    nbs = root / "nbs"
+    for path in sorted(p for p in nbs.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts):
+        page, now = path.relative_to(nbs).as_posix(), None
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            source = "".join(cell["source"])
+            if cell["cell_type"] == "markdown":
+                for section, line in sections(source, now):
+                    now = section
+                    if m := re.match(r"\s*:label:\s*(eq)-ddpm-(\d+)\s*$", line) or re.match(r"\((alg|tab|fig)-ddpm-(\d+)\)=\s*$", line):
+                        anchor = ("equation-" if m[1] == "eq" else "") + f"{m[1]}-ddpm-{m[2]}"
+                        found.places[m[1], int(m[2])].append(Place(page, fragment(section), anchor, section.text))
+            elif cell["cell_type"] == "code":
+                if re.search(r"^#\s*\|\s*exports?\b", source, flags=re.M):
+                    for name, said in documented(source):
+                        for key in said: found.symbols[key].append(Place(page, fragment(now), f"api-{name}", name))
+                for key in checked(source):
+                    place = Place(page, fragment(now), now.target if now else "", now.text if now else page)
+                    if place not in found.cells[key]: found.cells[key].append(place)
+    for path in sorted((root / "tests").glob("test_*.py")):
+        source = path.read_text(encoding="utf-8")
+        for n in ast.walk(ast.parse(source)):
+            if not (isinstance(n, ast.FunctionDef) and n.name.startswith("test_")): continue
+            body = "\n".join(source.split("\n")[n.lineno - 1:n.end_lineno])
+            for key in mentions(ast.get_docstring(n) or "") | checked(body): found.tests[key].append(f"tests/{path.name}::{n.name}")
+    return found
+
+
+def fragment(section): return section.text.replace(" ", "-") if section else ""
+
+
+# --- judging -----------------------------------------------------------------------------------------------------------
+
+def name(key): return f"{KINDS[key[0]].lower()} {key[1]}"
+
+
+def lacks(item, found):
+    "What an item lacks, in words; nothing if it is complete, or cannot be shown here."
+    key = (item.kind, item.number)
+    keys = [key] + ([(item.step_of.split()[0], int(item.step_of.split()[1]))] if item.step_of else [])
+    if key not in found.places: return [] if item.needs else ["a label"]
+    out = ["just one label: it is in " + ", ".join(p.page for p in found.places[key])] if len(found.places[key]) > 1 else []
+    if item.kind in COMPUTED:
+        if not any(k in found.symbols for k in keys): out.append("a symbol")
+        if not any(k in found.cells or k in found.tests for k in keys): out.append("a test")
+    return out
+
+
+def problems(items, found):
+    "All that is wrong: what items lack, and labels of things that the paper does not have."
+    out = [f"{name((i.kind, i.number))} lacks {what}" for i in items for what in lacks(i, found)]
+    known = {(i.kind, i.number) for i in items}
+    return out + [f"{p.page} labels {name(key)}, which the paper does not have"
+                  for key, ps in found.places.items() if key not in known for p in ps]
+
+
+def places(items, found):
+    "Every place that the table links to."
+    for i in items:
+        for part in row(i, found)[:3]: yield from part
+
+
+@cache
+def ids(path):
+    "The ids and names that a page of the site has."
+    return set(re.findall(r'\b(?:id|name)="([^"]+)"', path.read_text(encoding="utf-8")))
+
+
+def dead(items, found, docs=ROOT / "docs", nbs=ROOT / "nbs"):
+    "Links of the table that lead nowhere: in the notebooks, and on the site if it is there."
+    out = []
+    for p in sorted(set(places(items, found))):
+        if not (nbs / p.page).exists(): out.append(f"there is no nbs/{p.page}")
+        page = (docs / p.page).with_suffix(".html")
+        if docs.exists() and not page.exists(): out.append(f"the site has no {page.name}")
+        elif docs.exists() and p.anchor and p.anchor not in ids(page): out.append(f"docs/{page.relative_to(docs)} has no #{p.anchor}")
+    return out
+
+
+# --- the table ---------------------------------------------------------------------------------------------------------
+
+def row(item, found):
+    "Places, symbols, checking cells and tests of an item; those of the equation that it is a step of, where it has none of its own."
+    key, parent = (item.kind, item.number), item.step_of.split()
+    get = lambda what: what.get(key) or (what.get((parent[0], int(parent[1]))) if parent else None) or []
+    own = found.places.get(key, [])
+    beside = lambda p: (p.page != own[0].page, p.heading != own[0].heading) if own else ()
+    near = lambda ps: sorted(ps, key=beside)                                                  # those beside the derivation first
+    return own, near(get(found.symbols)), near(get(found.cells)), get(found.tests)
+
+
+def link(place, text=None):
+    "In JupyterLab a link to the notebook's section; tools/site.py makes it one to the page's anchor, which the class names."
+    to = html.escape(place.page + (f"#{place.heading}" if place.heading else ""), quote=True)
+    return f'<a href="{to}" class="at-{place.anchor}">{text or html.escape(plain(place.text))}</a>'
+
+
+def plain(text): return re.sub(r"\$([^$]*)\$", lambda m: re.sub(r"\\\w+ ?|[{}]", "", m[1]), text)    # a heading's formula, roughly
+
+
+def broken(name): return re.sub(r"([._:]+)", r"\1<wbr>", name)                                      # may end a line after a dot
+
+
+def chapter(place):
+    "What to call a notebook: its chapter's number, or its name."
+    stem = Path(place.page).stem
+    return f"chapter {int(stem[:2])}" if stem[:2].isdigit() else stem.replace("_", " ")
+
+
+def few(entries, limit=3):
+    return "<br>".join(entries[:limit] + ([f"and {len(entries) - limit} more"] if len(entries) > limit else []))
+
+
+def table(items, found, kind):
+    "The rows of one kind as HTML."
+    head = "".join(f"<th>{o}</th>" for o in (KINDS[kind], "what it says", "derived or shown", "computed by", "checked by"))
+    columns = "".join(f'<col style="width:{w}%">' for w in (9, 23, 23, 22, 23))
+    out = ['<table class="table" style="table-layout:fixed;width:100%;font-size:85%;overflow-wrap:anywhere">'
+           f"<colgroup>{columns}</colgroup><thead><tr>{head}</tr></thead><tbody>"]
+    for i in (i for i in items if i.kind == kind):
+        own, symbols, cells, tests = row(i, found)
+        where = "<br>".join(link(p, html.escape(f"{chapter(p)}: {plain(p.text)}")) for p in own)
+        if not own: where = f"<em>not here: needs {html.escape(i.needs)}</em>" if i.needs else "<strong>missing</strong>"
+        checks = [link(p, html.escape(f"{chapter(p)}: {plain(p.text)}")) for p in cells]
+        checks += [f"<code>{broken(html.escape(t.removeprefix('tests/')))}</code>" for t in tests]
+        out.append(f"<tr><td>{i.number}</td><td>{html.escape(i.says)}</td><td>{where}</td>"
+                   f"<td>{few([f'<code>{link(p, broken(p.text))}</code>' for p in symbols])}</td><td>{few(checks)}</td></tr>")
+    return "\n".join(out) + "</tbody></table>"
+
+
+if __name__ == "__main__":
+    listed, found = items(), scan()
+    said = problems(listed, found) + dead(listed, found)
+    print("\n".join(said) or f"all {len(listed)} items of the paper have what they need")
+    sys.exit(bool(said))
