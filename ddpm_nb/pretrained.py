@@ -8,7 +8,7 @@ __all__ = ['BLOCK', 'ATTENTION', 'OLD_ATTENTION', 'FIXED', 'FREE', 'PREDICTION_T
            'unet_to_diffusers', 'unet_from_diffusers', 'scheduler_to_diffusers', 'scheduler_from_diffusers',
            'save_pretrained', 'packaged', 'load_pretrained']
 
-# %% ../nbs/11_pretrained.ipynb #e14443a0
+# %% ../nbs/11_pretrained.ipynb #b2712f06
 import json
 import re
 import shutil
@@ -16,15 +16,15 @@ import uuid
 import warnings
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Callable
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import ddpm_nb
 from .sampling import GaussianDiffusion
 from .schedules import NoiseSchedule
-from .unet import Downsample, Stage, UNet, UNetConfig
+from .unet import Stage, UNet, UNetConfig
 
 # %% ../nbs/11_pretrained.ipynb #15e4a2b3
 BLOCK = dict(norm1="norm1", conv1="conv1", time="time_emb_proj", norm2="norm2", conv2="conv2", shortcut="conv_shortcut")
@@ -193,7 +193,7 @@ def scheduler_from_diffusers(values: dict) -> GaussianDiffusion:
 
 def _default_loss(variance: str) -> str: return "hybrid" if variance.startswith("learned") else "simple"
 
-# %% ../nbs/11_pretrained.ipynb #11db922c
+# %% ../nbs/11_pretrained.ipynb #c677e026
 WEIGHTS = "diffusion_pytorch_model"
 FILES = ("model_index.json", "unet/config.json", f"unet/{WEIGHTS}.safetensors", "scheduler/scheduler_config.json")
 DTYPES = {torch.float32, torch.float16, torch.bfloat16}
@@ -210,12 +210,14 @@ def save_pretrained(folder: str | Path,            # made, with its parents; a m
     folder, dtype = Path(folder).absolute(), dtype or torch.float32
     net = getattr(net, "_orig_mod", net)                        # what torch.compile wrapped
     if not isinstance(net, UNet): raise ValueError(f"net must be a UNet, got {type(net).__name__}")
-    if not isinstance(diffusion, GaussianDiffusion): raise ValueError(f"diffusion must be a GaussianDiffusion, got {type(diffusion).__name__}")
+    if not isinstance(diffusion, GaussianDiffusion):
+        raise ValueError(f"diffusion must be a GaussianDiffusion, got {type(diffusion).__name__}")
     if dtype not in DTYPES: raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype}")
     _check_channels(net.config, diffusion)
     if folder.exists() and not folder.is_dir(): raise FileExistsError(f"{folder} is a file, not a folder")
-    others = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).as_posix() not in FILES]
-    if others: raise FileExistsError(f"{folder} holds other files ({', '.join(sorted(others)[:3])}): name a folder of its own for the model")
+    files = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+    others = sorted(set(files) - set(FILES))
+    if others: raise FileExistsError(f"{folder} holds other files ({', '.join(others[:3])}): give the model a folder of its own")
     index = {"_class_name": "DDPMPipeline", "scheduler": ["diffusers", "DDPMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
     texts = {FILES[0]: index, FILES[1]: unet_to_diffusers(net.config), FILES[3]: scheduler_to_diffusers(diffusion)}
     weights = {k: v.detach().to("cpu", dtype).contiguous() for k, v in to_diffusers(net.state_dict(), net).items()}
@@ -246,7 +248,7 @@ def _check_channels(config: UNetConfig, d: GaussianDiffusion) -> None:
         raise ValueError(f"variance {d.variance!r} needs a network with {want} channels out for {config.in_channels} in, "
                          f"this one has {config.out_channels}")
 
-# %% ../nbs/11_pretrained.ipynb #22541aee
+# %% ../nbs/11_pretrained.ipynb #cd4cacb3
 ASSETS = Path(ddpm_nb.__file__).parent / "assets"
 
 
@@ -293,7 +295,7 @@ def _find(name: str | Path, revision, cache_dir, local_files_only: bool) -> Path
     except GatedRepoError: reason = "the hub gives it only to accounts that were granted access"
     except RepositoryNotFoundError: reason = "the hub has no model of that name, or it is private"
     except RevisionNotFoundError: reason = f"the model has no revision {revision!r}"
-    except HfHubHTTPError as e: reason = f"the hub answered: {str(e).splitlines()[0]}"
+    except HfHubHTTPError as e: reason = f"the hub answered: {str(e).partition(chr(10))[0]}"
     except OSError:
         reason = ("it is not in the cache, and local_files_only forbids the network" if local_files_only else
                   "the hub cannot be reached, and the model is not in the cache")
@@ -330,7 +332,8 @@ def _read_weights(folder: Path, expected: dict[str, Tensor]) -> dict[str, Tensor
         else: raise FileNotFoundError(f"{folder} has no weights: neither {WEIGHTS}.safetensors nor {WEIGHTS}.bin")
     except SafetensorError as e: raise ValueError(f"{path} is damaged or cut short: {e}") from None
     except (RuntimeError, EOFError, UnpicklingError) as e:
-        raise ValueError(f"{path} is damaged, or holds more than tensors, which is not safe to load: {str(e).splitlines()[0]}") from None
+        reason = str(e).partition("\n")[0] or type(e).__name__
+        raise ValueError(f"{path} is damaged, or holds more than tensors, which is not safe to load: {reason}") from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} must hold a table of tensors")
     state = {re.sub(r"(?<=\.)(query|key|value|proj_attn)(?=\.\w+$)", lambda m: OLD_ATTENTION[m[0]], k): v for k, v in state.items()}

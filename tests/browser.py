@@ -54,10 +54,13 @@ class Page:
             if time.time() > end: raise TimeoutError(f"after {seconds} s still not: {condition}")
             time.sleep(0.05)
 
-    def appearance(self, scheme="light", width=1300, height=900):
-        "Light or dark, wide or narrow, for the pages opened from now on."
+    def appearance(self, scheme="light"):
+        "Light or dark, for the pages opened from now on."
         self.media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        self.screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+
+    def resize(self, width, height):
+        "Make the page that is open wide or narrow."
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
 
     def open(self, url):
         "Load a page into a new tab, and wait until its formulas are set."
@@ -67,7 +70,7 @@ class Page:
         self.session = self.call("Target.attachToTarget", targetId=self.tab, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"): self.call(f"{domain}.enable")
         self.call("Emulation.setEmulatedMedia", **self.media)
-        self.call("Emulation.setDeviceMetricsOverride", **self.screen)
+        self.resize(1300, 900)
         self.call("Page.navigate", url=url)
         self.wait(f"document.readyState == 'complete' && location.href.startsWith({json.dumps(url.split('#')[0])})")
         self.js("window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => 1) : 1")

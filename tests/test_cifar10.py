@@ -99,7 +99,7 @@ def test_every_figure_of_the_notebook_has_a_title_or_alt_text(cells):
         if re.search(r"plot\.(lines|show_images|show_strip|animate)\(", c.source): assert "title=" in c.source
 
 
-@pytest.mark.parametrize("script", ["cifar10_trials", "cifar10_snapshot"])
+@pytest.mark.parametrize("script", ["cifar10_trials", "cifar10_snapshot", "cifar10_speed"])
 def test_the_scripts_explain_themselves(script):
     done = subprocess.run([sys.executable, ROOT / "bench" / f"{script}.py", "--help"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "usage" in done.stdout

@@ -125,7 +125,7 @@ CONTRAST = """(() => {
 
 @WITHOUT_BROWSER
 @pytest.mark.parametrize("name", BOOK)
-def test_a_page_opened_from_disk_asks_no_network_complains_of_nothing_and_sets_its_formulas(page, name):
+def test_a_page_from_disk_asks_no_network_complains_of_nothing_sets_its_formulas_and_fits_a_telephone(page, name):
     page.appearance("light")
     page.open(url(name))
     asked = [r for r in page.requests if not r.startswith(("file:", "data:", "about:", "blob:"))]
@@ -133,13 +133,7 @@ def test_a_page_opened_from_disk_asks_no_network_complains_of_nothing_and_sets_i
     assert page.js("document.querySelectorAll('.math').length <= document.querySelectorAll('mjx-container').length")
     assert page.js("[...document.querySelectorAll('[data-mjx-error]')].map(e => e.outerHTML.slice(0, 300))") == []
     assert page.js("[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)") == []
-
-
-@WITHOUT_BROWSER
-@pytest.mark.parametrize("name", BOOK)
-def test_a_page_fits_a_telephone(page, name):
-    page.appearance("light", width=390, height=800)
-    page.open(url(name))
+    page.resize(390, 800)
     assert page.js("document.documentElement.scrollWidth") <= 391
 
 

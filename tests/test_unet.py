@@ -253,9 +253,9 @@ def test_one_graph_serves_every_timestep_and_the_last_smaller_batch():
     counter = CompileCounter()
     net = torch.compile(UNet(TINY).eval(), backend=counter, fullgraph=True)
     for batch, t in ((8, 3), (8, 700), (5, 1), (3, 999), (8, 0)):
-        x = torch.randn(batch, 2, 8, 8)
-        torch._dynamo.mark_dynamic(x, 0)
-        with torch.no_grad(): net(x, torch.full((batch,), t))
+        x, t = torch.randn(batch, 2, 8, 8), torch.full((batch,), t)
+        for o in (x, t): torch._dynamo.mark_dynamic(o, 0)
+        with torch.no_grad(): net(x, t)
     assert counter.frame_count == 1
 
 

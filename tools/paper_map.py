@@ -251,8 +251,8 @@ def few(entries, limit=3):
 
 def table(items, found, kind):
     "The rows of one kind as HTML."
-    head = "".join(f"<th>{o}</th>" for o in (KINDS[kind], "what it says", "derived or shown", "computed by", "checked by"))
-    columns = "".join(f'<col style="width:{w}%">' for w in (9, 23, 23, 22, 23))
+    head = "".join(f"<th>{o}</th>" for o in ("no.", "what it says", "derived or shown", "computed by", "checked by"))
+    columns = "".join(f'<col style="width:{w}%">' for w in (7, 24, 23, 23, 23))
     out = ['<table class="table" style="table-layout:fixed;width:100%;font-size:85%;overflow-wrap:anywhere">'
            f"<colgroup>{columns}</colgroup><thead><tr>{head}</tr></thead><tbody>"]
     for i in (i for i in items if i.kind == kind):

@@ -1,0 +1,49 @@
+#!/usr/bin/env python
+"""What one update of the small CIFAR-10 run costs in CPU seconds, plain and compiled, bfloat16 and float32, taken in turns.
+
+CPU seconds of the process on all cores: on a machine that does other things too, they say more than the clock. Compiling
+itself (minutes) is not counted.
+"""
+import argparse
+import os
+import statistics
+import time
+
+
+def cpu_seconds() -> float:
+    times = os.times()
+    return times.user + times.system
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--rounds", type=int, default=5, help="updates measured of each kind (default: 5)")
+    p.add_argument("--batch", type=int, default=64, help="images in an update (default: 64)")
+    p.add_argument("--kinds", nargs="+", default=["bf16", "bf16-compiled"], choices=["bf16", "bf16-compiled", "fp32", "fp32-compiled"],
+                   help="(default: bf16 bf16-compiled)")
+    a = p.parse_args()
+    import torch
+    from ddpm_nb.training import Trainer, recipe
+    images = torch.randint(0, 256, (512, 3, 32, 32), dtype=torch.uint8)
+    trainers = {}
+    for kind in a.kinds:
+        plan = recipe("cifar10", "small").but(batch_size=a.batch, precision=kind[:4], compile="compiled" in kind)
+        trainers[kind] = Trainer(plan.network(), plan.process(), images, plan.train, progress=False)
+        start = time.monotonic()
+        for _ in range(2): trainers[kind].update()
+        print(f"{kind}: ready after {time.monotonic() - start:.0f} s", flush=True)
+    cost, wall = {k: [] for k in trainers}, {k: [] for k in trainers}
+    for _ in range(a.rounds):
+        for kind, trainer in trainers.items():
+            cpu, start = cpu_seconds(), time.monotonic()
+            trainer.update()
+            cost[kind].append(cpu_seconds() - cpu)
+            wall[kind].append(time.monotonic() - start)
+    for kind in trainers:
+        best, middle = min(cost[kind]), statistics.median(cost[kind])
+        print(f"{kind:<14} {a.batch / middle:6.1f} images per CPU second (best {a.batch / best:.1f}); "
+              f"{a.batch / statistics.median(wall[kind]):6.1f} images per second of the clock (best {a.batch / min(wall[kind]):.1f})")
+
+
+if __name__ == "__main__":
+    main()
