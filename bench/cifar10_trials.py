@@ -15,21 +15,19 @@ import os
 import time
 from pathlib import Path
 
-START = dict(batch_size=64, lr=1e-3, unet=dict(dropout=0.0))
+START = dict(batch_size=64, lr=6e-4, unet=dict(dropout=0.0))
 TRIALS = {   # name -> what differs from START; in the order of how much we want to know it
     "start": {},
-    "lr 4e-4": dict(lr=4e-4),
+    "lr 1.2e-3": dict(lr=1.2e-3),
+    "lr 3e-4": dict(lr=3e-4),
     "batch 32": dict(batch_size=32),
-    "dropout 0.1": dict(unet=dict(dropout=0.1)),
-    "lr 2e-3": dict(lr=2e-3),
     "batch 128": dict(batch_size=128),
-    "lr 2e-4": dict(lr=2e-4),
+    "dropout 0.1": dict(unet=dict(dropout=0.1)),
     "80 channels": dict(unet=dict(base_channels=80)),
-    "48 channels": dict(unet=dict(base_channels=48)),
     "48 channels, 2 blocks": dict(unet=dict(base_channels=48, blocks_per_level=2)),
     "48 channels, 4 levels": dict(unet=dict(base_channels=48, channel_multipliers=(1, 2, 2, 2))),
     "EMA 0.9995": dict(ema_decay=0.9995),
-    "fp32": dict(precision="fp32"),
+    "float32": dict(precision="fp32"),
 }
 
 
@@ -90,7 +88,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, default=Path("runs/cifar10-trials"),
                    help="where rows and checkpoints go (default: runs/cifar10-trials)")
-    p.add_argument("--images", type=int, default=12_800, help="training images a trial sees (default: 12800)")
+    p.add_argument("--images", type=int, default=9_600, help="training images a trial sees (default: 9600)")
     p.add_argument("--held-out", type=int, default=2000, help="test images it is measured on (default: 2000)")
     p.add_argument("--only", nargs="+", choices=list(TRIALS), default=list(TRIALS), metavar="NAME",
                    help=f"trials to run, in this order (default: all): {', '.join(TRIALS)}")

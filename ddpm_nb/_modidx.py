@@ -310,6 +310,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                               'ddpm_nb.unet.GroupNorm': ('unet.html#groupnorm', 'ddpm_nb/unet.py'),
                               'ddpm_nb.unet.GroupNorm.__init__': ('unet.html#groupnorm.__init__', 'ddpm_nb/unet.py'),
                               'ddpm_nb.unet.GroupNorm.forward': ('unet.html#groupnorm.forward', 'ddpm_nb/unet.py'),
+                              'ddpm_nb.unet.GroupNorm.written_out': ('unet.html#groupnorm.written_out', 'ddpm_nb/unet.py'),
                               'ddpm_nb.unet.ResidualBlock': ('unet.html#residualblock', 'ddpm_nb/unet.py'),
                               'ddpm_nb.unet.ResidualBlock.__init__': ('unet.html#residualblock.__init__', 'ddpm_nb/unet.py'),
                               'ddpm_nb.unet.ResidualBlock.forward': ('unet.html#residualblock.forward', 'ddpm_nb/unet.py'),

@@ -679,7 +679,7 @@ def differences_of_recipes(there: Recipe, here: Recipe) -> list[str]:
         flat.append({"data": r.data} | {f"{part}.{k}": v for part, values in parts.items() for k, v in values.items()})
     return differences(*flat)
 
-# %% ../nbs/08_training.ipynb #62ff5271
+# %% ../nbs/08_training.ipynb #6de16a60
 DATA = {"digits": lambda train, root, download: digits(train)[0],
         "cifar10": lambda train, root, download: cifar10(root, train, download)[0]}
 
@@ -693,7 +693,7 @@ _SMOKE = dict(warmup=10, ema_decay=0.9, log_every=5, save_every=20, keep_last=1)
 RECIPES: dict[str, dict[str, Recipe]] = {
     "digits": {
         "demo": Recipe("digits", _DIGITS, TrainConfig(
-            steps=2500, batch_size=64, lr=2e-3, warmup=100, cooldown=800, ema_decay=0.995, ema_warmup=True, flip=False,
+            steps=2000, batch_size=64, lr=2e-3, warmup=100, cooldown=800, ema_decay=0.995, ema_warmup=True, flip=False,
             log_every=25, save_every=250, keep_last=1, sampler="ddpm", sample_steps=250), _LINEAR),
         "smoke": Recipe("digits", _DIGITS, TrainConfig(
             steps=20, batch_size=16, lr=2e-3, flip=False, **_SMOKE), _LINEAR)},

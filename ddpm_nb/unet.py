@@ -6,7 +6,7 @@
 __all__ = ['NEAR_ZERO', 'UNetConfig', 'timestep_embedding', 'init_', 'conv3', 'conv1', 'linear', 'TimeEmbedding', 'group_average',
            'GroupNorm', 'ResidualBlock', 'Dropout', 'Attention', 'Downsample', 'Upsample', 'Stage', 'UNet']
 
-# %% ../nbs/06_unet.ipynb #ab68173c
+# %% ../nbs/06_unet.ipynb #f264f29c
 import math
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 # %% ../nbs/06_unet.ipynb #9e9eb11f
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class TimeEmbedding(nn.Module):
         code = timestep_embedding(t, self.channels).to(self.linear1.weight.dtype)
         return self.linear2(F.silu(self.linear1(code)))
 
-# %% ../nbs/06_unet.ipynb #c052d4ac
+# %% ../nbs/06_unet.ipynb #09782bbe
 @cache
 def group_average(channels: int, groups: int) -> Tensor:  # (channels, channels), float32, on the CPU
     "The matrix that puts the mean of its group in the place of each channel."
@@ -160,14 +161,19 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if not (torch.compiler.is_compiling() and x.device.type == "cpu"): return super().forward(x)
+        # Nothing in between is kept for the way back: cheaper to do again than to write and read.
+        return checkpoint(self.written_out, x, use_reentrant=False, preserve_rng_state=False)
+
+    def written_out(self, x: Tensor) -> Tensor:
+        "The formula itself, in float32 at least."
         with torch.autocast("cpu", enabled=False):
             h = x.to(torch.promote_types(x.dtype, torch.float32))
-            average = self.average.to(h.dtype)
+            weight, bias, average = (o.to(h.dtype) for o in (self.weight, self.bias, self.average))
             mean = h.mean((2, 3)) @ average
             # The mean needs no gradient here: the variance does not change, to first order, with what is subtracted.
             variance = (h - mean.detach()[:, :, None, None]).square().mean((2, 3)) @ average
-            scale = torch.rsqrt(variance + self.eps) * self.weight
-            shift = self.bias - mean * scale
+            scale = torch.rsqrt(variance + self.eps) * weight
+            shift = bias - mean * scale
             return (h * scale[:, :, None, None] + shift[:, :, None, None]).to(x.dtype)
 
 # %% ../nbs/06_unet.ipynb #dcb25f3d
