@@ -14,6 +14,7 @@ exclude_patterns = ["_static"]
 nb_execution_mode = "off"
 nb_output_stderr = "remove"
 nb_merge_streams = True
+nb_render_markdown_format = "myst"    # tables in what a cell displays as Markdown
 nb_code_prompt_show = "Show the code and its result"
 nb_code_prompt_hide = "Hide the code and its result"
 nb_mime_priority_overrides = [("html", "image/gif", 5)]
