@@ -205,7 +205,7 @@ def save_pretrained(folder: str | Path,            # made, with its parents; a m
                     dtype: torch.dtype | None = None,  # of the weights on disk: float32, float16 or bfloat16; float32 if absent
                    ) -> Path:                      # `folder`
     "Write a model in the layout of `diffusers`: `DDPMPipeline.from_pretrained` and `load_pretrained` read it."
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder, dtype = Path(folder).absolute(), dtype or torch.float32
     net = getattr(net, "_orig_mod", net)                        # what torch.compile wrapped
@@ -230,7 +230,7 @@ def save_pretrained(folder: str | Path,            # made, with its parents; a m
         for name, values in texts.items():
             (part / name).parent.mkdir(parents=True, exist_ok=True)
             (part / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        save_file(weights, part / FILES[2], metadata={"format": "pt"})
+        (part / FILES[2]).write_bytes(save(weights, metadata={"format": "pt"}))   # save_file would let nobody else read it
         if folder.exists(): folder.rename(old)
         part.rename(folder)
     except BaseException:

@@ -12,7 +12,7 @@ __all__ = ['PRECISIONS', 'MAY_CHANGE', 'CODE', 'SCHEDULES', 'DATA', 'RECIPES', '
 import copy, importlib.util, json, math, os, shutil, signal, sys, threading, time, zlib
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -684,25 +684,22 @@ DATA = {"digits": lambda train, root, download: digits(train)[0],
         "cifar10": lambda train, root, download: cifar10(root, train, download)[0]}
 
 _LINEAR = {"schedule": "linear", "T": 1000}
-_DIGITS = UNetConfig(image_size=16, in_channels=1, out_channels=1, base_channels=16, channel_multipliers=(1, 2, 4),
-                     blocks_per_level=1, attention_resolutions=(8,), groups=8, dropout=0.0)
-_SMALL = UNetConfig(base_channels=64, channel_multipliers=(1, 2, 2), blocks_per_level=1, groups=16, dropout=0.0)
-_TINY = UNetConfig(base_channels=32, channel_multipliers=(1, 2, 2), blocks_per_level=1, groups=8, dropout=0.0)
+_TINY = replace(UNetConfig.small(), base_channels=32, groups=8)
 _SMOKE = dict(warmup=10, ema_decay=0.9, log_every=5, save_every=20, keep_last=1)
 
 RECIPES: dict[str, dict[str, Recipe]] = {
     "digits": {
-        "demo": Recipe("digits", _DIGITS, TrainConfig(
+        "demo": Recipe("digits", UNetConfig.digits(), TrainConfig(
             steps=2000, batch_size=64, lr=2e-3, warmup=100, cooldown=800, ema_decay=0.995, ema_warmup=True, flip=False,
             log_every=25, save_every=250, keep_last=1, sampler="ddpm", sample_steps=250), _LINEAR),
-        "smoke": Recipe("digits", _DIGITS, TrainConfig(
+        "smoke": Recipe("digits", UNetConfig.digits(), TrainConfig(
             steps=20, batch_size=16, lr=2e-3, flip=False, **_SMOKE), _LINEAR)},
     "cifar10": {
         "paper": Recipe("cifar10", UNetConfig.cifar10(), TrainConfig(
             save_every=5_000, keep_every=100_000, sample_every=10_000), _LINEAR),
-        "small": Recipe("cifar10", _SMALL, TrainConfig(
-            steps=20_000, batch_size=64, lr=6e-4, warmup=500, cooldown=6_000, ema_decay=0.9995, ema_warmup=True,
-            precision="bf16", log_every=50, save_every=250, sample_every=1_000), _LINEAR),
+        "small": Recipe("cifar10", UNetConfig.small(), TrainConfig(
+            steps=60_000, batch_size=32, lr=6e-4, warmup=1_000, cooldown=14_000, ema_decay=0.9995, ema_warmup=True,
+            precision="bf16", save_every=200, sample_every=1_000), _LINEAR),
         "smoke": Recipe("cifar10", _TINY, TrainConfig(
             steps=60, batch_size=32, lr=1e-3, sample_every=20, sample_count=16, sample_steps=20, **_SMOKE), _LINEAR)},
 }

@@ -205,6 +205,28 @@ def test_a_convolutional_network_resumes_to_the_bit_too(tmp_path, config):
     assert_same(Trainer(r.network(), r.process(), images, r.train, tmp_path / "b", "cpu", progress=False).resume().train(), whole)
 
 
+@pytest.mark.skipif(" " in torch.__file__, reason="torch.compile cannot link its kernels where PyTorch lies in a path with a space")
+def test_a_compiled_run_follows_the_plain_one_in_one_graph_and_goes_on_plain(tmp_path):
+    from torch._dynamo.utils import counters
+    torch._dynamo.reset()
+    counters.clear()
+    r = recipe("digits", "smoke").but(unet=dict(base_channels=8, groups=4), steps=4, batch_size=4, accumulate=2, save_every=2)
+
+    def run(folder=None, **changes):
+        c = r.but(**changes)
+        return Trainer(c.network(), c.process(), r.images()[:40], c.train, folder, "cpu", progress=False)
+
+    for update in (compiled := run(tmp_path, compile=True)).steps():
+        if update.step == 2: break
+    compiled.save()
+    assert counters["stats"]["unique_graphs"] == 1                               # for both parts of both batches
+    plain, resumed = run().train(), run(tmp_path).resume().train()
+    start = r.network().state_dict()
+    moved = torch.cat([(v - start[k]).flatten() for k, v in plain.model.state_dict().items()])
+    apart = torch.cat([(v - resumed.model.state_dict()[k]).flatten() for k, v in plain.model.state_dict().items()])
+    assert apart.norm() < 1e-2 * moved.norm()
+
+
 def test_the_log_of_a_resumed_run_has_each_line_once(tmp_path):
     whole = trainer(tmp_path / "whole").train()
     part = trainer(tmp_path / "part", save_every=5)

@@ -276,7 +276,8 @@ def test_the_written_out_normalisation_equals_pytorchs_with_its_gradients(dtype,
 
 def test_the_compiled_dropout_drops_the_right_share_anew_each_time_and_obeys_the_seed():
     torch._dynamo.reset()
-    drop = torch.compile(Dropout(0.3).train(), backend="eager", fullgraph=True)
+    dropout = Dropout(0.3).train()
+    drop = torch.compile(lambda x: dropout(x, dropout.draw(x)), backend="eager", fullgraph=True)
     x = torch.ones(4, 8, 16, 16).requires_grad_()
     torch.manual_seed(1)
     first, second = drop(x), drop(x)
@@ -298,6 +299,31 @@ def test_compiled_equals_eager():
     a, b = run(net, net, x, t, target, 0), run(torch.compile(net, fullgraph=True), net, x, t, target, 0)
     assert (a[0] - b[0]).abs().max() < 2e-5 and (a[1] - b[1]).abs().max() < 1e-5
     for k in a[2]: assert (a[2][k] - b[2][k]).abs().max() < 1e-5, k
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_the_compiled_way_back_uses_the_mask_of_the_way_there(backend):
+    "The mask is recomputed: the gradient must be the slope of the very function that the same seed gives."
+    torch._dynamo.reset()
+    block = randomised(ResidualBlock(8, 8, 32, 4, 0.5)).double().train()
+    compiled = torch.compile(block, backend=backend, fullgraph=True)
+    x, time, along = (torch.randn(o, dtype=torch.float64) for o in ((2, 8, 6, 6), (2, 32), (2, 8, 6, 6)))
+
+    def f(x):
+        torch.manual_seed(7)
+        return (compiled(x, time) ** 2).mean()
+
+    x.requires_grad_()
+    grad, = torch.autograd.grad(f(x), x)
+    slope = (f(x + 1e-5 * along) - f(x - 1e-5 * along)) / 2e-5
+    assert slope.item() == pytest.approx((grad * along).sum().item(), rel=1e-6)
+    assert f(x) != (block(x, time) ** 2).mean()                                 # some numbers were dropped
+
+
+@pytest.mark.parametrize("layer", [Downsample(8), Upsample(8)])
+def test_down_and_up_keep_channels_last(layer):
+    layer = layer.to(memory_format=torch.channels_last)
+    assert layer(torch.randn(2, 8, 6, 4).to(memory_format=torch.channels_last)).is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
