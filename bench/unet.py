@@ -18,7 +18,7 @@ import sys
 import time
 import types
 
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")   # PyTorch reads it once: large pages, for all alike; without them, fresh pages cost 5 to 10 %
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")   # large pages for all alike; PyTorch reads it once
 
 import torch
 from torch import nn
@@ -190,8 +190,9 @@ def main():
     nets = build(a.peers.split(","), config, device)
     flops = {k: operations(net, x, t) for k, net in nets.items()}
     diffusion = GaussianDiffusion(NoiseSchedule.linear()).to(device)
-    print(f"torch {torch.__version__}, {device.type}, {torch.get_num_threads()} threads, "
-          f"{'large' if os.environ['THP_MEM_ALLOC_ENABLE'] == '1' else 'ordinary'} pages; batch {a.batch} of {'x'.join(map(str, size[1:]))}")
+    pages = "large" if os.environ["THP_MEM_ALLOC_ENABLE"] == "1" else "ordinary"
+    print(f"torch {torch.__version__}, {device.type}, {torch.get_num_threads()} threads, {pages} pages; "
+          f"batch {a.batch} of {'x'.join(map(str, size[1:]))}")
     for k, net in nets.items():
         print(f"{k:11} {sum(p.numel() for p in net.parameters()):>12,} parameters, {flops[k] / 1e9:.2f} GFLOP an image")
     print(f"\n{'work':8} {'mode':9} {'precision':9} {'network':11} {'images/s':>9} {'best':>7} {'of peak':>8} {'ours is':>9}")
