@@ -131,7 +131,7 @@ def main() -> None:
     p.add_argument("--package", action="store_true", help="also write ddpm_nb/assets/cifar10-small")
     p.add_argument("--bits", type=int, default=1000, help="test images for bits/dim, 32 evaluations each (default: 1000)")
     p.add_argument("--held-out", type=int, default=2000, help="test images for the loss by t (default: 2000)")
-    p.add_argument("--hardware", default="two CPU cores (Intel Xeon with AMX)", help="in words")
+    p.add_argument("--hardware", default="two cores of an AMD EPYC (AVX-512, bfloat16)", help="in words")
     p.add_argument("--trials", type=Path, help="a folder that bench/cifar10_trials.py wrote, to copy its table from")
     a = p.parse_args()
 

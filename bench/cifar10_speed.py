@@ -32,17 +32,22 @@ def main() -> None:
         start = time.monotonic()
         for _ in range(2): trainers[kind].update()
         print(f"{kind}: ready after {time.monotonic() - start:.0f} s", flush=True)
-    cost, wall = {k: [] for k in trainers}, {k: [] for k in trainers}
+    cost, wall, average = {k: [] for k in trainers}, {k: [] for k in trainers}, []
     for _ in range(a.rounds):
         for kind, trainer in trainers.items():
             cpu, start = cpu_seconds(), time.monotonic()
             trainer.update()
             cost[kind].append(cpu_seconds() - cpu)
             wall[kind].append(time.monotonic() - start)
+            start = time.monotonic()
+            trainer.ema.update(trainer.model)
+            average.append(time.monotonic() - start)
     for kind in trainers:
         best, middle = min(cost[kind]), statistics.median(cost[kind])
         print(f"{kind:<14} {a.batch / middle:6.1f} images per CPU second (best {a.batch / best:.1f}); "
               f"{a.batch / statistics.median(wall[kind]):6.1f} images per second of the clock (best {a.batch / min(wall[kind]):.1f})")
+    least, step = statistics.median(average), min(statistics.median(v) for v in wall.values())
+    print(f"the weights' average: {least * 1e3:.2f} ms, {least / step:.2%} of the fastest update")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@
 
 Measured: a forward pass, a training step (forward, backward, clipping, fused Adam), 50 steps of DDIM, and the most memory a training
 step holds. "of peak" is the share of the rate of a large matrix product of the same precision, measured in the same rounds.
-`diffusers` runs with our weights. `denoising-diffusion-pytorch` is another architecture with fewer parameters: it is
-counted in images per second and by its own parameter count. Both peers are optional; a missing one is named and left out.
+`diffusers` runs with our weights. `denoising-diffusion-pytorch` is another architecture, made as wide as it takes to have
+nearly as many parameters, which are printed. Both peers are optional; a missing one is named and left out.
 """
 import argparse
 import contextlib
+import math
 import os
 import statistics
 import sys
@@ -56,14 +57,21 @@ def diffusers(config, weights):
 
 
 def lucidrains(config, weights):
-    "As near as its options come: the same base and multipliers; its blocks, attention and time embedding are its own."
+    "As near as its options come: the same multipliers, and the width whose number of parameters is nearest; the rest is its own."
     for name in ("torchvision", "torchvision.transforms", "torchvision.utils"):    # imported at its top, not used by the network
         sys.modules.setdefault(name, types.ModuleType(name))
     sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]
     sys.modules["torchvision"].utils = sys.modules["torchvision.utils"]
     from denoising_diffusion_pytorch.denoising_diffusion_pytorch import Unet
-    net = Unet(config.base_channels, dim_mults=config.channel_multipliers, channels=config.in_channels, dropout=config.dropout)
-    return net.to(memory_format=torch.channels_last)
+
+    def make(width):
+        return Unet(width, dim_mults=config.channel_multipliers, channels=config.in_channels, dropout=config.dropout)
+
+    def away(width):
+        with torch.device("meta"): return abs(sum(p.numel() for p in make(width).parameters()) - wanted)
+
+    wanted = sum(w.numel() for w in weights.values())
+    return make(min(range(8, 2 * config.base_channels, 8), key=away)).to(memory_format=torch.channels_last)
 
 
 PEERS = {"ours": ours, "diffusers": diffusers, "lucidrains": lucidrains}
@@ -121,8 +129,10 @@ def matmul_rate(precision, device, n):
 
 def operations(net, x, t):
     "Multiplications and additions of one forward pass of one image."
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
-    with FlopCounterMode(display=False) as counter, torch.no_grad(): net.eval()(x[:1], t[:1])
+    # as plain matrix products, since the counter does not know the fused attention of a CPU
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad(): net.eval()(x[:1], t[:1])
     return counter.get_total_flops()
 
 
@@ -150,10 +160,11 @@ def compiled(net, device, frozen=False):
 
 # The table ------------------------------------------------------------------------------------------------------------
 
-def measure(tasks, rounds, precision, device, n):
+def measure(tasks, warmups, rounds, precision, device, n):
     "Seconds of each task, and matmul rates: each round runs every task once, so that a slow minute slows all."
     seconds, rates = {k: [] for k in tasks}, []
-    for call in tasks.values(): call(), call()                         # compile, fill caches
+    for call in tasks.values():
+        for _ in range(warmups): call()                                # compile, fill caches
     for _ in range(rounds):
         rates.append(matmul_rate(precision, device, n))
         for key, call in tasks.items():
@@ -172,7 +183,7 @@ def main():
     p.add_argument("--peers", default=",".join(PEERS))
     p.add_argument("--modes", help="eager, compiled (default: both; with --quick: eager)")
     p.add_argument("--precisions", default="fp32,bf16")
-    p.add_argument("--works", default="forward,train,ddim,memory")
+    p.add_argument("--works", default="forward,train,ddim,memory,frozen")
     p.add_argument("--batch", type=int, default=8)
     p.add_argument("--rounds", type=int)
     p.add_argument("--steps", type=int, help="of DDIM (default 50; with --quick 5)")
@@ -197,6 +208,20 @@ def main():
         print(f"{k:11} {sum(p.numel() for p in net.parameters()):>12,} parameters, {flops[k] / 1e9:.2f} GFLOP an image")
     print(f"\n{'work':8} {'mode':9} {'precision':9} {'network':11} {'images/s':>9} {'best':>7} {'of peak':>8} {'ours is':>9}")
 
+    def report(made, mode, precision):
+        "Measure and print; the matmul rate of the last rounds."
+        rate = math.nan
+        for work, (passes, tasks) in made.items():
+            warmups, times = (1, max(1, rounds // 3)) if work == "ddim" else (2, rounds)
+            median, best, rates = measure(tasks, warmups, times, precision, device, n)
+            rate = statistics.median(rates)
+            for k in tasks:
+                ratio = "" if k == "ours" or "ours" not in tasks else f"{median[k] / median['ours']:.2f}x"
+                share = flops[k] * passes * a.batch / median[k] / rate
+                speed = f"{a.batch / median[k]:9.2f} {a.batch / best[k]:7.2f}"
+                print(f"{work:8} {mode:9} {precision:9} {k:11} {speed} {share:8.0%} {ratio:>9}", flush=True)
+        return rate
+
     for precision in a.precisions.split(","):
         for mode in modes:
             calls = {k: compiled(net, device) if mode == "compiled" else net for k, net in nets.items()}
@@ -207,23 +232,19 @@ def main():
                 k: lambda c=c, k=k: training_step(nets[k], c, optimizers[k], x, t, target, precision) for k, c in calls.items()})
             if "ddim" in works: made["ddim"] = (steps, {
                 k: lambda c=c, k=k: ddim(nets[k], c, diffusion, size, steps, precision) for k, c in calls.items()})
-            if mode == "compiled" and precision == "bf16" and device.type == "cpu" and "forward" in works:
-                # For sampling alone: weights in bf16, and folded into the compiled code.
-                frozen = {k: compiled(PEERS[k](config, nets["ours"].state_dict()).to(torch.bfloat16).eval(), device, frozen=True)
-                          for k in nets if k in ("ours", "diffusers") and "ours" in nets}
-                made["frozen"] = (1, {k: lambda c=c: no_grad_call(c, x.bfloat16(), t) for k, c in frozen.items()})
-            for work, (passes, tasks) in made.items():
-                long = work == "ddim"
-                median, best, rates = measure(tasks, max(1, rounds // 3) if long else rounds, precision, device, n)
-                rate = statistics.median(rates)
-                for k in tasks:
-                    ratio = "" if k == "ours" or "ours" not in tasks else f"{median[k] / median['ours']:.2f}x"
-                    share = flops[k] * passes * a.batch / median[k] / rate
-                    speed = f"{a.batch / median[k]:9.2f} {a.batch / best[k]:7.2f}"
-                    print(f"{work:8} {mode:9} {precision:9} {k:11} {speed} {share:8.0%} {ratio:>9}", flush=True)
+            rate = report(made, mode, precision)
             if "memory" in works and "train" in made:
                 for k, call in made["train"][1].items():
                     print(f"{'memory':8} {mode:9} {precision:9} {k:11} {peak_bytes(call, device) / 2**20:9.0f} MiB", flush=True)
+            torch._dynamo.reset()      # it keeps count of what it compiled for this code, whichever network it was for
+            if mode == "compiled" and precision == "bf16" and device.type == "cpu" and "frozen" in works:
+                # For sampling alone: weights in bf16, and folded into the compiled code.
+                weights = nets["ours"].state_dict()
+                frozen = {k: compiled(PEERS[k](config, weights).to(torch.bfloat16).eval(), device, frozen=True)
+                          for k in nets if k in ("ours", "diffusers")}
+                rate = report({"frozen": (1, {k: lambda c=c: no_grad_call(c, x.bfloat16(), t) for k, c in frozen.items()})},
+                              mode, precision)
+                torch._dynamo.reset()
             print(f"{'matmul':8} {'':9} {precision:9} {n} x {n}: {rate / 1e9:,.0f} GFLOP/s\n", flush=True)
 
 

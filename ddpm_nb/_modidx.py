@@ -18,6 +18,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                              'ddpm_nb.cli.Parser.error': ('cli.html#parser.error', 'ddpm_nb/cli.py'),
                              'ddpm_nb.cli.check_device': ('cli.html#check_device', 'ddpm_nb/cli.py'),
                              'ddpm_nb.cli.evaluate': ('cli.html#evaluate', 'ddpm_nb/cli.py'),
+                             'ddpm_nb.cli.faster': ('cli.html#faster', 'ddpm_nb/cli.py'),
                              'ddpm_nb.cli.in_batches': ('cli.html#in_batches', 'ddpm_nb/cli.py'),
                              'ddpm_nb.cli.info': ('cli.html#info', 'ddpm_nb/cli.py'),
                              'ddpm_nb.cli.load_model': ('cli.html#load_model', 'ddpm_nb/cli.py'),
@@ -346,4 +347,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                               'ddpm_nb.unet.init_': ('unet.html#init_', 'ddpm_nb/unet.py'),
                               'ddpm_nb.unet.linear': ('unet.html#linear', 'ddpm_nb/unet.py'),
                               'ddpm_nb.unet.recomputed': ('unet.html#recomputed', 'ddpm_nb/unet.py'),
+                              'ddpm_nb.unet.swish': ('unet.html#swish', 'ddpm_nb/unet.py'),
                               'ddpm_nb.unet.timestep_embedding': ('unet.html#timestep_embedding', 'ddpm_nb/unet.py')}}}

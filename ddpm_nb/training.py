@@ -698,7 +698,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "paper": Recipe("cifar10", UNetConfig.cifar10(), TrainConfig(
             save_every=5_000, keep_every=100_000, sample_every=10_000), _LINEAR),
         "small": Recipe("cifar10", UNetConfig.small(), TrainConfig(
-            steps=60_000, batch_size=32, lr=6e-4, warmup=1_000, cooldown=14_000, ema_decay=0.9995, ema_warmup=True,
+            steps=40_000, batch_size=32, lr=6e-4, warmup=1_000, cooldown=8_000, ema_decay=0.9995, ema_warmup=True,
             precision="bf16", save_every=200, sample_every=1_000), _LINEAR),
         "smoke": Recipe("cifar10", _TINY, TrainConfig(
             steps=60, batch_size=32, lr=1e-3, sample_every=20, sample_count=16, sample_steps=20, **_SMOKE), _LINEAR)},

@@ -116,6 +116,31 @@ def test_sample_makes_an_animation(run, tmp_path):
     with Image.open(tmp_path / "x.gif") as im: assert im.n_frames == 9
 
 
+def test_a_compiled_network_sees_one_batch_size_and_draws_the_same_images(run, tmp_path, monkeypatch):
+    seen, options = set(), []
+
+    def compile(net, **kw):
+        options.append(kw)
+        net.register_forward_pre_hook(lambda net, inputs: seen.add(len(inputs[0])))
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile)
+    words = ["sample", str(run), "--n", "10", "--batch", "4", "--device", "cpu", "--quiet", "--steps", "4"]
+    assert main([*words, "--out", str(tmp_path / "plain.npz")]) == main([*words, "--compile", "--out", str(tmp_path / "compiled.npz")]) == 0
+    assert options == [dict(fullgraph=True, mode=None)] and seen == {4}
+    plain, compiled = (np.load(tmp_path / f"{name}.npz")["arr_0"].astype(int) for name in ("plain", "compiled"))
+    assert plain.shape == compiled.shape and abs(plain - compiled).max() <= 1                     # rounding
+
+
+def test_half_precision_is_near_and_not_the_same(tmp_path):
+    pixels = []
+    for precision in ("fp32", "bf16"):
+        out = tmp_path / f"{precision}.npz"
+        words = ["sample", "digits", "--n", "4", "--steps", "10", "--device", "cpu", "--quiet", "--precision", precision]
+        assert main([*words, "--out", str(out)]) == 0
+        pixels.append(np.load(out)["arr_0"].astype(int))
+    assert 0 < abs(pixels[0] - pixels[1]).mean() < 4                                              # grey levels of 0 .. 255
+
+
 def test_an_interrupted_sample_leaves_no_file(run, tmp_path, monkeypatch):
     def interrupted(*args, **kwargs): raise KeyboardInterrupt
     monkeypatch.setattr(cli, "write_npz", interrupted)

@@ -320,6 +320,16 @@ def test_the_compiled_way_back_uses_the_mask_of_the_way_there(backend):
     assert f(x) != (block(x, time) ** 2).mean()                                 # some numbers were dropped
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_the_answer_is_the_same_and_the_input_untouched(mode):
+    "What is written in place must be the network's own."
+    net = randomised(UNet(TINY)).eval()
+    x, t = torch.randn(4, 2, 8, 8), torch.tensor([0, 5, 70, 999])
+    kept, with_gradients = x.clone(), net(x, t).detach()
+    with mode(): assert torch.equal(net(x, t), with_gradients)
+    assert torch.equal(x, kept)
+
+
 @pytest.mark.parametrize("layer", [Downsample(8), Upsample(8)])
 def test_down_and_up_keep_channels_last(layer):
     layer = layer.to(memory_format=torch.channels_last)
