@@ -85,7 +85,7 @@ def thin(rows: list[dict], count: int = 200) -> list[dict]:
 
 CARD = """# cifar10-small
 
-A denoising diffusion model of 32x32 images, trained by `ddpm-nb train cifar10 --size small`. **{status}**
+A denoising diffusion model of 32x32 images, trained by `{command}`. **{status}**
 
 It is **not the paper's model**: {weights:,} weights in place of 35,746,307, and {images:,} images seen ({passes:.1f} passes over
 the training set) in place of 102,400,000. The paper's numbers (FID 3.17, Inception Score 9.46, at most 3.75 bits/dim) are not its numbers.
@@ -106,9 +106,11 @@ Limits: unconditional, 32x32 pixels only; most samples are not nameable objects;
 
 
 def card(record: dict) -> str:
+    from ddpm_nb.training import recipe
     r, u, b, h = record["recipe"]["train"], record["recipe"]["unet"], record["bits"], record["held_out"]
-    done = record["step"] >= r["steps"]
+    done, usual = record["step"] >= r["steps"], recipe("cifar10", "small").train.to_dict()
     return CARD.format(
+        command="ddpm-nb train cifar10 --size small" + "".join(f" --set {k}={json.dumps(r[k])}" for k in r if r[k] != usual[k]),
         status="Its training is complete." if done else "Preliminary: a snapshot of a run that goes on.",
         weights=record["weights"], images=record["images"], passes=record["images"] / 50_000,
         network=f"U-Net, {u['base_channels']} channels x {tuple(u['channel_multipliers'])}, "
@@ -132,7 +134,6 @@ def main() -> None:
     p.add_argument("--bits", type=int, default=1000, help="test images for bits/dim, 32 evaluations each (default: 1000)")
     p.add_argument("--held-out", type=int, default=2000, help="test images for the loss by t (default: 2000)")
     p.add_argument("--hardware", default="two cores of an AMD EPYC (AVX-512, bfloat16)", help="in words")
-    p.add_argument("--trials", type=Path, help="a folder that bench/cifar10_trials.py wrote, to copy its table from")
     a = p.parse_args()
 
     import torch
@@ -168,13 +169,6 @@ def main() -> None:
     if grids:
         Image.fromarray(image_grid(torch.cat([cut(g, 8)[:12] for g in grids]), 12, pad=0)).save(a.record / "evolution.png", optimize=True)
     record["evolution"] = [int(g.stem[5:]) for g in grids]
-    if a.trials:
-        trials = [json.loads(line) for line in (a.trials / "trials.jsonl").read_text().splitlines()]
-        best = torch.tensor(min(trials, key=lambda r: r["held_out"])["losses"], dtype=torch.float64)
-        for r in trials:
-            above = torch.tensor(r.pop("losses"), dtype=torch.float64) - best
-            r["above_best"], r["above_best_error"] = above.mean().item(), above.std().item() / math.sqrt(len(above))
-        record["trials"] = trials
     (a.record / "record.json").write_text(json.dumps(record, indent=1) + "\n")
     b = record["bits"]
     print(f"step {steps:,}: {b['mean']:.3f} ± {b['standard_error']:.3f} bits/dim; look at {a.record / 'samples.png'}")

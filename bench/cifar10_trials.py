@@ -80,11 +80,11 @@ def table(rows: list[dict]) -> None:
     rows = sorted(rows, key=lambda r: r["held_out"])
     losses = {r["name"]: torch.tensor(r["losses"], dtype=torch.float64) for r in rows}
     best = losses[rows[0]["name"]]
-    print(f"{'trial':<22}{'weights':>10}{'held-out L_simple':>19}{'above the best':>20}{'train':>9}{'images/cpu-s':>14}")
+    print("| trial | weights | held-out L_simple | above | images per CPU second |\n|---|---|---|---|---|")
     for r in rows:
         d = losses[r["name"]] - best
-        print(f"{r['name']:<22}{r['weights']:>10,}{r['held_out']:>12.5f}{d.mean():>17.5f} ± {d.std() / len(d) ** 0.5:.5f}"
-              f"{r['train_loss']:>9.5f}{r['images_per_cpu_second']:>14.1f}")
+        above = f"{d.mean():.4f} ± {d.std() / len(d) ** 0.5:.4f}" if d.any() else ""
+        print(f"| {r['name']} | {r['weights']:,} | {r['held_out']:.4f} | {above} | {r['images_per_cpu_second']:.1f} |")
 
 
 def main() -> None:

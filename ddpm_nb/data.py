@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CIFAR10_URL', 'CIFAR10_MD5', 'CIFAR10_CLASSES', 'CIFAR10_FOLDER', 'CIFAR10_TRAIN', 'CIFAR10_TEST', 'RECORD',
            'RECORDS', 'IMAGE_SUFFIXES', 'to_model', 'to_uint8', 'digits', 'cache_folder', 'read_cifar10_file',
-           'cifar10', 'file_md5', 'download_file', 'unpack', 'load_image', 'ImageFiles', 'image_folder', 'fingerprint',
-           'Batches', 'swiss_roll', 'Mixture']
+           'cifar10', 'file_md5', 'download_file', 'unpack', 'as_rgb', 'load_image', 'ImageFiles', 'image_folder',
+           'fingerprint', 'Batches', 'swiss_roll', 'Mixture']
 
 # %% ../nbs/07_data.ipynb #2f34be66
 import hashlib, http.client, math, os, shutil, tarfile, tempfile, urllib.error, urllib.request, zlib
@@ -85,7 +85,7 @@ def cifar10(root: str | Path | None = None,  # folder that holds (or is) cifar-1
     missing = [name for name in CIFAR10_TRAIN + CIFAR10_TEST if not (folder / name).is_file()]
     if missing and not download:
         raise FileNotFoundError(f"CIFAR-10 is not in {folder} (missing: {', '.join(missing)}); "
-                                f"call cifar10(root, download=True), or unpack {CIFAR10_URL} in {folder.parent}")
+                                f"call cifar10(root, download=True) (in the shell: --download), or unpack {CIFAR10_URL} in {folder.parent}")
     if missing and folder.exists():
         raise FileExistsError(f"{folder} is there but incomplete (missing: {', '.join(missing)}); "
                               f"delete it, then call cifar10(root, download=True) again")
@@ -174,13 +174,23 @@ def unpack(archive: Path,  # a tar file whose members all lie in one folder of `
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 
+def as_rgb(image):
+    "A Pillow image as 8-bit RGB: 16-bit grey scaled down, what is transparent laid on white."
+    from PIL import Image
+    if image.mode.startswith("I;16"): return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"): raise ValueError(f"its values (mode {image.mode}) have no known range; store it with 8 or 16 bits")
+    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info: return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
 def load_image(path: str | Path, # anything Pillow opens
                size: int,        # height and width of the answer
               ) -> Tensor:       # uint8 (3, size, size)
     "The largest square in the middle, resized."
     from PIL import Image, ImageOps
     try:
-        with Image.open(path) as f: upright = ImageOps.exif_transpose(f).convert("RGB")
+        with Image.open(path) as f: upright = as_rgb(ImageOps.exif_transpose(f))
         image = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise ValueError(f"{path} cannot be read as an image: {e}") from None
@@ -214,20 +224,23 @@ def image_folder(path: str | Path,           # searched with all folders in it
     path = Path(path).expanduser()
     if not isinstance(size, int) or size < 1: raise ValueError(f"size must be a whole number above 0, got {size!r}")
     if not path.is_dir(): raise FileNotFoundError(f"there is no folder {path}")
-    paths = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    paths = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+                   and not p.name.startswith("."))               # a Mac's ._x.jpg is no image
     if not paths: raise ValueError(f"no image in {path}; looked for {', '.join(IMAGE_SUFFIXES)}")
     folders = {folder: i for i, folder in enumerate(sorted({p.parent for p in paths}))}
     labels = torch.tensor([folders[p.parent] for p in paths])
     files = ImageFiles(paths, size)
     if math.prod(files.shape) > memory: return files, labels
-    return torch.cat([files[part] for part in torch.arange(len(files)).split(256)]), labels
+    images = torch.empty(files.shape, dtype=torch.uint8)
+    for part in torch.arange(len(files)).split(256): images[part] = files[part]
+    return images, labels
 
 # %% ../nbs/07_data.ipynb #d8dc8f4c
 def fingerprint(images: Tensor | ImageFiles,  # a data set
                ) -> str:                      # 8 hexadecimal digits
-    "A short name for a data set's very content (of streamed files: their names and sizes)."
+    "A short name for a data set's very content (of streamed files: their names, each with its folder's)."
     if isinstance(images, Tensor): content = np.ascontiguousarray(images.detach().cpu().numpy()).data
-    else: content = "\n".join(f"{p.name} {p.stat().st_size}" for p in images.paths).encode()
+    else: content = "\n".join(f"{p.parent.name}/{p.name}" for p in images.paths).encode()
     return f"{zlib.crc32(content):08x}"
 
 
@@ -281,13 +294,14 @@ class Batches:
     def __iter__(self): return self
 
     def __next__(self) -> Tensor:  # (batch_size / world, ...), float32 on the device
-        here, self.position = self.position, self.position + self.batch_size
+        here, after = self.position, self.position + self.batch_size
         order, flips = self.chosen(here)
         if self.streamed:                                        # read the next batch while this one is in use
             x = self.ahead.pop(here).result() if here in self.ahead else self.images[order]
-            self.ahead = {self.position: self.pool.submit(self.images.__getitem__, self.chosen(self.position)[0])}
+            self.ahead = {after: self.pool.submit(self.images.__getitem__, self.chosen(after)[0])}
             x = x.to(self.device)
         else: x = self.images[order]
+        self.position = after                                    # not before: an image that cannot be read moves nothing
         if self.flip: x = torch.where(flips[:, None, None, None], x.flip(-1), x)
         return to_model(x) if x.dtype == torch.uint8 else x
 

@@ -51,8 +51,10 @@ class Picture:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
-        part.write_bytes(self.data)
-        part.replace(path)
+        try:
+            part.write_bytes(self.data)
+            part.replace(path)
+        finally: part.unlink(missing_ok=True)
         return path
 
     def array(self) -> np.ndarray:  # uint8 (H, W, 3)

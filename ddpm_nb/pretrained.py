@@ -15,7 +15,6 @@ import shutil
 import uuid
 import warnings
 from pathlib import Path
-from pickle import UnpicklingError
 from collections.abc import Callable
 
 import torch
@@ -283,7 +282,8 @@ def _find(name: str | Path, revision, cache_dir, local_files_only: bool) -> Path
     if isinstance(name, Path) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise FileNotFoundError(f"there is no folder {str(name)!r}; expected {known}")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError,
+                                        RevisionNotFoundError)
 
     def fetch(suffix: str) -> Path:
         files = [*FILES, "config.json", "scheduler_config.json", f"{WEIGHTS}.safetensors"]
@@ -296,9 +296,11 @@ def _find(name: str | Path, revision, cache_dir, local_files_only: bool) -> Path
     except RepositoryNotFoundError: reason = "the hub has no model of that name, or it is private"
     except RevisionNotFoundError: reason = f"the model has no revision {revision!r}"
     except HfHubHTTPError as e: reason = f"the hub answered: {str(e).partition(chr(10))[0]}"
-    except OSError:
+    except (LocalEntryNotFoundError, ConnectionError):
         reason = ("it is not in the cache, and local_files_only forbids the network" if local_files_only else
                   "the hub cannot be reached, and the model is not in the cache")
+    except ValueError: raise
+    except Exception as e: reason = getattr(e, "strerror", None) or f"{type(e).__name__}: {e}"    # a full disk, a broken connection
     else: return folder
     raise OSError(f"cannot fetch {name!r}: {reason} (nor is there a folder of that name)")
 
@@ -320,6 +322,17 @@ def _translate(path: Path, read: Callable):
     except (ValueError, TypeError) as e: raise ValueError(f"{path}: {e}") from None
 
 
+def _read_pickle(path: Path):
+    "A `.bin` file, if it holds tensors and nothing else."
+    if torch.__version__ < (2, 6):             # before, weights_only=True could be got round (CVE-2025-32434)
+        raise ValueError(f"{path} is a pickle, which this PyTorch ({torch.__version__}) cannot load safely: "
+                         f"update it to 2.6 or later, or convert the file to safetensors")
+    try: return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:                                      # damage shows in any of a dozen ways
+        reason = str(e).partition("\n")[0] or type(e).__name__
+        raise ValueError(f"{path} is damaged, or holds more than tensors, which is not safe to load: {reason}") from None
+
+
 def _read_weights(folder: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     "All weights, float32, if the file holds exactly those that are expected."
     from safetensors import SafetensorError
@@ -328,12 +341,9 @@ def _read_weights(folder: Path, expected: dict[str, Tensor]) -> dict[str, Tensor
     path, pickle = folder / f"{WEIGHTS}.safetensors", folder / f"{WEIGHTS}.bin"
     try:
         if path.is_file(): state = load_file(path)
-        elif (path := pickle).is_file(): state = torch.load(path, map_location="cpu", weights_only=True)
+        elif (path := pickle).is_file(): state = _read_pickle(path)
         else: raise FileNotFoundError(f"{folder} has no weights: neither {WEIGHTS}.safetensors nor {WEIGHTS}.bin")
     except SafetensorError as e: raise ValueError(f"{path} is damaged or cut short: {e}") from None
-    except (RuntimeError, EOFError, UnpicklingError) as e:
-        reason = str(e).partition("\n")[0] or type(e).__name__
-        raise ValueError(f"{path} is damaged, or holds more than tensors, which is not safe to load: {reason}") from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} must hold a table of tensors")
     state = {re.sub(r"(?<=\.)(query|key|value|proj_attn)(?=\.\w+$)", lambda m: OLD_ATTENTION[m[0]], k): v for k, v in state.items()}

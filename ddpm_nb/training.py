@@ -6,12 +6,13 @@
 __all__ = ['PRECISIONS', 'MAY_CHANGE', 'CODE', 'SCHEDULES', 'DATA', 'RECIPES', 'TrainConfig', 'learning_rate', 'EMA', 'LossByT',
            'devices', 'make_accelerator', 'Objective', 'Update', 'Diverged', 'Learner', 'write_checkpoint',
            'read_checkpoint', 'checkpoints', 'describe', 'differences', 'code_version', 'SavedLearner', 'StopSignals',
-           'check_writable', 'Trainer', 'Recipe', 'differences_of_recipes', 'recipe', 'load_run']
+           'check_writable', 'Trainer', 'Recipe', 'differences_of_recipes', 'own_images', 'recipe', 'load_run']
 
 # %% ../nbs/08_training.ipynb #6a192015
 import copy, importlib.util, json, math, os, shutil, signal, sys, threading, time, zlib
+from collections import deque
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .data import Batches, ImageFiles, cifar10, digits, fingerprint
+from .data import Batches, ImageFiles, cifar10, digits, fingerprint, image_folder
 from .sampling import SAMPLERS, GaussianDiffusion
 from .schedules import NoiseSchedule
 from .unet import UNet, UNetConfig
@@ -31,7 +32,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    "Every choice of a training run; the defaults are the paper's for CIFAR-10 (appendix B)."
+    "Every choice of a training run; the defaults are the paper's for CIFAR-10 (appendix B; `warmup` and `grad_clip`: its released code)."
     steps: int = 800_000        # updates of the weights
     batch_size: int = 128       # images in one update, over all processes
     lr: float = 2e-4            # Adam's learning rate once warm
@@ -156,7 +157,10 @@ def make_accelerator(precision: str = "fp32",     # a name in `PRECISIONS`
     # accelerate settles device and precision once per process; a notebook makes several trainers, so begin afresh.
     alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
     if PartialState._shared_state: AcceleratorState._reset_state(reset_partial_state=alone)
-    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=device == "cpu")
+    a = Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=device == "cpu")
+    if a.gradient_accumulation_steps != 1:      # it would divide every gradient by that once more
+        raise ValueError(f"accelerate was told to accumulate {a.gradient_accumulation_steps} steps: leave that out, and set accumulate")
+    return a
 
 
 class Objective(nn.Module):
@@ -214,7 +218,8 @@ class Learner:
         self.loss_by_t = LossByT(self.diffusion.T, a.device)
         self.folder = None if folder is None else Path(folder)
         self.progress, self.step, self.seconds, self.stopped_by = progress, 0, 0.0, None
-        self.recent: list[Update] = []     # since the last line of the log
+        self.recent: deque[Update] = deque(maxlen=c.log_every)   # since the last line of the log, which was at:
+        self.since = (0, 0.0)              # step, seconds
         self.history: list[dict] = []      # the log
 
     def draw(self, x0: Tensor) -> tuple[Tensor, Tensor]:
@@ -237,7 +242,8 @@ class Learner:
             parts.append(losses.detach())
         lr = learning_rate(self.step, c)
         for group in self.optimizer.param_groups: group["lr"] = lr
-        norm = a.clip_grad_norm_(self.model.parameters(), c.grad_clip or math.inf)
+        if a.scaler: a.scaler.unscale_(self.optimizer.optimizer)             # fp16: the norm is that of the true gradient
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update(self.model, self.step)
@@ -249,7 +255,11 @@ class Learner:
 
     def steps(self) -> Iterator[Update]:
         "Update until `config.steps` are made; the caller looks on, and may stop at any time."
-        while self.step < self.config.steps: yield self.update()
+        start = time.monotonic() - self.seconds
+        while self.step < self.config.steps:
+            update = self.update()
+            self.seconds = time.monotonic() - start      # of all that went on, the caller's doings included
+            yield update
 
     def sample(self,
                n: int | None = None,  # how many; `config.sample_count` if None
@@ -267,16 +277,17 @@ class Learner:
     def check(self) -> None:
         "Stop if a loss or a gradient since the last line of the log was not finite. Waits for the device."
         if not self.recent: return
-        values = torch.stack([torch.stack([u.loss, u.grad_norm]) for u in self.recent]).float()
-        if self.config.precision == "fp16": values = values[:, :1]   # there, an infinite gradient only lowers the scale
+        values, scaler = torch.stack([torch.stack([u.loss, u.grad_norm]) for u in self.recent]).float(), self.accelerator.scaler
+        if scaler: values = values[:, :1]      # fp16: an infinite gradient only halves the scale ...
         finite = self.accelerator.reduce(values, "sum").isfinite().all(1).cpu()
-        if finite.all(): return
+        if finite.all() and not (scaler and scaler.get_scale() < 1): return     # ... but not 17 times and more
         bad = self.recent[int(finite.int().argmin())]
         before = next((f"{row['loss']:.4g} (step {row['step']})" for row in reversed(self.history)), "none")
         kept = checkpoints(self.folder)[-1:] if self.folder else []
         raise Diverged(f"no finite number any more at step {bad.step}: loss {bad.loss.item():.4g}, "
                        f"gradient norm {bad.grad_norm.item():.4g}, learning rate {bad.lr:.3g}; mean loss logged before: {before}; "
-                       f"last good checkpoint: {kept[0] if kept else 'none'}. Try a lower lr, a longer warmup, or precision fp32")
+                       f"last good checkpoint: {kept[0] if kept else 'none'}. "
+                       f"In a new run, try a lower lr, a longer warmup, or precision fp32")
 
 # %% ../nbs/08_training.ipynb #3af3e444
 def _synced(path: Path, data: bytes) -> None:
@@ -295,6 +306,17 @@ def _sync_folder(path: Path) -> None:
     finally: os.close(handle)
 
 
+def _remove(path: Path) -> None:
+    "Take a folder's name away before its files, so that what has the name is whole."
+    part = path.with_name(f".{path.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    with suppress(OSError): path.rename(part)
+    shutil.rmtree(part, ignore_errors=True)
+
+
+def _check(state: dict) -> str: return f"{zlib.crc32(json.dumps(state, sort_keys=True).encode()):08x}"
+
+
 def write_checkpoint(folder: Path,                          # appears at once and whole, or not at all
                      files: dict[str, dict[str, Tensor]],   # file name -> tensors
                      state: dict,                           # what JSON can hold
@@ -303,11 +325,12 @@ def write_checkpoint(folder: Path,                          # appears at once an
     from safetensors.torch import save
     part = folder.with_name(f".{folder.name}.part")
     try:
-        shutil.rmtree(part, ignore_errors=True)
+        for left in folder.parent.glob(".step_*.part"): shutil.rmtree(left, ignore_errors=True)    # by a run that was killed
         part.mkdir(parents=True)
-        checks = {}
+        checks = {"state": _check(state)}
         for name, tensors in files.items():
-            data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+            # copies, row by row: the format knows neither another order nor two names for one tensor
+            data = save({k: torch.empty(v.shape, dtype=v.dtype).copy_(v.detach()) for k, v in tensors.items()})
             _synced(part / f"{name}.safetensors", data)
             checks[name] = f"{zlib.crc32(data):08x}"
         _synced(part / "state.json", json.dumps({**state, "crc32": checks}, indent=1).encode())
@@ -327,12 +350,14 @@ def read_checkpoint(folder: str | Path,                # as `write_checkpoint` l
     folder, files = Path(folder), {}
     try:
         state = json.loads((folder / "state.json").read_bytes())
-        for name, check in state["crc32"].items():
+        checks = state.pop("crc32")
+        if checks.pop("state") != _check(state): raise ValueError("state.json is damaged")
+        for name, check in checks.items():
             if only and name not in only: continue
             data = (folder / f"{name}.safetensors").read_bytes()
             if f"{zlib.crc32(data):08x}" != check: raise ValueError(f"{name}.safetensors is damaged")
             files[name] = load(data)
-    except (OSError, KeyError, ValueError) as e:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as e:
         raise ValueError(f"{folder} is not a whole checkpoint ({e}); delete it to go on from the one before it") from None
     return files, state
 
@@ -345,7 +370,7 @@ def checkpoints(run: str | Path,  # a run folder
 # %% ../nbs/08_training.ipynb #63a52e60
 def describe(model: nn.Module, d: GaussianDiffusion, batches: Batches, c: TrainConfig) -> dict:
     "All that a checkpoint must agree on with the run that resumes it, as a flat dict."
-    config = model.config.to_dict() if hasattr(model, "config") else {}
+    config = model.config.to_dict() if hasattr(getattr(model, "config", None), "to_dict") else {}
     betas = zlib.crc32(d.schedule.betas.numpy().tobytes())
     images = batches.images
     parts = dict(
@@ -356,7 +381,8 @@ def describe(model: nn.Module, d: GaussianDiffusion, batches: Batches, c: TrainC
     return {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
 
 
-# What may change when a run is resumed: none of it changes what is learnt from a batch, beyond rounding.
+# What may change when a run is resumed: none of it changes what is learnt from a batch, beyond rounding
+# (`steps`: as long as the learning rate does not jump).
 MAY_CHANGE = tuple(f"train.{k}" for k in (
     "steps", "accumulate", "compile", "log_every", "save_every", "keep_last", "keep_every",
     "sample_every", "sample_count", "sampler", "sample_steps", "tensorboard"))
@@ -380,6 +406,7 @@ CODE = code_version()     # now: the files may change while a run goes on
 # %% ../nbs/08_training.ipynb #a6c9dab7
 class SavedLearner(Learner):
     "A learner that can be put on disk and taken up again."
+    saved: Path | None = None      # the checkpoint of this very step, if there is one
 
     @cached_property
     def description(self) -> dict:
@@ -391,22 +418,23 @@ class SavedLearner(Learner):
         a, optimizer = self.accelerator, self.optimizer.state_dict()
         names = [n for n, _ in self.model.named_parameters()]
         random = {"torch": torch.get_rng_state(), "draws": self.generator.get_state()}
-        if self.device.type == "cuda": random["cuda"] = torch.cuda.get_rng_state(self.device)
+        if self.device.type != "cpu": random[self.device.type] = getattr(torch, self.device.type).get_rng_state()
         everyone = [random]
         if a.num_processes > 1:
             from accelerate.utils import gather_object
             everyone = gather_object([random])
-        numbers = torch.stack([torch.stack([u.loss, u.grad_norm]) for u in self.recent]).tolist() if self.recent else []
-        recent = [[u.step, loss, norm, u.lr] for u, (loss, norm) in zip(self.recent, numbers)]
+        numbers = torch.stack([torch.stack([u.loss, u.grad_norm]) for u in self.recent]) if self.recent else torch.zeros(0, 2)
+        by_t = torch.stack([self.loss_by_t.sums, self.loss_by_t.counts])
+        numbers, by_t = (a.reduce(v.to(self.device), "mean") for v in (numbers, by_t))               # of all processes' shares
+        recent = [[u.step, loss, norm, u.lr] for u, (loss, norm) in zip(self.recent, numbers.tolist())]
         files = dict(
             model=self.model.state_dict(), ema=self.ema.model.state_dict(),
             optimizer={f"{k}.{names[i]}": v for i, values in optimizer["state"].items() for k, v in values.items()},
             random={f"{k}.{rank}": v for rank, states in enumerate(everyone) for k, v in states.items()},
             diffusion={"betas": self.diffusion.schedule.betas, "timesteps": self.diffusion.schedule.timesteps},
-            log={"sums": self.loss_by_t.sums, "counts": self.loss_by_t.counts,
-                 "recent": torch.tensor(recent, dtype=torch.float64).reshape(-1, 4)})
-        state = dict(step=self.step, seconds=self.seconds, config=self.description, data=self.batches.state_dict(), code=CODE,
-                     torch=torch.__version__, processes=a.num_processes, device=self.device.type,
+            log={"sums": by_t[0], "counts": by_t[1], "recent": torch.tensor(recent, dtype=torch.float64).reshape(-1, 4)})
+        state = dict(step=self.step, seconds=self.seconds, since=list(self.since), config=self.description,
+                     data=self.batches.state_dict(), code=CODE, torch=torch.__version__, processes=a.num_processes, device=self.device.type,
                      scaler=a.scaler.state_dict() if a.scaler else None)
         return files, state
 
@@ -414,16 +442,31 @@ class SavedLearner(Learner):
         "Write a checkpoint, unless the run has gone bad; then drop those that are no longer wanted."
         if not self.folder: raise ValueError("this trainer has no folder to save in")
         self.check()
-        path, c = self.folder / "checkpoints" / f"step_{self.step:08d}", self.config
+        path, c, trouble = self.folder / "checkpoints" / f"step_{self.step:08d}", self.config, None
+        if self.saved == path.resolve() and path.exists(): return path
         files, state = self.state()
-        if self.main and not path.exists():
-            if not all(w.isfinite().all() for name in ("model", "ema") for w in files[name].values()):
-                raise Diverged(f"weights are no longer finite at step {self.step}; not saved")
-            write_checkpoint(path, files, state)
-            for old in checkpoints(self.folder)[:-c.keep_last]:
-                if not c.keep_every or int(old.name[5:]) % c.keep_every: shutil.rmtree(old, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
+        if not torch.stack([w.isfinite().all() for name in ("model", "ema") for w in files[name].values()]).all():
+            raise Diverged(f"weights are no longer finite at step {self.step}; not saved")
+        try:
+            if self.main:
+                self.set_aside(path)
+                write_checkpoint(path, files, state)
+                for old in checkpoints(self.folder)[:-c.keep_last]:
+                    if not c.keep_every or int(old.name[5:]) % c.keep_every: _remove(old)
+        except OSError as e: trouble = e
+        failed = self.accelerator.reduce(torch.tensor(float(trouble is not None), device=self.device), "sum")
+        if trouble or failed: raise trouble or OSError("the main process could not save")   # all of them, or none
+        self.saved = path.resolve()
         return path
+
+    def set_aside(self, path: Path) -> None:
+        "A run that went back and takes another way: what it had saved from here on loses its name, and is not lost."
+        for other in checkpoints(self.folder):
+            if other.name >= path.name:
+                aside = other.with_name(f"aside_{other.name}")
+                _remove(aside)
+                other.rename(aside)
+                self.say(f"note: {other.name} is of another continuation of this run; it is now {aside.name}")
 
     def resume(self,
                checkpoint: str | Path | None = None,  # None: the newest in the folder
@@ -435,12 +478,18 @@ class SavedLearner(Learner):
         files, state = read_checkpoint(path)
         if differ := differences(state["config"], self.description):
             raise ValueError(f"{path} is of another configuration: " + "; ".join(differ))
+        there, here = replace(self.config, steps=state["config"]["train.steps"]), self.config
+        rates = [learning_rate(state["step"], c) for c in (there, here)]
+        if state["step"] < here.steps and rates[0] != rates[1]:
+            raise ValueError(f"{path} is in the cooldown of {there.steps} steps: with {here.steps} the learning rate would jump "
+                             f"from {rates[0]:.3g} to {rates[1]:.3g}")
         self.model.load_state_dict(files["model"])
         self.ema.model.load_state_dict(files["ema"])
         self.load_optimizer(files["optimizer"])
         if state["scaler"] and self.accelerator.scaler: self.accelerator.scaler.load_state_dict(state["scaler"])
         self.batches.load_state_dict(state["data"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.since = state["step"], state["seconds"], tuple(state["since"])
+        self.saved = path.resolve()
         self.load_log(files["log"])
         self.load_random(files["random"], state)
         if state["code"] != CODE: self.say(f"note: saved by ddpm_nb {state['code']}, resumed by {CODE}")
@@ -458,21 +507,18 @@ class SavedLearner(Learner):
         self.optimizer.load_state_dict({"state": entries, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
     def load_log(self, tensors: dict[str, Tensor]) -> None:
-        "Take up the log at this step; lines that a killed run wrote after its last checkpoint are dropped."
+        "Take up the log at this step; lines that were written after it are dropped when the run goes on."
         self.loss_by_t.sums.copy_(tensors["sums"])
         self.loss_by_t.counts.copy_(tensors["counts"])
         number = lambda v: torch.tensor(v, dtype=torch.float32, device=self.device)
-        self.recent = [Update(int(step), number(loss), number(norm), lr) for step, loss, norm, lr in tensors["recent"].tolist()]
+        self.recent.clear()
+        self.recent.extend(Update(int(step), number(loss), number(norm), lr) for step, loss, norm, lr in tensors["recent"].tolist())
         path = self.folder / "log.jsonl" if self.folder else None
         if not path or not path.exists(): return
         rows = []
         for line in path.read_text().splitlines():
             with suppress(ValueError): rows.append(json.loads(line))     # the last may have been cut short by a kill
         self.history = [row for row in rows if row["step"] <= self.step]
-        if self.main:
-            part = path.with_name(".log.jsonl.part")
-            _synced(part, "".join(json.dumps(row) + "\n" for row in self.history).encode())
-            os.replace(part, path)
 
     def load_random(self, random: dict[str, Tensor], state: dict) -> None:
         "Go on with the same random numbers; on another kind of device, or in a new process, with fresh ones."
@@ -482,7 +528,7 @@ class SavedLearner(Learner):
         else: self.generator.manual_seed(fresh)
         if same and f"torch.{rank}" in random:
             torch.set_rng_state(random[f"torch.{rank}"])
-            if self.device.type == "cuda": torch.cuda.set_rng_state(random[f"cuda.{rank}"], self.device)
+            if self.device.type != "cpu": getattr(torch, self.device.type).set_rng_state(random[f"{self.device.type}.{rank}"])
         else: torch.manual_seed(fresh + rank)
         if not same or state["processes"] != a.num_processes:
             self.say(f"note: saved on {state['processes']} x {state['device']}, resumed on {a.num_processes} x {self.device.type}: "
@@ -495,7 +541,7 @@ class SavedLearner(Learner):
 
 # %% ../nbs/08_training.ipynb #a0062359
 class StopSignals:
-    "Within the block, the first SIGINT or SIGTERM is only noted, in `name`; a second one interrupts at once."
+    "Within the block, the first SIGINT or SIGTERM is only noted, in `name`; another SIGINT, a second or more later, interrupts."
     name: str | None = None
 
     def __enter__(self):
@@ -505,8 +551,8 @@ class StopSignals:
         return self
 
     def note(self, number, frame):
-        if self.name: raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
+        if self.name is None: self.name, self.when = signal.Signals(number).name, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self.when > 1: raise KeyboardInterrupt   # launchers send each signal twice
 
     def __exit__(self, *exc):
         for s, handler in self.before.items(): signal.signal(s, handler)
@@ -529,6 +575,9 @@ def check_writable(folder: str | Path) -> None:
 
 class Trainer(SavedLearner):
     "Algorithm 1 and all that a long run needs around it."
+    asked: Tensor | None = None      # whether some process was told to stop, as of the step before
+    log_is_whole = False             # log.jsonl holds what `history` holds
+    board = None                     # TensorBoard's writer
 
     def train(self) -> "Trainer":  # itself
         "Make the updates that are left, with bar, log, samples and checkpoints; SIGINT and SIGTERM stop it and save."
@@ -537,73 +586,93 @@ class Trainer(SavedLearner):
         if self.folder and self.main: check_writable(self.folder)
         if self.folder and not self.step and (found := checkpoints(self.folder)):
             raise ValueError(f"{self.folder} already holds a run at {found[-1].name}: resume it, or choose another folder")
-        if self.folder and self.main and not self.step: (self.folder / "log.jsonl").unlink(missing_ok=True)
+        json.dumps(self.description)     # what cannot be saved should not be found out at the first checkpoint
+        self.write_log()
+        self.asked = None
         bar = tqdm(total=c.steps, initial=self.step, unit="step", desc="training", disable=not (self.progress and self.main),
                    mininterval=0.5 if sys.stderr.isatty() else 5)
-        start = time.monotonic() - self.seconds
-        with StopSignals() as stop, bar:
+        with StopSignals() as stop, bar, self.kept_on_error():
             for _ in self.steps():
-                self.seconds = time.monotonic() - start
                 bar.update()
                 self.stopped_by = self.agree(stop.name)
                 last = self.step == c.steps or self.stopped_by is not None
                 if self.step % c.log_every == 0:
                     row = self.log()
                     bar.set_postfix_str(f"loss {row['loss']:.4f}, {row['images_per_second']:.0f} images/s")
-                if c.sample_every and (self.step % c.sample_every == 0 or self.step == c.steps): self.save_samples()
                 if self.folder and (last or self.step % c.save_every == 0):
                     try: self.save()
                     except OSError as e:
                         why = e.strerror or e
                         if last: raise OSError(f"cannot write to {self.folder} ({why}); the checkpoints there are whole") from e
                         self.say(f"cannot save at step {self.step} ({why}); training goes on, the next try is in {c.save_every} steps")
+                if c.sample_every and (self.step % c.sample_every == 0 or self.step == c.steps): self.save_samples()
                 if last: break
         self.check()
-        if hasattr(self, "_board"): self._board.flush()
         if self.stopped_by: self.say(f"stopped by {self.stopped_by} after step {self.step}; saved in {self.folder or 'memory only'}")
         return self
 
+    @contextmanager
+    def kept_on_error(self):
+        "An image that cannot be read ends the run before its update has begun: what was learnt so far is saved."
+        try: yield
+        except ValueError:
+            if self.folder and self.step and self.accelerator.num_processes == 1: self.save()
+            raise
+
     def agree(self, signal_name: str | None) -> str | None:
-        "Several processes must stop after the same step: they ask each other now and then."
+        "Several processes must stop after the same step: each asks all, and reads the answer one step later, when it is there."
         if self.accelerator.num_processes == 1: return signal_name
-        if self.step % 10 and self.step != self.config.steps: return None
-        asked = self.accelerator.reduce(torch.tensor(float(signal_name is not None), device=self.device), "sum")
-        return (signal_name or "another process") if asked else None
+        asked, self.asked = self.asked, self.accelerator.reduce(torch.tensor(float(signal_name is not None), device=self.device), "sum")
+        return (signal_name or "another process") if asked is not None and asked else None
 
     def log(self) -> dict:  # the line: step, loss, grad_norm, lr, seconds, steps_per_second, images_per_second
         "Sum up the updates since the last line, and write it to log.jsonl (and TensorBoard)."
         self.check()
-        values = torch.stack([torch.stack([u.loss, u.grad_norm]) for u in self.recent]).float().mean(0)
-        loss, norm = self.accelerator.reduce(values, "mean").tolist()
-        before = self.history[-1] if self.history else {"step": self.step - len(self.recent), "seconds": 0.0}
-        rate = (self.step - before["step"]) / max(self.seconds - before["seconds"], 1e-9)
-        row = dict(step=self.step, loss=loss, grad_norm=norm, lr=self.recent[-1].lr, seconds=round(self.seconds, 3),
+        if not self.recent: raise ValueError("there is no update to log since the last line")
+        losses, norms = torch.stack([torch.stack([u.loss, u.grad_norm]) for u in self.recent]).float().T
+        loss, norm = self.accelerator.reduce(losses.mean(), "mean").item(), norms[norms.isfinite()].mean().item()
+        made, seconds = self.step - self.since[0], self.seconds - self.since[1]
+        rate = made / seconds if seconds > 0 else 0.0
+        row = dict(step=self.step, loss=loss, grad_norm=norm if math.isfinite(norm) else None,     # fp16: of the steps not skipped
+                   lr=self.recent[-1].lr, seconds=round(self.seconds, 3),
                    steps_per_second=rate, images_per_second=rate * self.config.batch_size)
         self.history.append(row)
         self.recent.clear()
-        if self.folder and self.main:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                with open(self.folder / "log.jsonl", "a") as f: f.write(json.dumps(row) + "\n")
-            except OSError as e: self.say(f"cannot write {self.folder / 'log.jsonl'} ({e.strerror or e})")
-            if self.config.tensorboard:
-                for key in ("loss", "grad_norm", "lr", "images_per_second"): self.board.add_scalar(key, row[key], self.step)
+        self.since = (self.step, self.seconds)
+        self.write_log(row)
         return row
 
-    @property
-    def board(self):
-        "TensorBoard's writer, opened when first needed."
-        if not hasattr(self, "_board"):
-            from torch.utils.tensorboard import SummaryWriter
-            self._board = SummaryWriter(self.folder / "tensorboard", purge_step=self.step, flush_secs=10)
-        return self._board
+    def write_log(self, row: dict | None = None) -> None:
+        "Add a line to log.jsonl (and TensorBoard), or write anew what `history` holds, if that is not what the file holds."
+        if not (self.folder and self.main): return
+        path, text = self.folder / "log.jsonl", lambda rows: "".join(json.dumps(r) + "\n" for r in rows).encode()
+        try:
+            if row and self.log_is_whole:
+                self.log_is_whole = False
+                with open(path, "ab") as f: f.write(text([row]))
+            else:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                _synced(part := path.with_name(".log.jsonl.part"), text(self.history))
+                os.replace(part, path)
+            self.log_is_whole = True
+            if row and self.config.tensorboard: self.write_board(row)
+        except OSError as e: self.say(f"cannot write the log in {self.folder} ({e.strerror or e}); training goes on")
+
+    def write_board(self, row: dict) -> None:
+        "TensorBoard's curves; a writer that failed is replaced at the next line."
+        from torch.utils.tensorboard import SummaryWriter
+        board, self.board = self.board or SummaryWriter(self.folder / "tensorboard", purge_step=row["step"], flush_secs=10), None
+        for key in ("loss", "grad_norm", "lr", "images_per_second"):
+            if row[key] is not None: board.add_scalar(key, row[key], row["step"])
+        board.flush()
+        self.board = board
 
     def save_samples(self) -> Path | None:  # the file; None where there is nothing to write
         "Write samples/step_….png."
         if not (self.folder and self.main and self.batches.images.ndim == 4): return None
         from ddpm_nb.plotting import save_grid
         try: return save_grid(self.sample(), self.folder / "samples" / f"step_{self.step:08d}.png", scale=2)
-        except OSError as e: self.say(f"cannot write samples ({e.strerror or e})")
+        except (OSError, torch.cuda.OutOfMemoryError) as e: self.say(f"no samples this time ({getattr(e, 'strerror', None) or e})")
 
 # %% ../nbs/08_training.ipynb #62c756cb
 SCHEDULES = ("linear", "quadratic", "constant", "jsd", "cosine")
@@ -616,14 +685,18 @@ class Recipe:
     unet: UNetConfig
     train: TrainConfig
     diffusion: dict          # arguments of `GaussianDiffusion`, a `schedule` by name, and that schedule's T and betas
+    root: str | None = None  # where the data set is; None: its usual place
 
     def images(self,
-               train: bool = True,               # those it trains on, or those held out
-               root: str | Path | None = None,   # where the data set is
-               download: bool = False,           # fetch it if it is not there
-              ) -> Tensor:                       # uint8 (N, C, H, W)
-        "The images of the recipe's data set."
-        return DATA[self.data](train, root, download)
+               train: bool = True,      # those it trains on, or those held out
+               download: bool = False,  # fetch it if it is not there
+              ) -> Tensor | ImageFiles: # uint8 (N, C, H, W)
+        "The images of the recipe's data set; ValueError if the recipe's network is not made for them."
+        images, u = DATA[self.data](train, self.root, download, self.unet.image_size), self.unet
+        if tuple(images.shape[1:]) != (want := (u.in_channels, u.image_size, u.image_size)):
+            raise ValueError(f"the images of {self.data} have shape {tuple(images.shape[1:])}, the network is for {want}: "
+                             f"set unet.in_channels, unet.out_channels and unet.image_size accordingly")
+        return images
 
     def network(self) -> UNet:
         "A new network, its weights drawn from the recipe's seed."
@@ -643,32 +716,31 @@ class Recipe:
     def trainer(self,
                 folder: str | Path | None = None,   # of the run; None: nothing is written
                 device: str | None = None,          # cuda, mps or cpu; None: the best there is
-                root: str | Path | None = None,     # where the data set is
                 download: bool = False,             # fetch it if it is not there
                 progress: bool = True,              # show a bar
                ) -> Trainer:
         "All of it put together, ready for `.train()` or `.resume().train()`."
         with make_accelerator(self.train.precision, device).local_main_process_first():
-            images = self.images(True, root, download)
+            images = self.images(True, download)
         return Trainer(self.network(), self.process(), images, self.train, folder, device, progress)
 
     def but(self, **changes) -> "Recipe":
-        "The same with some things changed: keys of `TrainConfig`, or `unet={...}`, `diffusion={...}`."
+        "The same with some things changed: keys of `TrainConfig`, or `unet={...}`, `diffusion={...}`, `root=...`."
         unet = UNetConfig.from_dict({**self.unet.to_dict(), **changes.pop("unet", {})})
-        diffusion = {**self.diffusion, **changes.pop("diffusion", {})}
-        r = Recipe(self.data, unet, TrainConfig.from_dict({**self.train.to_dict(), **changes}), diffusion)
+        diffusion, root = {**self.diffusion, **changes.pop("diffusion", {})}, changes.pop("root", self.root)
+        r = Recipe(self.data, unet, TrainConfig.from_dict({**self.train.to_dict(), **changes}), diffusion, root)
         r.process()                                              # complain now
         return r
 
     def to_dict(self) -> dict:
         "Plain values that JSON can hold."
-        return dict(data=self.data, unet=self.unet.to_dict(), train=self.train.to_dict(), diffusion=self.diffusion)
+        return dict(data=self.data, unet=self.unet.to_dict(), train=self.train.to_dict(), diffusion=self.diffusion, root=self.root)
 
     @classmethod
     def from_dict(cls, values: dict) -> "Recipe":
         "The recipe that `to_dict` wrote."
         unet, train = UNetConfig.from_dict(values["unet"]), TrainConfig.from_dict(values["train"])
-        return cls(values["data"], unet, train, values["diffusion"])
+        return cls(values["data"], unet, train, values["diffusion"], values.get("root"))
 
 
 def differences_of_recipes(there: Recipe, here: Recipe) -> list[str]:
@@ -680,8 +752,18 @@ def differences_of_recipes(there: Recipe, here: Recipe) -> list[str]:
     return differences(*flat)
 
 # %% ../nbs/08_training.ipynb #6de16a60
-DATA = {"digits": lambda train, root, download: digits(train)[0],
-        "cifar10": lambda train, root, download: cifar10(root, train, download)[0]}
+def own_images(train: bool, root: str | None, size: int) -> Tensor | ImageFiles:  # uint8 (N, 3, size, size)
+    "The images in the folder `root`; every tenth, in the order of their names, is held out."
+    if root is None: raise ValueError("training on your own images needs their folder: root (in the shell: --root FOLDER)")
+    images, _ = image_folder(root, size)
+    place = [i for i in range(len(images)) if (i % 10 == 9) != train]
+    if not place: raise ValueError(f"{root} has only {len(images)} images: every tenth would be held out")
+    return images[place] if isinstance(images, Tensor) else ImageFiles([images.paths[i] for i in place], size)
+
+
+DATA = {"digits": lambda train, root, download, size: digits(train)[0],
+        "cifar10": lambda train, root, download, size: cifar10(root, train, download)[0],
+        "folder": lambda train, root, download, size: own_images(train, root, size)}
 
 _LINEAR = {"schedule": "linear", "T": 1000}
 _TINY = replace(UNetConfig.small(), base_channels=32, groups=8)
@@ -703,6 +785,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "smoke": Recipe("cifar10", _TINY, TrainConfig(
             steps=60, batch_size=32, lr=1e-3, sample_every=20, sample_count=16, sample_steps=20, **_SMOKE), _LINEAR)},
 }
+RECIPES["folder"] = {size: replace(RECIPES["cifar10"][size], data="folder") for size in ("small", "paper", "smoke")}
 
 
 def recipe(data: str,                 # a name in `RECIPES`

@@ -110,6 +110,24 @@ def test_sample_streams_an_npz_that_numpy_reads(run, tmp_path, capsys):
     assert zipfile.ZipFile(path).testzip() is None
 
 
+def test_sample_passes_its_options_on(run, tmp_path):
+    files = []
+    for words in ([], ["--no-clip"], ["--eta", "1"]):
+        assert main(["sample", str(run), "--n", "4", "--out", str(tmp_path / "x.npz"), "--quiet", *words]) == 0
+        with np.load(tmp_path / "x.npz") as f: files.append(torch.from_numpy(f["arr_0"]))
+    model, d = training.load_run(run)
+    for got, options in zip(files, (dict(), dict(clip=False), dict(eta=1.0))):
+        x = d.sample(model, (4, 1, 16, 16), "ddim", 8, torch.Generator().manual_seed(0), progress=False, **options)
+        assert torch.equal(got, data.to_uint8(x).permute(0, 2, 3, 1))
+    assert not torch.equal(files[0], files[1]) and not torch.equal(files[0], files[2])
+
+
+def test_no_memory_is_told_in_one_line(run, capsys, monkeypatch):
+    def no_memory(*args, **kwargs): raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(cli, "load_model", no_memory)
+    fails(capsys, ["sample", run, "--device", "cpu"], "not enough memory: choose a smaller --batch")
+
+
 def test_sample_makes_an_animation(run, tmp_path):
     from PIL import Image
     assert main(["sample", str(run), "--n", "4", "--steps", "8", "--out", str(tmp_path / "x.gif"), "--quiet"]) == 0
@@ -187,6 +205,61 @@ def test_help_is_quick_and_the_module_itself_imports_nothing_heavy():
     assert r.returncode == 0 and "train" in r.stdout and "evaluate" in r.stdout, r.stderr
 
 
+def test_a_reader_that_has_had_enough_is_no_error():
+    code = "import sys; from ddpm_nb.cli import main; sys.exit(main(['info']))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    r = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60,
+                       env={**os.environ, "PYTHONPATH": str(ROOT)})
+    os.close(writer)
+    assert r.returncode == 141 and r.stderr == ""
+
+
+def test_the_version_is_the_packages(capsys):
+    from ddpm_nb import __version__
+    with pytest.raises(SystemExit) as e: main(["--version"])
+    assert e.value.code == 0 and capsys.readouterr().out == f"ddpm_nb {__version__}\n"
+
+
+# One's own images
+
+
+def test_a_folder_of_images_is_trained_on_resumed_and_measured(tmp_path, capsys, monkeypatch):
+    from PIL import Image
+    pictures = tmp_path / "pictures" / "deep"
+    pictures.mkdir(parents=True)
+    for i, image in enumerate(data.digits()[0][:23]): Image.fromarray(image[0].numpy()).save(pictures / f"{i:02}.png")
+    (pictures / "._00.png").write_bytes(b"what a Mac leaves behind")
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "folder", "--size", "smoke", "--root", "pictures", "--out", "run", "--device", "cpu", "--quiet",
+             "--set", *TINY, "unet.image_size=16"]
+    assert main(words) == 0 and "21 images" in capsys.readouterr().err
+    monkeypatch.chdir("/")
+    run = str(tmp_path / "run")
+    assert main(["train", "--resume", run, "--steps", "6", "--device", "cpu", "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", run, "--quiet", "--device", "cpu"]) == 0 and "2 test images of folder" in capsys.readouterr().out
+    assert main(["evaluate", run, "--split", "train", "--n", "99", "--quiet", "--device", "cpu"]) == 0
+    assert "21 train images" in capsys.readouterr().out
+    fails(capsys, ["train", "folder"], "needs their folder", "--root FOLDER")
+    fails(capsys, ["train", "folder", "--root", "/nowhere"], "there is no folder /nowhere")
+
+
+def test_a_run_without_a_recipe_is_not_measured_on_a_guess(tmp_path, capsys):
+    small = dict(unet=dict(base_channels=8, groups=4), diffusion=dict(T=8))
+    r = training.recipe("digits", "smoke").but(steps=2, batch_size=4, save_every=2, **small)
+    training.Trainer(r.network(), r.process(), r.images()[:20], r.train, tmp_path / "run", "cpu", progress=False).train()
+    for path in (tmp_path / "run", training.checkpoints(tmp_path / "run")[0]):
+        fails(capsys, ["evaluate", path, "--device", "cpu"], "say with --data on what to measure, one of digits, cifar10, folder")
+        assert main(["evaluate", str(path), "--data", "digits", "--n", "2", "--quiet", "--device", "cpu"]) == 0
+
+
+def test_a_network_for_another_size_is_refused_before_it_is_trained_or_measured(run, tmp_path, capsys):
+    fails(capsys, [*tiny("--out", str(tmp_path / "r")), "unet.image_size=32"], "have shape (1, 16, 16), the network is for (1, 32, 32)")
+    if data.CIFAR10_FOLDER in os.listdir(data.cache_folder()):
+        fails(capsys, ["evaluate", run, "--data", "cifar10"], "for images of shape (1, 16, 16), those of cifar10 have (3, 32, 32)")
+
+
 # Mistakes
 
 
@@ -195,11 +268,11 @@ def test_wrong_words_take_one_line(capsys):
     fails(capsys, ["fly"], "invalid choice: 'fly'", "train", "sample", "evaluate", "info")
     fails(capsys, ["train", "--steps", "0", "digits"], "whole number above 0, got '0'")
     fails(capsys, ["train", "digits", "--set", "lr"], "expected KEY=VALUE, got 'lr'")
-    fails(capsys, ["train"], "one of digits, cifar10, or --resume RUN")
+    fails(capsys, ["train"], "one of digits, cifar10, folder, or --resume RUN")
 
 
 @pytest.mark.parametrize("words, parts", [
-    (["mnist"], ["one of digits, cifar10, got 'mnist'"]),
+    (["mnist"], ["one of digits, cifar10, folder, got 'mnist'"]),
     (["digits", "--size", "paper"], ["one of demo, smoke, got 'paper'"]),
     (["digits", "--set", "learning_rate=1"], ["unknown key 'learning_rate'", "lr", "batch_size"]),
     (["digits", "--set", "unet.depth=1"], ["unknown key 'unet.depth'", "unet.base_channels"]),

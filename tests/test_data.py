@@ -296,6 +296,24 @@ def test_an_image_is_cropped_to_its_middle(tmp_path):
     assert (load_image(tmp_path / "wide.png", 10) == 200).all()
 
 
+def test_deep_and_transparent_images_keep_what_they_show(tmp_path):
+    from PIL import Image
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    Image.fromarray(ramp).save(tmp_path / "b.tif")
+    clear = np.zeros((16, 16, 4), np.uint8)
+    clear[:8] = (255, 0, 0, 255)
+    Image.fromarray(clear, "RGBA").save(tmp_path / "c.png")
+    (tmp_path / "._a.png").write_bytes(b"not an image")
+    images, _ = image_folder(tmp_path, 16)
+    assert len(images) == 3
+    for x in images[:2]: assert torch.equal(x, torch.arange(256, dtype=torch.uint8).reshape(16, 16).expand(3, 16, 16))
+    assert (images[2, :, :8] == torch.tensor([255, 0, 0])[:, None, None]).all() and (images[2, :, 8:] == 255).all()
+    Image.fromarray(np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)).save(tmp_path / "d.tif")
+    with pytest.raises(ValueError, match="d.tif cannot be read as an image: its values .mode F. have no known range"):
+        image_folder(tmp_path, 16)
+
+
 def test_broken_images_and_empty_folders_are_named(pictures, tmp_path_factory):
     (pictures / "b" / "0.png").write_bytes(b"not a PNG")
     with pytest.raises(ValueError, match=r"0\.png cannot be read as an image"): image_folder(pictures, 16)
