@@ -34,7 +34,7 @@ help:
 # installs afresh over what may be half there.
 
 .venv/.made:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "ddpm_nb needs Python 3.10 or newer; choose one with: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "ddpm_nb needs Python 3.11 or newer; choose one with: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m venv .venv || $(PYTHON) -m venv --clear .venv || { echo "Python could not make .venv (on Debian and Ubuntu: apt-get install python3-venv)"; exit 1; }
 	@$(py) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@touch $@

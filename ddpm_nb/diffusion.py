@@ -41,7 +41,9 @@ def randn(shape: tuple[int, ...],                       # what to draw
           ) -> Tensor:                                  # standard normal
     "Standard normal noise. A CPU generator gives the same numbers whatever the device of `like`."
     device = like.device if generator is None else generator.device
-    return torch.randn(shape, generator=generator, dtype=like.dtype, device=device).to(like.device)
+    pinned = device.type == "cpu" and like.device.type == "cuda"     # so that nobody waits for the copy
+    noise = torch.randn(shape, generator=generator, dtype=like.dtype, device=device, pin_memory=pinned)
+    return noise.to(like.device, non_blocking=pinned)
 
 
 def noise_like(x: Tensor,              # data, floating point
