@@ -75,7 +75,7 @@ def cut(path: Path, ncols: int, scale: int = 2, pad: int = 1, size: int = 32):
     return torch.from_numpy(np.stack(tiles).copy()).permute(0, 3, 1, 2)
 
 
-def thin(rows: list[dict], count: int = 200) -> list[dict]:
+def thin(rows: list[dict], count: int = 300) -> list[dict]:
     "At most `count` rows, each the mean of neighbours."
     size = max(1, math.ceil(len(rows) / count))
     groups = [rows[i:i + size] for i in range(0, len(rows), size)]
@@ -151,7 +151,7 @@ def main() -> None:
     test = cifar10(train=False)[0]
     test = test[torch.randperm(len(test), generator=torch.Generator().manual_seed(0))]
     rows = [json.loads(line) for line in (a.run / "log.jsonl").read_text().splitlines() if line.endswith("}")]
-    total, first = bits_per_dim(net, d, test[:a.bits])
+    total, first = bits_per_dim(torch.compile(net), d, test[:a.bits])
     steps = state["step"]
     record = dict(
         step=steps, images=steps * recipe["train"]["batch_size"], hours=state["seconds"] / 3600, hardware=a.hardware,

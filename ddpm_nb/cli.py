@@ -92,7 +92,7 @@ def parser() -> Parser:
 
     for c in (t, s, e):
         c.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
-        c.add_argument("--quiet", action="store_true", help="no progress bar")
+        c.add_argument("--quiet", action="store_true", help="no progress bar, but that of a download")
     for c in (s, e):
         c.add_argument("--weights", choices=("averaged", "last"), default="averaged", help="(default: averaged)")
         c.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network's arithmetic (default: fp32)")

@@ -11,6 +11,7 @@ __all__ = ['CIFAR10_URL', 'CIFAR10_MD5', 'CIFAR10_CLASSES', 'CIFAR10_FOLDER', 'C
 # %% ../nbs/07_data.ipynb #2f34be66
 import hashlib, http.client, math, os, shutil, tarfile, tempfile, urllib.error, urllib.request, zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -82,17 +83,23 @@ def cifar10(root: str | Path | None = None,  # folder that holds (or is) cifar-1
     "CIFAR-10 from its official binary archive; a folder that is there and whole is used as it is."
     root = cache_folder() if root is None else Path(root).expanduser()
     folder = root if root.name == CIFAR10_FOLDER else root / CIFAR10_FOLDER
-    missing = [name for name in CIFAR10_TRAIN + CIFAR10_TEST if not (folder / name).is_file()]
-    if missing and not download:
-        raise FileNotFoundError(f"CIFAR-10 is not in {folder} (missing: {', '.join(missing)}); "
+    missing = lambda: [name for name in CIFAR10_TRAIN + CIFAR10_TEST if not (folder / name).is_file()]
+    if (names := missing()) and not download:
+        raise FileNotFoundError(f"CIFAR-10 is not in {folder} (missing: {', '.join(names)}); "
                                 f"call cifar10(root, download=True) (in the shell: --download), or unpack {CIFAR10_URL} in {folder.parent}")
-    if missing and folder.exists():
-        raise FileExistsError(f"{folder} is there but incomplete (missing: {', '.join(missing)}); "
-                              f"delete it, then call cifar10(root, download=True) again")
-    if missing:
-        archive = download_file(CIFAR10_URL, folder.parent / Path(CIFAR10_URL).name, CIFAR10_MD5)
-        unpack(archive, folder)
-        archive.unlink()
+    if names:
+        from filelock import FileLock
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = folder.parent / f".{CIFAR10_FOLDER}.lock"
+        with FileLock(lock):                                     # of several programs at once, one fetches, the others wait
+            if (names := missing()) and folder.exists():
+                raise FileExistsError(f"{folder} is there but incomplete (missing: {', '.join(names)}); "
+                                      f"delete it, then call cifar10(root, download=True) again")
+            if names:
+                archive = download_file(CIFAR10_URL, folder.parent / Path(CIFAR10_URL).name, CIFAR10_MD5)
+                unpack(archive, folder)
+                archive.unlink()
+            with suppress(OSError): lock.unlink()                # Windows deletes no file that is open
     parts = [read_cifar10_file(folder / name) for name in (CIFAR10_TRAIN if train else CIFAR10_TEST)]
     return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
 

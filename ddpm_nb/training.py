@@ -281,7 +281,7 @@ class Learner:
         if scaler: values = values[:, :1]      # fp16: an infinite gradient only halves the scale ...
         finite = self.accelerator.reduce(values, "sum").isfinite().all(1).cpu()
         if finite.all() and not (scaler and scaler.get_scale() < 1): return     # ... but not 17 times and more
-        bad = self.recent[int(finite.int().argmin())]
+        bad = self.recent[-1 if finite.all() else int(finite.int().argmin())]
         before = next((f"{row['loss']:.4g} (step {row['step']})" for row in reversed(self.history)), "none")
         kept = checkpoints(self.folder)[-1:] if self.folder else []
         raise Diverged(f"no finite number any more at step {bad.step}: loss {bad.loss.item():.4g}, "

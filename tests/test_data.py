@@ -5,6 +5,7 @@ import io
 import math
 import tarfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,17 @@ def test_cifar10_downloads_unpacks_and_is_then_used_as_it_is(tmp_path, monkeypat
     assert y[0] == first[0] and (x[0].numpy().ravel() == first[1:3073]).all() and torch.equal(x, again)
     assert cifar10(tmp_path / data.CIFAR10_FOLDER, train=False)[0].shape == (20, 3, 32, 32)
     assert sorted(p.name for p in tmp_path.iterdir()) == [data.CIFAR10_FOLDER]      # no archive, no scratch folder left
+
+
+def test_programs_that_fetch_cifar10_at_once_do_it_once(tmp_path, monkeypatch):
+    packed = archive_of(small_files(monkeypatch))
+    monkeypatch.setattr(data, "CIFAR10_MD5", hashlib.md5(packed).hexdigest())
+    with Server(packed) as server, ThreadPoolExecutor(4) as pool:
+        monkeypatch.setattr(data, "CIFAR10_URL", server.url)
+        found = list(pool.map(lambda _: cifar10(tmp_path, download=True)[0], range(4)))
+        assert server.asked == [None]
+    assert all(torch.equal(x, found[0]) for x in found)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [data.CIFAR10_FOLDER]
 
 
 def test_cifar10_says_what_is_missing_and_what_to_do(tmp_path, monkeypatch):

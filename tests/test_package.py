@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ConfigParser(delimiters=["="])
 CONFIG.read(ROOT / "settings.ini", encoding="utf-8")
 CONFIG = CONFIG["DEFAULT"]
-RUN_TIME = {"torch", "einops", "numpy", "matplotlib", "tqdm", "safetensors", "accelerate", "huggingface_hub", "pillow"}
+RUN_TIME = {"torch", "einops", "numpy", "matplotlib", "tqdm", "safetensors", "accelerate", "huggingface_hub", "filelock", "pillow"}
 HEAVY = {"matplotlib", "PIL", "accelerate", "huggingface_hub", "scipy", "sklearn", "pandas"}
 
 

@@ -661,6 +661,10 @@ def test_with_a_scaler_one_infinite_gradient_is_skipped_and_endless_ones_stop_th
     assert t.log()["grad_norm"] is None
     t.update()
     with pytest.raises(Diverged, match="no finite number any more"): t.log()
+    t = trainer(model=Poisoned(3, "gradient"), log_every=4)
+    use_scaler(t, 1.0)
+    for _ in range(4): t.update()
+    with pytest.raises(Diverged, match="at step 4: .*gradient norm (inf|nan)"): t.log()      # not step 1, which was sound
 
 
 def test_accelerates_own_accumulation_is_refused():
