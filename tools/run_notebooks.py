@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def compact(png):
     "The same picture (base64) in at most 256 colours, if that makes it smaller: photographs then take half the space."
     buffer, picture = io.BytesIO(), Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-    picture.quantize(256, method=Image.Quantize.MEDIANCUT).save(buffer, "PNG", optimize=True)
+    picture.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1).save(buffer, "PNG", optimize=True)
     return min(base64.b64encode(buffer.getvalue()).decode(), png.strip(), key=len)
 
 
