@@ -106,7 +106,7 @@ Limits: unconditional, 32x32 pixels only; most samples are not nameable objects;
 
 
 def card(record: dict) -> str:
-    from ddpm_nb.training import recipe
+    from ddpm_nb.engine.recipes import recipe
     r, u, b, h = record["recipe"]["train"], record["recipe"]["unet"], record["bits"], record["held_out"]
     done, usual = record["step"] >= r["steps"], recipe("cifar10", "small").train.to_dict()
     return CARD.format(
@@ -139,8 +139,8 @@ def main() -> None:
     import torch
     from ddpm_nb import cifar10
     from ddpm_nb.plotting import image_grid
-    from ddpm_nb.pretrained import load_pretrained, save_pretrained
-    from ddpm_nb.training import checkpoints, load_run, read_checkpoint
+    from ddpm_nb.engine.pretrained import load_pretrained, save_pretrained
+    from ddpm_nb.engine.runs import checkpoints, load_run, read_checkpoint
     from PIL import Image
     newest = checkpoints(a.run)[-1]
     _, state = read_checkpoint(newest, only=("none",))

@@ -23,11 +23,12 @@ def main() -> None:
                    help="(default: bf16 bf16-compiled)")
     a = p.parse_args()
     import torch
-    from ddpm_nb.training import Trainer, recipe
+    from ddpm_nb.engine.runs import Trainer
+    from ddpm_nb.engine.recipes import recipe
     images = torch.randint(0, 256, (512, 3, 32, 32), dtype=torch.uint8)
     trainers = {}
     for kind in a.kinds:
-        plan = recipe("cifar10", "small").but(batch_size=a.batch, precision=kind[:4], compile="compiled" in kind)
+        plan = recipe("cifar10", "small").replace(batch_size=a.batch, precision=kind[:4], compile="compiled" in kind)
         trainers[kind] = Trainer(plan.network(), plan.process(), images, plan.train, progress=False)
         start = time.monotonic()
         for _ in range(2): trainers[kind].update()

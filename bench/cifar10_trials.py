@@ -54,11 +54,12 @@ def cpu_seconds() -> float:
 
 
 def run(name: str, changes: dict, images: int, out: Path, held) -> dict:
-    from ddpm_nb.training import checkpoints, recipe
+    from ddpm_nb.engine.runs import checkpoints
+    from ddpm_nb.engine.recipes import recipe
     changes = {**START, **changes, "unet": {**START["unet"], **changes.get("unet", {})}}
     place = out / f"{name.replace(' ', '_').replace(',', '')}-{images}"
     steps = images // changes["batch_size"]
-    plan = recipe("cifar10", "small").but(**{
+    plan = recipe("cifar10", "small").replace(**{
         "steps": steps, "warmup": steps // 10, "cooldown": 3 * steps // 10, "ema_decay": 0.999, "ema_warmup": True,
         "log_every": max(steps // 10, 1), "save_every": max(steps // 4, 1), "keep_last": 1, "sample_every": 0, **changes})
     trainer = plan.trainer(place, progress=False)

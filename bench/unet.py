@@ -24,7 +24,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")   # large pages for all alike
 import torch
 from torch import nn
 
-from ddpm_nb.pretrained import to_diffusers, unet_to_diffusers
+from ddpm_nb.engine.pretrained import to_diffusers, unet_to_diffusers
 from ddpm_nb.sampling import GaussianDiffusion
 from ddpm_nb.schedules import NoiseSchedule
 from ddpm_nb.unet import UNet, UNetConfig

@@ -94,8 +94,8 @@ class UNetConfig:
 
     @classmethod
     def digits(cls) -> "UNetConfig":
-        "A network for 16x16 grey digits that trains in minutes on a CPU: 649,329 parameters."
-        return cls(image_size=16, in_channels=1, out_channels=1, base_channels=16, channel_multipliers=(1, 2, 4),
+        "A network for 16x16 grey digits that trains in minutes on a CPU: 438,145 parameters."
+        return cls(image_size=16, in_channels=1, out_channels=1, base_channels=16, channel_multipliers=(1, 2, 3),
                    blocks_per_level=1, attention_resolutions=(8,), groups=8, dropout=0.0)
 
     def to_dict(self) -> dict:

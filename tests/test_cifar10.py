@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ddpm_nb import UNetConfig
-from ddpm_nb.training import recipe
+from ddpm_nb.engine.recipes import recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "nbs/experiments/cifar10.ipynb"
@@ -126,7 +126,7 @@ def test_strata_partition_all_steps_and_the_estimate_is_unbiased():
 def test_the_record_of_the_small_run_agrees_with_itself():
     r = json.loads((RECORD / "record.json").read_text())
     assert r["images"] == r["step"] * r["recipe"]["train"]["batch_size"] and r["log"][-1]["step"] <= r["step"]
-    assert r["weights"] == sum(p.numel() for p in recipe("cifar10", "small").but(unet=r["recipe"]["unet"]).network().parameters())
+    assert r["weights"] == sum(p.numel() for p in recipe("cifar10", "small").replace(unet=r["recipe"]["unet"]).network().parameters())
     assert 3_000_000 <= r["weights"] <= 6_000_000
     assert 0 < r["bits"]["standard_error"] < 0.2 and 2 < r["bits"]["mean"] < 8
     from PIL import Image

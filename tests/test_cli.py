@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ddpm_nb import cli, data, training
-from ddpm_nb.cli import main
+from ddpm_nb.engine.cli import main
 
 ROOT = Path(cli.__file__).parents[1]
 TINY = ["steps=4", "batch_size=4", "save_every=2", "log_every=2", "sample_count=4", "sample_steps=2", "unet.base_channels=8",
@@ -78,7 +78,7 @@ def test_an_interrupted_run_goes_on_either_way(tmp_path, capsys):
 
 def test_ctrl_c_saves_and_tells_how_to_go_on(tmp_path):
     words = [*tiny("--out", str(tmp_path / "r")), "steps=100000", "save_every=100000"]
-    process = subprocess.Popen([sys.executable, "-m", "ddpm_nb.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    process = subprocess.Popen([sys.executable, "-m", "ddpm_nb.engine.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
     while not (tmp_path / "r" / "log.jsonl").exists() and process.poll() is None: time.sleep(0.1)
     process.send_signal(signal.SIGINT)
@@ -206,7 +206,7 @@ def test_help_is_quick_and_the_module_itself_imports_nothing_heavy():
 
 
 def test_a_reader_that_has_had_enough_is_no_error():
-    code = "import sys; from ddpm_nb.cli import main; sys.exit(main(['info']))"
+    code = "import sys; from ddpm_nb.engine.cli import main; sys.exit(main(['info']))"
     reader, writer = os.pipe()
     os.close(reader)
     r = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60,
@@ -247,7 +247,7 @@ def test_a_folder_of_images_is_trained_on_resumed_and_measured(tmp_path, capsys,
 
 def test_a_run_without_a_recipe_is_not_measured_on_a_guess(tmp_path, capsys):
     small = dict(unet=dict(base_channels=8, groups=4), diffusion=dict(T=8))
-    r = training.recipe("digits", "smoke").but(steps=2, batch_size=4, save_every=2, **small)
+    r = training.recipe("digits", "smoke").replace(steps=2, batch_size=4, save_every=2, **small)
     training.Trainer(r.network(), r.process(), r.images()[:20], r.train, tmp_path / "run", "cpu", progress=False).train()
     for path in (tmp_path / "run", training.checkpoints(tmp_path / "run")[0]):
         fails(capsys, ["evaluate", path, "--device", "cpu"], "say with --data on what to measure, one of digits, cifar10, folder")
@@ -343,7 +343,7 @@ def test_what_is_no_run_is_said_to_be_none(capsys, tmp_path):
 
 
 def test_a_saved_model_is_sampled_and_measured_like_a_run(run, tmp_path, capsys):
-    from ddpm_nb.pretrained import save_pretrained
+    from ddpm_nb.engine.pretrained import save_pretrained
     save_pretrained(tmp_path / "saved", *training.load_run(run))
     for model, name in ((run, "a.png"), (tmp_path / "saved", "b.png")):
         assert main(["sample", str(model), "--n", "4", "--steps", "2", "--out", str(tmp_path / name), "--quiet"]) == 0

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from ddpm_nb import data
-from ddpm_nb.data import (Batches, ImageFiles, Mixture, cache_folder, cifar10, digits, download_file, fingerprint, image_folder,
-                          load_image, swiss_roll, to_model, to_uint8, unpack)
+from ddpm_nb.data import Batches, Mixture, digits, fingerprint, swiss_roll, to_model, to_uint8
+from ddpm_nb.engine.images import ImageFiles, cache_folder, cifar10, download_file, image_folder, load_image, unpack
 
 # Pixels
 

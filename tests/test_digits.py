@@ -9,7 +9,8 @@ import torch
 import ddpm_nb
 from ddpm_nb import load_pretrained
 from ddpm_nb.data import digits, to_model
-from ddpm_nb.training import Recipe, Trainer, recipe
+from ddpm_nb.engine.recipes import Recipe, recipe
+from ddpm_nb.engine.runs import Trainer
 
 FOLDER = Path(ddpm_nb.__file__).parent / "assets" / "digits"
 CARD = FOLDER / "README.md"
@@ -23,7 +24,7 @@ def model(): return load_pretrained("digits")
 def written() -> Recipe:
     "The recipe as the card gives it."
     changes = json.loads(re.search(r"```json\n(.*?)```", CARD.read_text(), re.S)[1])
-    return recipe("digits", "demo").but(**changes)
+    return recipe("digits", "demo").replace(**changes)
 
 
 def test_the_packaged_model_is_the_cards_recipe(model, written):
@@ -79,7 +80,7 @@ def test_sampling_repeats_to_the_bit(model):
 
 
 def test_a_few_steps_of_the_recipe_lower_the_held_out_loss(written):
-    r = written.but(steps=40, warmup=5, cooldown=20, batch_size=32, ema_decay=0.8)
+    r = written.replace(steps=40, warmup=5, cooldown=20, batch_size=32, ema_decay=0.8)
     x0 = to_model(digits(False)[0])[:99]
     g = torch.Generator().manual_seed(0)
     t, noise = torch.randint(1000, (99,), generator=g), torch.randn(x0.shape, generator=g)

@@ -58,7 +58,7 @@ def test_the_wheel_installs_the_command(wheel):
     (name,) = (n for n in wheel.namelist() if n.endswith("entry_points.txt"))
     said = ConfigParser()
     said.read_string(wheel.read(name).decode())
-    assert dict(said["console_scripts"]) == {"ddpm-nb": "ddpm_nb.cli:main"}
+    assert dict(said["console_scripts"]) == {"ddpm-nb": "ddpm_nb.engine.cli:main"}
 
 
 def test_the_version_is_one_everywhere():

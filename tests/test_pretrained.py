@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import ddpm_nb.pretrained as pretrained
+import ddpm_nb.engine.pretrained as pretrained
 from ddpm_nb.objective import PREDICTIONS, VARIANCES
-from ddpm_nb.pretrained import FILES, WEIGHTS, load_pretrained, save_pretrained, scheduler_from_diffusers, scheduler_to_diffusers
+from ddpm_nb.engine.pretrained import FILES, WEIGHTS, load_pretrained, save_pretrained, scheduler_from_diffusers, scheduler_to_diffusers
 from ddpm_nb.sampling import GaussianDiffusion
 from ddpm_nb.schedules import NoiseSchedule
 from ddpm_nb.unet import UNet, UNetConfig

@@ -21,8 +21,9 @@ from ddpm_nb import training
 from ddpm_nb.data import Batches, swiss_roll
 from ddpm_nb.sampling import SAMPLERS, GaussianDiffusion
 from ddpm_nb.schedules import NoiseSchedule
-from ddpm_nb.training import (EMA, MAY_CHANGE, RECIPES, Diverged, LossByT, Objective, Recipe, TrainConfig, Trainer, checkpoints,
-                              learning_rate, load_run, read_checkpoint, recipe)
+from ddpm_nb.training import EMA, LossByT, TrainConfig, learning_rate
+from ddpm_nb.engine.runs import MAY_CHANGE, Diverged, Objective, Trainer, checkpoints, load_run, read_checkpoint
+from ddpm_nb.engine.recipes import RECIPES, Recipe, recipe
 from ddpm_nb.unet import UNet, UNetConfig
 
 ROOT = Path(training.__file__).parents[1]
@@ -205,7 +206,7 @@ def test_a_run_killed_and_resumed_equals_one_that_never_stopped_to_the_bit(tmp_p
 @pytest.mark.parametrize("config", [dict(base_channels=8, groups=4, dropout=0.1)])
 def test_a_convolutional_network_resumes_to_the_bit_too(tmp_path, config):
     "Its weights lie in memory channels last, and so must the moments of Adam when they come back."
-    r = recipe("digits", "smoke").but(unet=config, steps=6, batch_size=4, save_every=3)
+    r = recipe("digits", "smoke").replace(unet=config, steps=6, batch_size=4, save_every=3)
     images = r.images()[:40]
     whole, first = (Trainer(r.network(), r.process(), images, r.train, tmp_path / n, "cpu", progress=False) for n in "ab")
     whole.train()
@@ -221,10 +222,10 @@ def test_a_compiled_run_follows_the_plain_one_in_one_graph_and_goes_on_plain(tmp
     from torch._dynamo.utils import counters
     torch._dynamo.reset()
     counters.clear()
-    r = recipe("digits", "smoke").but(unet=dict(base_channels=8, groups=4), steps=4, batch_size=4, accumulate=2, save_every=2)
+    r = recipe("digits", "smoke").replace(unet=dict(base_channels=8, groups=4), steps=4, batch_size=4, accumulate=2, save_every=2)
 
     def run(folder=None, **changes):
-        c = r.but(**changes)
+        c = r.replace(**changes)
         return Trainer(c.network(), c.process(), r.images()[:40], c.train, folder, "cpu", progress=False)
 
     for update in (compiled := run(tmp_path, compile=True)).steps():
@@ -548,7 +549,7 @@ def test_a_log_that_was_torn_by_a_full_disk_is_made_whole_when_there_is_room(tmp
 
 
 def test_samples_that_fail_cost_no_checkpoint(tmp_path, monkeypatch, capsys):
-    r = recipe("digits", "smoke").but(unet=dict(base_channels=8, groups=4), steps=4, batch_size=4, sample_every=2, save_every=2)
+    r = recipe("digits", "smoke").replace(unet=dict(base_channels=8, groups=4), steps=4, batch_size=4, sample_every=2, save_every=2)
     t = Trainer(r.network(), r.process(), r.images()[:20], r.train, tmp_path, "cpu", progress=False)
     saved = []
     def no_memory(*args, **kwargs):
@@ -562,10 +563,11 @@ def test_samples_that_fail_cost_no_checkpoint(tmp_path, monkeypatch, capsys):
 def test_an_image_that_cannot_be_read_ends_the_run_saved_and_once_mended_it_goes_on_to_the_bit(tmp_path):
     from PIL import Image
 
-    from ddpm_nb.data import digits, image_folder
+    from ddpm_nb.data import digits
+    from ddpm_nb.engine.images import image_folder
     (tmp_path / "images").mkdir()
     for i, image in enumerate(digits()[0][:40]): Image.fromarray(image[0].numpy()).save(tmp_path / "images" / f"{i:02}.png")
-    r = recipe("folder", "smoke").but(unet=dict(base_channels=8, groups=4, image_size=16), steps=12, batch_size=4, sample_every=0)
+    r = recipe("folder", "smoke").replace(unet=dict(base_channels=8, groups=4, image_size=16), steps=12, batch_size=4, sample_every=0)
 
     def run(folder): return Trainer(r.network(), r.process(), image_folder(tmp_path / "images", 16, memory=0)[0], r.train, folder,
                                     "cpu", progress=False)
@@ -697,8 +699,8 @@ def test_it_learns():
 
 
 def test_samples_are_drawn_on_time_and_leave_the_run_as_it_was(tmp_path):
-    r = recipe("digits", "smoke").but(unet=dict(base_channels=8, groups=4), steps=4, batch_size=4, sample_count=4, sample_steps=2)
-    one, other = (Trainer(r.network(), r.process(), r.images()[:20], r.but(sample_every=every).train, tmp_path / str(every), "cpu",
+    r = recipe("digits", "smoke").replace(unet=dict(base_channels=8, groups=4), steps=4, batch_size=4, sample_count=4, sample_steps=2)
+    one, other = (Trainer(r.network(), r.process(), r.images()[:20], r.replace(sample_every=every).train, tmp_path / str(every), "cpu",
                           progress=False) for every in (0, 2))
     one.train(), other.train()
     assert [p.name for p in sorted((tmp_path / "2" / "samples").iterdir())] == ["step_00000002.png", "step_00000004.png"]
@@ -730,7 +732,7 @@ def test_a_tensorboard_that_cannot_be_written_does_not_stop_the_run(tmp_path, mo
 
 
 def test_a_run_loads_without_the_code_that_made_it(tmp_path):
-    r = recipe("digits", "smoke").but(unet=dict(base_channels=8, groups=4), steps=2, batch_size=4, save_every=2, sample_count=2,
+    r = recipe("digits", "smoke").replace(unet=dict(base_channels=8, groups=4), steps=2, batch_size=4, save_every=2, sample_count=2,
                                       diffusion=dict(T=20, schedule="cosine", prediction="v", variance="fixed_small"))
     t = Trainer(r.network(), r.process(), r.images()[:20], r.train, tmp_path, "cpu", progress=False).train()
     for averaged, theirs in ((True, t.ema.model), (False, t.model)):
@@ -762,9 +764,9 @@ def test_the_papers_recipe_is_the_papers():
 def test_unknown_recipes_and_options_are_refused_in_words():
     with pytest.raises(ValueError, match="one of digits, cifar10, folder, got 'mnist'"): recipe("mnist")
     with pytest.raises(ValueError, match="one of paper, small, smoke, got 'huge'"): recipe("cifar10", "huge")
-    with pytest.raises(ValueError, match="unknown UNetConfig keys"): recipe("digits").but(unet=dict(depth=3))
-    with pytest.raises(ValueError, match="schedule must be one of linear"): recipe("digits").but(diffusion=dict(schedule="sigmoid"))
-    with pytest.raises(ValueError, match="does not take these options"): recipe("digits").but(diffusion=dict(colour=3))
+    with pytest.raises(ValueError, match="unknown UNetConfig keys"): recipe("digits").replace(unet=dict(depth=3))
+    with pytest.raises(ValueError, match="schedule must be one of linear"): recipe("digits").replace(diffusion=dict(schedule="sigmoid"))
+    with pytest.raises(ValueError, match="does not take these options"): recipe("digits").replace(diffusion=dict(colour=3))
 
 
 # Several processes
@@ -873,7 +875,7 @@ def test_bits_per_dim_stay_on_the_device():
 
 def test_a_whole_training_step_stays_on_the_device():
     "Batch, flips, t, noise, loss, gradient, clipping, fused Adam, average, histogram: none of it touches the CPU."
-    r = recipe("digits", "smoke").but(flip=True, batch_size=4)
+    r = recipe("digits", "smoke").replace(flip=True, batch_size=4)
     t = Trainer(unet(), r.process(), r.images()[:20], r.train, None, "cpu", progress=False)
     t.device, t.generator, t.loss_by_t = META, None, LossByT(1000, META)
     t.batches = Batches(r.images()[:20], 4, flip=True, device=META)
@@ -911,9 +913,10 @@ def test_a_run_on_a_device_resumes(tmp_path, device, precision):
 def test_images_streamed_from_a_folder_train_like_images_in_memory(tmp_path):
     from PIL import Image
 
-    from ddpm_nb.data import digits, image_folder
+    from ddpm_nb.data import digits
+    from ddpm_nb.engine.images import image_folder
     for i, image in enumerate(digits()[0][:12]): Image.fromarray(image[0].numpy()).save(tmp_path / f"{i:02}.png")
-    r = recipe("digits", "smoke").but(unet=dict(base_channels=8, groups=4, in_channels=3, out_channels=3), steps=4, batch_size=5, flip=True)
+    r = recipe("digits", "smoke").replace(unet=dict(base_channels=8, groups=4, in_channels=3, out_channels=3), steps=4, batch_size=5, flip=True)
     held, streamed = (Trainer(r.network(), r.process(), image_folder(tmp_path, 16, memory)[0], r.train, None, "cpu", progress=False).train()
                       for memory in (10**9, 0))
     assert streamed.batches.streamed and not held.batches.streamed

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddpm_nb.pretrained import to_diffusers, unet_to_diffusers
+from ddpm_nb.engine.pretrained import to_diffusers, unet_to_diffusers
 from ddpm_nb.unet import Attention, Downsample, Dropout, GroupNorm, ResidualBlock, UNet, UNetConfig, Upsample, timestep_embedding
 
 TINY = UNetConfig(image_size=8, in_channels=2, out_channels=2, base_channels=8, channel_multipliers=(1, 2), blocks_per_level=1,
