@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['CIFAR10_CLASSES', 'CIFAR10_FOLDER', 'CIFAR10_TRAIN', 'CIFAR10_TEST', 'RECORD', 'RECORDS', 'to_model', 'to_uint8',
-           'digits', 'read_cifar10_file', 'fingerprint', 'Batches', 'swiss_roll', 'Mixture']
+           'digits', 'read_cifar10_file', 'Images', 'Batches', 'fingerprint', 'swiss_roll', 'Mixture']
 
 # %% ../nbs/07_data.ipynb #2f34be66
 import hashlib, math, zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -65,86 +68,178 @@ def read_cifar10_file(path: Path,               # of the binary archive
     if labels.max() > 9: raise ValueError(f"{path} has the label {int(labels.max())}, CIFAR-10's are 0 to 9, so it is damaged; {cure}")
     return records[:, 1:].reshape(RECORDS, 3, 32, 32), labels
 
-# %% ../nbs/07_data.ipynb #d8dc8f4c
-def fingerprint(images: Tensor,  # a data set
-               ) -> str:                      # 8 hexadecimal digits
-    "A short name for a data set's very content (of streamed files: their names, each with its folder's)."
-    if isinstance(images, Tensor): content = np.ascontiguousarray(images.detach().cpu().numpy()).data
-    else: content = "\n".join(f"{p.parent.name}/{p.name}" for p in images.paths).encode()
-    return f"{zlib.crc32(content):08x}"
+# %% ../nbs/07_data.ipynb #3703101b
+def _seeded(*key: int | str) -> torch.Generator:  # on the CPU
+    "Random numbers that depend on `key` alone, on no draw before them."
+    digest = hashlib.blake2b(" ".join(map(str, key)).encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
-class Batches:
-    "An endless stream of shuffled batches, made on the device; its place is one number, `position`."
+@lru_cache(maxsize=4)                             # a pass lasts for many batches
+def _pass_order(n: int,       # images
+                seed: int,    # of the stream
+                number: int,  # of the pass, from 0
+               ) -> Tensor:   # long (n,)
+    "The order of one pass over the data."
+    return torch.randperm(n, generator=_seeded(seed, number), device="cpu")
 
-    def __init__(self,
-                 images: Tensor,  # (N, ...): uint8 images, or floats taken as they are
-                 batch_size: int,              # of all processes together
-                 seed: int = 0,                # of the order and the mirroring
-                 flip: bool = False,           # mirror each image left to right with probability 1/2
-                 device: str | torch.device = "cpu",  # where the batches are made
-                 rank: int = 0,                # this process, 0 .. world - 1
-                 world: int = 1,               # processes that share each batch; must divide `batch_size`
-                ):
-        if len(images) == 0: raise ValueError("there is no image to make batches of")
-        if batch_size < 1 or batch_size % world:
-            raise ValueError(f"batch_size must be a positive multiple of the {world} processes, got {batch_size}")
-        if not 0 <= rank < world: raise ValueError(f"rank must lie in 0 .. {world - 1}, got {rank}")
-        if flip and images.ndim != 4: raise ValueError(f"flip needs images (N, C, H, W), got {tuple(images.shape)}: set flip=False")
-        self.device, self.streamed = torch.device(device), not isinstance(images, Tensor)
-        self.images = images if self.streamed else images.to(self.device)
-        self.batch_size, self.seed, self.flip, self.rank, self.world = batch_size, seed, flip, rank, world
-        self.position, self.epochs, self.ahead = 0, {}, {}
-        self.pool = ThreadPoolExecutor(1) if self.streamed else None
+# %% ../nbs/07_data.ipynb #2677041b
+def _batch_indices(n: int,           # images
+                   batch_size: int,  # of all processes together
+                   seed: int,        # of the stream
+                   step: int,        # number of the batch, from 0
+                  ) -> Tensor:       # long (batch_size,)
+    "Which images make up one batch."
+    start, stop = step * batch_size, (step + 1) * batch_size
+    passes = range(start // n, -(-stop // n))
+    return torch.cat([_pass_order(n, seed, k)[max(start - k * n, 0):stop - k * n] for k in passes])
 
-    def epoch(self, number: int) -> tuple[Tensor, Tensor]:  # long (N,), bool (N,)
-        "The order of one pass over the data and who is mirrored in it: a function of the seed alone."
-        if number not in self.epochs:
-            code = hashlib.blake2b(f"{self.seed} {number}".encode(), digest_size=7).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(code, "big"))
-            order = torch.randperm(len(self.images), generator=generator)
-            flips = torch.rand(len(self.images), generator=generator) < 0.5
-            self.epochs = {k: v for k, v in self.epochs.items() if k >= number - 1}
-            self.epochs[number] = (order if self.streamed else order.to(self.device), flips.to(self.device))
-        return self.epochs[number]
+# %% ../nbs/07_data.ipynb #bc2c1e53
+def _mirrored(batch_size: int,  # of all processes together
+              seed: int,        # of the stream
+              step: int,        # number of the batch, from 0
+             ) -> Tensor:       # bool (batch_size,)
+    "Which images of one batch are mirrored: each with probability 1/2."
+    generator = _seeded(seed, "flip", step)
+    return torch.rand(batch_size, generator=generator, dtype=torch.float32, device="cpu") < 0.5
 
-    def chosen(self, position: int) -> tuple[Tensor, Tensor]:  # long (B,), bool (B,)
-        "Which images this process takes of the batch that starts at `position`, and which of them it mirrors."
-        share = self.batch_size // self.world
-        start, parts = position + self.rank * share, []
-        stop = start + share
-        while start < stop:                                      # a batch may run over the end of a pass into the next
-            number, i = divmod(start, len(self.images))
-            n = min(stop - start, len(self.images) - i)
-            parts.append([v[i:i + n] for v in self.epoch(number)])
-            start += n
-        order, flips = zip(*parts)
-        return torch.cat(order), torch.cat(flips)
+# %% ../nbs/07_data.ipynb #ae32e6e9
+class Images(Protocol):
+    "What can stand in a tensor's place: images that are read when they are asked for."
+    shape: torch.Size     # (N, C, H, W)
+    dtype: torch.dtype    # of what is read
 
-    def __iter__(self): return self
+    @property
+    def ndim(self) -> int: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, indices: Tensor) -> Tensor: ...   # long (B,) -> (B, C, H, W), on the CPU
 
-    def __next__(self) -> Tensor:  # (batch_size / world, ...), float32 on the device
-        here, after = self.position, self.position + self.batch_size
-        order, flips = self.chosen(here)
-        if self.streamed:                                        # read the next batch while this one is in use
-            x = self.ahead.pop(here).result() if here in self.ahead else self.images[order]
-            self.ahead = {after: self.pool.submit(self.images.__getitem__, self.chosen(after)[0])}
-            x = x.to(self.device)
-        else: x = self.images[order]
-        self.position = after                                    # not before: an image that cannot be read moves nothing
-        if self.flip: x = torch.where(flips[:, None, None, None], x.flip(-1), x)
-        return to_model(x) if x.dtype == torch.uint8 else x
+# %% ../nbs/07_data.ipynb #790ceefa
+class _Held:
+    "Images in memory: moved to the device once, indexed there."
 
-    def state_dict(self) -> dict:
+    def __init__(self, images: Tensor, device: torch.device):
+        self.images, self.device = images.to(device), device
+
+    def read(self, step: int, indices: Callable[[int], Tensor]) -> Tensor:
+        "The images of one batch."
+        return self.images[indices(step).to(self.device, non_blocking=True)]
+
+
+class _ReadAhead:
+    "Images read when they are asked for, the batch after this one by a thread."
+
+    def __init__(self, images: Images, device: torch.device):
+        self.images, self.device = images, device
+        self.pool, self.ahead = ThreadPoolExecutor(1), {}
+
+    def read(self, step: int, indices: Callable[[int], Tensor]) -> Tensor:
+        "The images of one batch."
+        x = self.ahead.pop(step).result() if step in self.ahead else self.images[indices(step)]
+        self.ahead = {step + 1: self.pool.submit(self.images.__getitem__, indices(step + 1))}
+        return x.to(self.device, non_blocking=True)
+
+# %% ../nbs/07_data.ipynb #eae4db50
+class _Stream:
+    "Which images make up each batch, and which of them this process takes."
+
+    def __init__(self, n: int, batch_size: int, seed: int, rank: int, world: int):
+        self.n, self.batch_size, self.seed, self.rank, self.world = n, batch_size, seed, rank, world
+        self.step = 0                          # the batch that comes next
+
+    def indices(self, step: int) -> Tensor:    # long (batch_size / world,), on the CPU
+        "Which images this process takes of one batch."
+        return self._share(_batch_indices(self.n, self.batch_size, self.seed, step))
+
+    def mirrored(self, step: int) -> Tensor:   # bool (batch_size / world,), on the CPU
+        "Which of them it mirrors, if it mirrors any."
+        return self._share(_mirrored(self.batch_size, self.seed, step))
+
+    def _share(self, v: Tensor) -> Tensor: return v.chunk(self.world)[self.rank]
+
+    def state_dict(self) -> dict[str, int]:
         "The place in the stream, and what it belongs to."
-        return {"position": self.position, "seed": self.seed, "images": len(self.images)}
+        return {"step": self.step, "seed": self.seed, "images": self.n}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, int]) -> None:
         "Go on from a place that was saved; refuse one in another stream."
         mine = self.state_dict()
-        differ = [f"{k}: {state.get(k)} there, {mine[k]} here" for k in ("seed", "images") if state.get(k) != mine[k]]
+        differ = [f"{k}: {state.get(k)} there, {mine[k]} here" for k in ("seed", "images")
+                  if state.get(k) != mine[k]]
         if differ: raise ValueError(f"this position belongs to other data ({'; '.join(differ)})")
-        self.position = int(state["position"])
+        self.step = _saved_step(state, self.batch_size)
+
+
+def _saved_step(state: dict[str, int], batch_size: int) -> int:
+    "The place that was saved; older runs counted images (`position`) instead of batches."
+    if "step" in state: return int(state["step"])
+    step, rest = divmod(int(state["position"]), batch_size)
+    if rest: raise ValueError(f"position {state['position']} is not at the start of a batch of "
+                              f"{batch_size}: the run was made with another batch_size")
+    return step
+
+# %% ../nbs/07_data.ipynb #1310fdfc
+def _check_batches(images: Tensor | Images, batch_size: int, flip: bool, rank: int, world: int,
+                   labels: Tensor | None) -> None:
+    "Refuse what no batch can be made of."
+    n = len(images)
+    if n == 0: raise ValueError("there is no image to make batches of")
+    if batch_size < 1 or batch_size % world:
+        raise ValueError(f"batch_size must be a positive multiple of the {world} processes, "
+                         f"got {batch_size}")
+    if not 0 <= rank < world: raise ValueError(f"rank must lie in 0 .. {world - 1}, got {rank}")
+    if flip and images.ndim != 4:
+        raise ValueError(f"flip needs images (N, C, H, W), got {tuple(images.shape)}: set flip=False")
+    if labels is not None and (labels.shape != (n,) or labels.is_floating_point()):
+        raise ValueError(f"labels must be {n} whole numbers, one an image, "
+                         f"got {labels.dtype} of shape {tuple(labels.shape)}")
+
+# %% ../nbs/07_data.ipynb #d8dc8f4c
+class Batches(_Stream):
+    """An endless stream of shuffled batches, made on the device; its place is one number, `step`.
+
+    `next(batches)` is x0, float (batch_size / world, ...); with labels it is the pair (x0, labels).
+    """
+
+    def __init__(self,
+                 images: Tensor | Images,      # (N, ...): uint8 images, or floats taken as they are
+                 batch_size: int,              # of all processes together
+                 seed: int = 0,                # of the order and the mirroring
+                 flip: bool = False,           # mirror each left to right with probability 1/2
+                 device: str | torch.device = "cpu",  # where the batches are made
+                 rank: int = 0,                # this process, 0 .. world - 1
+                 world: int = 1,               # processes; their number must divide `batch_size`
+                 labels: Tensor | None = None, # long (N,): what each image is, handed out with it
+                ):
+        _check_batches(images, batch_size, flip, rank, world, labels)
+        super().__init__(len(images), batch_size, seed, rank, world)
+        self.device, self.streamed = torch.device(device), not isinstance(images, Tensor)
+        self._reader = (_ReadAhead if self.streamed else _Held)(images, self.device)
+        self.images: Tensor | Images = self._reader.images
+        self.labels = None if labels is None else labels.long().cpu()
+        self.flip = flip
+
+    def __iter__(self) -> "Batches": return self
+
+    def __next__(self) -> Tensor | tuple[Tensor, Tensor]:
+        step, here = self.step, dict(device=self.device, non_blocking=True)
+        x = self._reader.read(step, self.indices)
+        self.step += 1                         # not before: an image that cannot be read moves nothing
+        if self.flip:
+            flips = self.mirrored(step).to(**here)[:, None, None, None]
+            x = torch.where(flips, x.flip(-1), x)
+        x0 = to_model(x) if x.dtype == torch.uint8 else x
+        return x0 if self.labels is None else (x0, self.labels[self.indices(step)].to(**here))
+
+# %% ../nbs/07_data.ipynb #70fdd4eb
+def fingerprint(images: Tensor | Images) -> str:  # 8 hexadecimal digits
+    "A short name for a data set's content (of streamed files: their names, each with its folder's)."
+    if isinstance(images, Tensor): content = np.ascontiguousarray(images.detach().cpu().numpy()).data
+    else:
+        paths = getattr(images, "paths", ())
+        names = "\n".join(f"{p.parent.name}/{p.name}" for p in paths)
+        content = (names or f"{tuple(images.shape)} {images.dtype}").encode()
+    return f"{zlib.crc32(content):08x}"
 
 # %% ../nbs/07_data.ipynb #21a1b0b6
 def swiss_roll(n: int,                                     # points

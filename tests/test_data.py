@@ -295,8 +295,8 @@ def test_a_folder_in_memory_equals_the_same_folder_streamed(pictures):
     assert torch.equal(streamed[torch.arange(5)], held) and torch.equal(labels, same) and labels.tolist() == [0, 1, 1, 2, 2]
     a, b = (Batches(x, 3, seed=4, flip=True) for x in (held, streamed))
     for _ in range(7): assert torch.equal(next(a), next(b))
-    b.load_state_dict(a.state_dict() | {"position": 6})
-    a.position = 6
+    b.load_state_dict(a.state_dict() | {"step": 2})
+    a.step = 2
     assert torch.equal(next(a), next(b))
 
 
