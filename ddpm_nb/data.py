@@ -9,7 +9,8 @@ __all__ = ['CIFAR10_URL', 'CIFAR10_FOLDER', 'CIFAR10_CLASSES', 'to_model', 'to_u
 # %% ../nbs/07_data.ipynb #2f34be66
 import hashlib, math, zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -149,7 +150,7 @@ class Images(Protocol):
     @property
     def ndim(self) -> int: ...
     def __len__(self) -> int: ...
-    def __getitem__(self, indices: Tensor) -> Tensor: ...   # long (B,) -> (B, C, H, W), on the CPU
+    def __getitem__(self, indices: Tensor, /) -> Tensor: ...   # long (B,) -> (B, C, H, W)
 
 # %% ../nbs/07_data.ipynb #790ceefa
 class _Held:
@@ -167,8 +168,8 @@ class _ReadAhead:
     "Images read when they are asked for, the batch after this one by a thread."
 
     def __init__(self, images: Images, device: torch.device):
-        self.images, self.device = images, device
-        self.pool, self.ahead = ThreadPoolExecutor(1), {}
+        self.images, self.device, self.pool = images, device, ThreadPoolExecutor(1)
+        self.ahead: dict[int, Future[Tensor]] = {}
 
     def read(self, step: int, indices: Callable[[int], Tensor]) -> Tensor:
         "The images of one batch."
@@ -177,12 +178,15 @@ class _ReadAhead:
         return x.to(self.device, non_blocking=True)
 
 # %% ../nbs/07_data.ipynb #eae4db50
+@dataclass(eq=False)
 class _Stream:
     "Which images make up each batch, and which of them this process takes."
-
-    def __init__(self, n: int, batch_size: int, seed: int, rank: int, world: int):
-        self.n, self.batch_size, self.seed, self.rank, self.world = n, batch_size, seed, rank, world
-        self.step = 0                          # the batch that comes next
+    n: int             # images
+    batch_size: int    # of all processes together
+    seed: int          # of the order and the mirroring
+    rank: int          # this process, 0 .. world - 1
+    world: int         # processes; their number divides `batch_size`
+    step: int = 0      # the batch that comes next
 
     def indices(self, step: int) -> Tensor:    # long (batch_size / world,), on the CPU
         "Which images this process takes of one batch."
@@ -251,23 +255,30 @@ class Batches(_Stream):
                 ):
         _check_batches(images, batch_size, flip, rank, world, labels)
         super().__init__(len(images), batch_size, seed, rank, world)
-        self.device, self.streamed = torch.device(device), not isinstance(images, Tensor)
-        self._reader = (_ReadAhead if self.streamed else _Held)(images, self.device)
+        self.flip: bool = flip
+        self.device: torch.device = torch.device(device)
+        self._reader: _Held | _ReadAhead = (_Held(images, self.device) if isinstance(images, Tensor)
+                                            else _ReadAhead(images, self.device))
         self.images: Tensor | Images = self._reader.images
-        self.labels = None if labels is None else labels.long().cpu()
-        self.flip = flip
+        self.labels: Tensor | None = None if labels is None else labels.long().cpu()
+
+    @property
+    def streamed(self) -> bool:
+        "Are the images read when they are asked for?"
+        return isinstance(self._reader, _ReadAhead)
 
     def __iter__(self) -> "Batches": return self
 
     def __next__(self) -> Tensor | tuple[Tensor, Tensor]:
-        step, here = self.step, dict(device=self.device, non_blocking=True)
+        step = self.step
         x = self._reader.read(step, self.indices)
-        self.step += 1           # not before: an image that cannot be read moves nothing
+        self.step = step + 1     # not before: an image that cannot be read moves nothing
         if self.flip:
-            flips = self.mirrored(step).to(**here)[:, None, None, None]
-            x = torch.where(flips, x.flip(-1), x)
+            flips = self.mirrored(step).to(self.device, non_blocking=True)
+            x = torch.where(flips[:, None, None, None], x.flip(-1), x)
         x0 = to_model(x) if x.dtype == torch.uint8 else x
-        return x0 if self.labels is None else (x0, self.labels[self.indices(step)].to(**here))
+        if self.labels is None: return x0
+        return x0, self.labels[self.indices(step)].to(self.device, non_blocking=True)
 
 # %% ../nbs/07_data.ipynb #70fdd4eb
 def fingerprint(images: Tensor | Images) -> str:  # 8 hexadecimal digits
@@ -299,7 +310,8 @@ class _MixtureDensity:
         if means.ndim != 2 or not std > 0:
             raise ValueError(f"means must be (K, D) and std above 0, "
                              f"got {tuple(means.shape)} and {std}")
-        self.means, self.std = means, float(std)
+        self.means: Tensor = means
+        self.std: float = float(std)
 
     def _log_terms(self, x: Tensor) -> Tensor:  # (B, D) -> (B, K), nats
         "The logarithm of each term of the sum."

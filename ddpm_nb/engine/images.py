@@ -100,10 +100,10 @@ def unpack(archive: Path,  # a tar file whose members all lie in one folder of `
                 raise ValueError(f"{archive} holds {member.name!r}, which is not a plain file "
                                  f"inside {folder.name}/; nothing was unpacked")
             target = part.joinpath(*Path(member.name).parts[1:])
-            (target if member.isdir() else target.parent).mkdir(parents=True, exist_ok=True)
-            if member.isdir(): continue
-            with tar.extractfile(member) as source, open(target, "wb") as out:
-                shutil.copyfileobj(source, out, 1 << 20)
+            source = tar.extractfile(member)               # None for a folder
+            (target.parent if source else target).mkdir(parents=True, exist_ok=True)
+            if source is None: continue
+            with source, open(target, "wb") as out: shutil.copyfileobj(source, out, 1 << 20)
 
 # %% ../../nbs/engine/images.ipynb #e3248235
 def cache_folder() -> Path:
@@ -178,8 +178,9 @@ class ImageFiles:
                  paths: list[Path],  # of the images
                  size: int,          # height and width at which they are read
                 ):
-        self.paths = paths
-        self.shape, self.dtype = torch.Size((len(paths), 3, size, size)), torch.uint8
+        self.paths: list[Path] = paths
+        self.shape: torch.Size = torch.Size((len(paths), 3, size, size))
+        self.dtype: torch.dtype = torch.uint8
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
     @property

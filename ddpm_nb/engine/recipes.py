@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace as replaced
 from inspect import signature
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ DATASETS: dict[str, _DataSet] = {   # by name; open to a data set of your own
     "digits": _digits, "cifar10": _cifar10, "folder": _folder}
 
 # %% ../../nbs/engine/recipes.ipynb #4ef518b2
-def _parameters(f: Callable) -> tuple[str, ...]:
+def _parameters(f: Callable[..., object]) -> tuple[str, ...]:
     "The names of a function's arguments."
     return tuple(name for name, p in signature(f).parameters.items()
                  if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
@@ -69,7 +69,7 @@ def diffusion_options(schedule: str = "linear",   # a name in `SCHEDULES`
     return tuple(dict.fromkeys(("schedule", *own, *_parameters(GaussianDiffusion))))
 
 # %% ../../nbs/engine/recipes.ipynb #02bde226
-def _diffusion(options: dict[str, object]) -> GaussianDiffusion:
+def _diffusion(options: dict[str, Any]) -> GaussianDiffusion:
     "The diffusion that plain values describe."
     name = str(options.get("schedule", "linear"))
     allowed = diffusion_options(name)
@@ -89,10 +89,10 @@ class _Plan:
     data: str                      # a name in `DATASETS`
     unet: UNetConfig
     train: TrainConfig
-    diffusion: dict[str, object]   # keys: `diffusion_options`
+    diffusion: dict[str, Any]      # keys: `diffusion_options`
     root: str | None = None        # where the data set is; None: its usual place
 
-    def replace(self, **changes) -> Self:
+    def replace(self, **changes: Any) -> Self:
         "With changes: keys of `TrainConfig`, `unet={...}`, `diffusion={...}`, `root`, `data`."
         unet = UNetConfig.from_dict({**self.unet.to_dict(), **changes.pop("unet", {})})
         diffusion = _changed(self.diffusion, changes.pop("diffusion", {}))
@@ -101,13 +101,13 @@ class _Plan:
         _diffusion(diffusion)                            # complain now
         return type(self)(data, unet, train, diffusion, root)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         "Plain values that JSON can hold."
         return dict(data=self.data, unet=self.unet.to_dict(), train=self.train.to_dict(),
                     diffusion=dict(self.diffusion), root=self.root)
 
     @classmethod
-    def from_dict(cls, values: dict) -> Self:
+    def from_dict(cls, values: dict[str, Any]) -> Self:
         "The recipe that `to_dict` wrote."
         unet, train = UNetConfig.from_dict(values["unet"]), TrainConfig.from_dict(values["train"])
         return cls(values["data"], unet, train, values["diffusion"], values.get("root"))
@@ -117,13 +117,13 @@ class _Plan:
         return differences(_flat(self.to_dict()), _flat(other.to_dict()))
 
 # %% ../../nbs/engine/recipes.ipynb #b02cc595
-def _changed(diffusion: dict, changes: dict) -> dict:
+def _changed(diffusion: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     "Options with changes; those that another schedule does not have are left out."
     options = diffusion_options(changes.get("schedule", diffusion.get("schedule", "linear")))
     return {k: v for k, v in diffusion.items() if k in options} | changes
 
 
-def _flat(recipe: dict) -> dict:
+def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
     "unet.dropout, train.lr, diffusion.T, ...: a recipe's values by their full names."
     parts = {part: values for part, values in recipe.items() if isinstance(values, dict)}
     flat = {f"{part}.{k}": v for part, values in parts.items() for k, v in values.items()}
@@ -176,8 +176,6 @@ class Recipe(_Plan):
 # %% ../../nbs/engine/recipes.ipynb #6de16a60
 _LINEAR = {"schedule": "linear", "T": 1000}
 _TINY = replaced(UNetConfig.small(), base_channels=32, groups=8)
-_SMOKE = dict(warmup=10, ema_decay=0.9, log_every=5, save_every=20, keep_last=1)
-
 _DEMO = TrainConfig(
     steps=2000, batch_size=64, lr=2e-3, warmup=100, cooldown=800, ema_decay=0.995, ema_warmup=True,
     flip=False, log_every=25, save_every=250, keep_last=1, sampler="ddpm", sample_steps=250)
@@ -185,19 +183,22 @@ _PAPER = TrainConfig(save_every=5_000, keep_every=100_000, sample_every=10_000)
 _SMALL = TrainConfig(
     steps=40_000, batch_size=32, lr=6e-4, warmup=1_000, cooldown=8_000, ema_decay=0.9995,
     ema_warmup=True, precision="bf16", save_every=200, sample_every=1_000)
+_SMOKE = TrainConfig(
+    steps=20, batch_size=16, lr=2e-3, warmup=10, ema_decay=0.9, flip=False,
+    log_every=5, save_every=20, keep_last=1)
+_SMOKE_RGB = replaced(
+    _SMOKE, steps=60, batch_size=32, lr=1e-3, flip=True,
+    sample_every=20, sample_count=16, sample_steps=20)
 
 # %% ../../nbs/engine/recipes.ipynb #5d8e717b
 RECIPES: dict[str, dict[str, Recipe]] = {   # by data set and size; open to recipes of your own
     "digits": {
         "demo": Recipe("digits", UNetConfig.digits(), _DEMO, _LINEAR),
-        "smoke": Recipe("digits", UNetConfig.digits(), TrainConfig(
-            steps=20, batch_size=16, lr=2e-3, flip=False, **_SMOKE), _LINEAR)},
+        "smoke": Recipe("digits", UNetConfig.digits(), _SMOKE, _LINEAR)},
     "cifar10": {
         "paper": Recipe("cifar10", UNetConfig.cifar10(), _PAPER, _LINEAR),
         "small": Recipe("cifar10", UNetConfig.small(), _SMALL, _LINEAR),
-        "smoke": Recipe("cifar10", _TINY, TrainConfig(
-            steps=60, batch_size=32, lr=1e-3, sample_every=20, sample_count=16, sample_steps=20,
-            **_SMOKE), _LINEAR)},
+        "smoke": Recipe("cifar10", _TINY, _SMOKE_RGB, _LINEAR)},
 }
 RECIPES["folder"] = {
     "small": replaced(RECIPES["cifar10"]["small"], data="folder"),
