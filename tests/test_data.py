@@ -55,6 +55,27 @@ def test_digits_parts_make_up_the_whole():
     with pytest.raises(ValueError, match="8 or more"): digits(size=4)
 
 
+def test_digits_are_enlarged_by_cubic_convolution_and_framed_in_black():
+    "Keys' kernel with a = -0.75, as a matrix of 12 rows and 8 columns; outside, the edge goes on."
+    def kernel(d):
+        d, a = abs(d), -0.75
+        if d < 1: return (a + 2) * d**3 - (a + 3) * d**2 + 1
+        return a * (d**3 - 5 * d**2 + 8 * d - 4) if d < 2 else 0.0
+    w = torch.zeros(12, 8, dtype=torch.float64)
+    for i in range(12):
+        at = (i + 0.5) * 8 / 12 - 0.5
+        for j in range(math.floor(at) - 1, math.floor(at) + 3):
+            w[i, min(max(j, 0), 7)] += kernel(at - j)
+    with np.load(Path(data.__file__).parent / "assets" / "digits.npz") as f:
+        small = torch.from_numpy(f["images"]).double() * 255 / 16
+    expected = (w @ small @ w.T).clamp(0, 255)
+    large = digits()[0][:, 0]
+    assert (large[:, 2:14, 2:14].double() - expected).abs().max() < 0.5 + 1e-3      # rounded
+    frame = large.clone()
+    frame[:, 2:14, 2:14] = 0
+    assert (frame == 0).all()
+
+
 def test_digits_come_with_their_source_and_licence():
     text = (Path(data.__file__).parent / "assets" / "digits.md").read_text()
     assert "CC BY 4.0" in text and "UCI" in text
@@ -289,3 +310,27 @@ def test_swiss_roll_is_reproducible_and_of_about_unit_variance():
     a, b = (swiss_roll(5000, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(a, b) and a.shape == (5000, 2)
     assert (a.std(0) > 0.8).all() and (a.std(0) < 1.2).all()
+
+
+def test_swiss_roll_lies_on_its_spiral_up_to_the_noise():
+    "Without noise the radius is the angle over 2.25 pi, from 1.5 pi to 4.5 pi: one turn and a half."
+    def roll(noise):
+        return swiss_roll(20_000, torch.Generator().manual_seed(3), noise).double()
+    bare = roll(0.0)
+    angle = bare.norm(dim=1) * 2.25 * math.pi
+    direction = torch.stack([angle.cos(), angle.sin()], 1)
+    assert torch.allclose(bare, bare.norm(dim=1, keepdim=True) * direction, atol=1e-4)
+    turns = angle / (2 * math.pi)
+    assert 0.75 < turns.min() < 0.755 and 2.245 < turns.max() < 2.25
+    for noise in (0.05, 0.2):
+        off = (roll(noise) - bare).flatten()
+        assert abs(off.std() / noise - 1) < 5 / math.sqrt(2 * len(off))
+
+
+def test_the_toys_centres_lie_where_their_names_say():
+    ring, grid = Mixture.ring(6, radius=2.0).means, Mixture.grid(3, spacing=0.5).means
+    assert torch.allclose(ring.norm(dim=1), torch.full((6,), 2.0))
+    assert torch.allclose((ring - ring.roll(1, 0)).norm(dim=1), torch.full((6,), 2.0))   # a hexagon
+    assert sorted(grid.tolist()) == [[a, b] for a in (-0.5, 0, 0.5) for b in (-0.5, 0, 0.5)]
+    assert (Mixture.ring().means.norm(dim=1) - 1.5).abs().max() < 1e-6
+    assert Mixture.grid().means.abs().max() == 1.5 and len(Mixture.grid().means) == 25
