@@ -313,7 +313,7 @@ def test_swiss_roll_is_reproducible_and_of_about_unit_variance():
 
 
 def test_swiss_roll_lies_on_its_spiral_up_to_the_noise():
-    "Without noise the radius is the angle over 2.25 pi, from 1.5 pi to 4.5 pi: one turn and a half."
+    "Without noise the radius is the angle over 2.25 pi, from 1.5 pi to 4.5 pi."
     def roll(noise):
         return swiss_roll(20_000, torch.Generator().manual_seed(3), noise).double()
     bare = roll(0.0)
