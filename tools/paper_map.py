@@ -187,7 +187,8 @@ def scan_notebook(path, page, found):
     now, known_as = None, heirs(o for kind, o in cells(path) if kind == "code" and is_exported(o))
     for kind, source in cells(path):
         if kind == "markdown":
-            for now, line in sections(source, now):
+            for section, line in sections(source, now):
+                now = section
                 if not (key := label(line)): continue
                 anchor = f"{'equation-' if key[0] == 'eq' else ''}{key[0]}-ddpm-{key[1]}"
                 found.places[key].append(Place(page, fragment(now), anchor, now.text))
