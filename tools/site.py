@@ -215,10 +215,20 @@ def site_links(text):
                   lambda m: f'<a href="{m[1]}.html{"#" + m[2] if m[2] else ""}">', text)
 
 
+def only_imports(source):
+    "Whether a cell does nothing but import, for its code or for its annotations."
+    try: body = ast.parse(source).body
+    except SyntaxError: return False     # a line such as `!ls`
+    imports = lambda n: isinstance(n, (ast.Import, ast.ImportFrom)) or (
+        isinstance(n, ast.If) and written(n.test) == "TYPE_CHECKING")
+    return bool(body) and all(map(imports, body))
+
+
 def fold_title(cell):
-    "What the fold around a cell is called: `#| code-summary: ...`, else that there is code in it."
+    "What the fold around a cell is called: `#| code-summary: ...`, else what is in it."
     lines = re.findall(r"^#\s*\|\s*code-summary:\s*(.+?)\s*$", cell.source, flags=re.M)
     if lines: return (re.sub(r"""^(["'])(.*)\1$""", r"\2", lines[0]),) * 2
+    if only_imports(cell.source): return "Imports", "Imports"
     what = "the code and its result" if cell.outputs else "the code"
     return f"Show {what}", f"Hide {what}"
 
@@ -234,7 +244,9 @@ def code_cell(cell, directives):
     "Make a code cell what the site shows; None if it shows nothing of it."
     flag = lambda key, value: directives.get(key + ":", directives.get(key, [""]))[:1] == [value]
     if directives.keys() & {"hide", "default_exp"} or flag("include", "false"): return None
-    tags = {"remove-input": flag("echo", "false"), "hide-cell": flag("code-fold", "true"),
+    fold = flag("code-fold", "true") or (
+        only_imports(cell.source) and not flag("code-fold", "false"))
+    tags = {"remove-input": flag("echo", "false"), "hide-cell": fold,
             "remove-output": flag("output", "false"),
             "exported": bool(directives.keys() & {"export", "exports"})}
     tags = [tag for tag, on in tags.items() if on]
