@@ -135,7 +135,8 @@ def chapters():
 
 CHAPTERS = chapters()
 CODE = [m for m in NAMES if m not in PACKAGES]    # the packages' `__init__` only lead to the others
-PAPER = [m for m in CODE if not m.startswith("ddpm_nb.engine.") and m != "ddpm_nb.plotting"]
+ASIDE = {"ddpm_nb.plotting", "ddpm_nb.__main__"}    # on neither shelf
+PAPER = [m for m in CODE if not m.startswith("ddpm_nb.engine.") and m not in ASIDE]
 
 
 def test_the_reader_of_imports_sees_them_all():

@@ -40,7 +40,7 @@ def pages():
     "Caption -> the notebooks of that part, as the book orders them."
     def in_order(folder, first):
         place = lambda p: (first.index(p.stem) if p.stem in first else len(first), p.stem)
-        paths = (NBS / folder).glob("*.ipynb")
+        paths = (NBS / folder).glob("[!.]*.ipynb")
         return sorted((p for p in paths if p != NBS / "index.ipynb"), key=place)
     return {caption: in_order(*part) for caption, part in SECTIONS.items()}
 
