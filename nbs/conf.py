@@ -18,7 +18,8 @@ nb_render_markdown_format = "myst"    # tables in what a cell displays as Markdo
 nb_code_prompt_show = "Show the code and its result"
 nb_code_prompt_hide = "Hide the code and its result"
 nb_mime_priority_overrides = [("html", "image/gif", 5)]
-myst_enable_extensions = ["amsmath", "attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["amsmath", "attrs_block", "attrs_inline", "colon_fence", "deflist",
+                          "dollarmath"]
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
 suppress_warnings = ["mystnb.unknown_mime_type"]  # a widget has a picture beside it
@@ -38,8 +39,10 @@ html_permalinks_icon = "#"
 html_theme_options = {
     "use_download_button": False, "use_fullscreen_button": False,
     "show_toc_level": 2, "home_page_in_toc": True, "show_prev_next": True,
-    "pygments_light_style": "a11y-high-contrast-light", "pygments_dark_style": "a11y-high-contrast-dark",
-    "logo": {"text": "Denoising Diffusion, executable"}, "back_to_top_button": False, "navbar_persistent": [],
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+    "logo": {"text": "Denoising Diffusion, executable"},
+    "back_to_top_button": False, "navbar_persistent": [],
 }
 html_context = {"default_mode": "auto"}
 mathjax_path = "mathjax/tex-svg-full.js"
@@ -51,11 +54,12 @@ def shown_number(label: str,   # as in `:label:`
                  docname: str, # the page that defines it
                  count: int,   # which of that page's own equations this is, from 0
                 ) -> str:
-    "The paper's number for the paper's equations; for our own, the chapter's number and a letter."
+    "The paper's number for its equations; for our own, chapter and letter (8a), or page (runs-a)."
     if paper := re.fullmatch(r"eq-ddpm-(\d+)", label): return paper[1]
     page = docname.rsplit("/")[-1]
     letters = chr(97 + count % 26) * (1 + count // 26)
-    return (str(int(page[:2])) if page[:2].isdigit() else page[0].upper()) + letters
+    if page[:2].isdigit(): return f"{int(page[:2])}{letters}"
+    return f"{page.replace('_', '-')}-{letters}"
 
 
 def number_equations(app, doctree):
@@ -71,7 +75,7 @@ def number_equations(app, doctree):
 
 
 def describe_images(app, doctree):
-    "Give each figure the description that its cell's output carries (myst-nb names images by their hash)."
+    "Give each figure the description that its cell's output carries."
     from docutils import nodes
     source = Path(app.env.doc2path(app.env.docname))
     if source.suffix != ".ipynb": return
@@ -81,28 +85,38 @@ def describe_images(app, doctree):
             for mime, meta in output.get("metadata", {}).items():
                 if mime.startswith("image/") and isinstance(meta, dict) and "alt" in meta:
                     data = base64.b64decode("".join(output["data"][mime]))
-                    alts[hashlib.sha256(data).hexdigest()] = meta["alt"]
+                    alts[hashlib.sha256(data).hexdigest()] = meta["alt"]   # so myst-nb names files
     for node in doctree.findall(nodes.image):
         if alt := alts.get(Path(node["uri"]).stem): node["alt"] = alt
+
+
+def documented_at(text, docname, links):
+    "Where that is which code in the prose names, as (page, anchor): `Trainer.fit`, `unet.UNet`."
+    module = text.removeprefix("ddpm_nb.")
+    if module in links["modules"] and "." in text: return links["modules"][module], ""
+    while "." in module and module.split(".")[0] in links["parts"]: module = module.split(".", 1)[1]
+    name = re.sub(r"^(\w+)(\.\w+)?(\(.*\))?$", r"\1", module)
+    if name not in links["symbols"]: return None
+    pages = links["symbols"][name]
+    page = docname if docname in pages else pages[0]   # its own, else the first in the book's order
+    # elsewhere, a plain word such as `lines` may be just that
+    return (page, f"#api-{name}") if page == docname or re.search(r"[A-Z_(]", text) else None
 
 
 def link_symbols(app, doctree, docname):
     "Link `names` of the package, where the prose mentions them, to their documentation."
     from docutils import nodes
-    symbols = app.symbols
     for node in list(doctree.findall(nodes.literal)):
         if isinstance(node.parent, (nodes.reference, nodes.title)): continue
-        text = node.astext()
-        name = re.sub(r"^(ddpm_nb\.)?(\w+)(\.\w+)?(\(.*\))?$", r"\2", text)
-        if name not in symbols: continue
-        page, anchor, _ = symbols[name]
-        if page == docname or re.search(r"[A-Z_(]", text):   # elsewhere, a plain word such as `lines` may be just that
-            uri = app.builder.get_relative_uri(docname, page) + "#" + anchor
-            node.replace_self(nodes.reference("", "", node.deepcopy(), internal=True, refuri=uri, classes=["symbol"]))
+        if not (found := documented_at(node.astext(), docname, app.links)): continue
+        uri = app.builder.get_relative_uri(docname, found[0]) + found[1]
+        node.replace_self(nodes.reference("", "", node.deepcopy(), internal=True, refuri=uri,
+                                          classes=["symbol"]))
 
 
 def setup(app):
-    app.symbols = json.loads((Path(app.srcdir) / "symbols.json").read_text())   # name -> (page, anchor, summary)
+    app.links = json.loads((Path(app.srcdir) / "symbols.json").read_text())   # of tools/site.py
+    app.links["parts"] = {"ddpm_nb", *".".join(app.links["modules"]).split(".")}
     app.connect("doctree-read", number_equations)
     app.connect("doctree-read", describe_images)
     app.connect("doctree-resolved", link_symbols)

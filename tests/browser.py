@@ -1,4 +1,4 @@
-"""A headless browser, driven over a pipe by Chrome's own protocol: nothing to install but the browser."""
+"""A headless browser, driven over a pipe by Chrome's own protocol: nothing else to install."""
 import contextlib
 import json
 import os
@@ -13,10 +13,12 @@ EXECUTABLE = os.environ.get("CHROME") or next(filter(None, map(shutil.which, NAM
 
 
 class Page:
-    "A tab, fresh for each address. What it asks of the network and complains of is in `requests` and `complaints`."
+    """A tab, fresh for each address. What it asks of the network is in `requests`, what it
+    complains of in `complaints`."""
     def __init__(self, send, receive):
         self.send_bytes, self.receive_bytes = send, receive
-        self.count, self.tab, self.session, self.requests, self.complaints = 0, None, None, [], []
+        self.count, self.tab, self.session = 0, None, None
+        self.requests, self.complaints = [], []
         self.appearance()
 
     def call(self, method, **params):
@@ -33,18 +35,19 @@ class Page:
             self.note(answer)
 
     def note(self, event):
-        params, kind = event.get("params", {}), event.get("method")
+        params, kind, said = event.get("params", {}), event.get("method"), None
         if kind == "Network.requestWillBeSent": self.requests.append(params["request"]["url"])
-        if kind == "Runtime.exceptionThrown": self.complaints.append(json.dumps(params["exceptionDetails"])[:500])
-        if kind == "Runtime.consoleAPICalled" and params["type"] == "error":
-            self.complaints.append(json.dumps(params["args"])[:500])
-        if kind == "Log.entryAdded" and params["entry"]["level"] == "error":
-            self.complaints.append(json.dumps(params["entry"])[:500])
+        if kind == "Runtime.exceptionThrown": said = params["exceptionDetails"]
+        if kind == "Runtime.consoleAPICalled" and params["type"] == "error": said = params["args"]
+        if kind == "Log.entryAdded" and params["entry"]["level"] == "error": said = params["entry"]
+        if said: self.complaints.append(json.dumps(said)[:500])
 
     def js(self, expression):
         "The value of an expression; a promise is awaited."
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        if "exceptionDetails" in answer: raise RuntimeError(json.dumps(answer["exceptionDetails"])[:1000])
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True,
+                           awaitPromise=True)
+        failed = answer.get("exceptionDetails")
+        if failed: raise RuntimeError(json.dumps(failed)[:1000])
         return answer["result"].get("value")
 
     def wait(self, condition, seconds=60):
@@ -60,20 +63,28 @@ class Page:
 
     def resize(self, width, height):
         "Make the page that is open wide or narrow."
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height,
+                  deviceScaleFactor=1, mobile=width < 600)
 
     def open(self, url):
         "Load a page into a new tab, and wait until its formulas are set."
         if self.tab: self.call("Target.closeTarget", targetId=self.tab)
         self.requests.clear(), self.complaints.clear()
         self.tab = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.call("Target.attachToTarget", targetId=self.tab, flatten=True)["sessionId"]
+        attached = self.call("Target.attachToTarget", targetId=self.tab, flatten=True)
+        self.session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"): self.call(f"{domain}.enable")
         self.call("Emulation.setEmulatedMedia", **self.media)
         self.resize(1300, 900)
         self.call("Page.navigate", url=url)
-        self.wait(f"document.readyState == 'complete' && location.href.startsWith({json.dumps(url.split('#')[0])})")
+        here = f"location.href.startsWith({json.dumps(url.split('#')[0])})"
+        self.wait(f"document.readyState == 'complete' && {here}")
         self.js("window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => 1) : 1")
+
+
+OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+           "--no-first-run", "--disable-background-networking", "--disable-component-update",
+           "--disable-sync", "--disable-quic", "--hide-scrollbars", "--remote-debugging-pipe")
 
 
 @contextlib.contextmanager
@@ -88,9 +99,7 @@ def browser():
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
-            [EXECUTABLE, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-             "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-             f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank"],
+            [EXECUTABLE, *OPTIONS, f"--user-data-dir={profile}", "about:blank"],
             preexec_fn=hand_over, close_fds=False,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         os.close(to_read), os.close(from_write)
@@ -99,7 +108,8 @@ def browser():
         def receive(seconds=90):
             nonlocal buffer
             while b"\0" not in buffer:
-                if not select.select([from_read], [], [], seconds)[0]: raise TimeoutError("the browser does not answer")
+                if not select.select([from_read], [], [], seconds)[0]:
+                    raise TimeoutError("the browser does not answer")
                 part = os.read(from_read, 1 << 20)
                 if not part: raise RuntimeError("the browser has ended")
                 buffer += part

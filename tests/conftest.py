@@ -1,4 +1,4 @@
-"""What all tests share: when the slow ones and those for a GPU run, and one thread for each worker."""
+"""What all tests share: when the slow ones and those for a GPU run; one thread for a worker."""
 import os
 
 import pytest

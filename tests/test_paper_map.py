@@ -15,15 +15,17 @@ ITEMS, FOUND = paper_map.items(), paper_map.scan()
 
 
 def test_the_list_is_that_of_the_paper():
-    "26 equations (16, and 10 in appendix A), 4 algorithms, 4 tables, 19 figures, each once and in order."
+    "26 equations (16, and 10 in appendix A), 4 algorithms, 4 tables, 19 figures, once, in order."
     numbers = {kind: [i.number for i in ITEMS if i.kind == kind] for kind in paper_map.KINDS}
-    assert numbers == {kind: list(range(1, n + 1)) for kind, n in {"eq": 26, "alg": 4, "tab": 4, "fig": 19}.items()}
+    counts = {"eq": 26, "alg": 4, "tab": 4, "fig": 19}
+    assert numbers == {kind: list(range(1, n + 1)) for kind, n in counts.items()}
 
 
 @pytest.mark.parametrize("item", ITEMS, ids=lambda i: f"{i.kind}-{i.number}")
 def test_item_has_its_place_its_symbol_and_its_check(item):
     lacks = paper_map.lacks(item, FOUND)
-    assert not lacks, f"{item.kind} {item.number} lacks {', '.join(lacks)}: see tools/paper_map.py for the words that say it"
+    said = f"{item.kind} {item.number} lacks {', '.join(lacks)}"
+    assert not lacks, said + ": see tools/paper_map.py for the words that say it"
 
 
 def test_only_equations_and_algorithms_that_data_forbids_may_be_absent():
@@ -43,19 +45,22 @@ def test_every_symbol_can_be_imported_from_its_module():
     import importlib
     for place in {p for key in FOUND.symbols for p in FOUND.symbols[key]}:
         cells = json.loads((ROOT / "nbs" / place.page).read_text(encoding="utf-8"))["cells"]
-        module = next(m[1] for c in cells if (m := re.search(r"#\|\s*default_exp\s+(\w+)", "".join(c["source"]))))
+        sources = ("".join(c["source"]) for c in cells)
+        exports = (re.search(r"#\|\s*default_exp\s+([\w.]+)", o) for o in sources)
+        module = next(filter(None, exports))[1]
         here = importlib.import_module(f"ddpm_nb.{module}")
         for part in place.text.split("."): here = getattr(here, part)
 
 
 def test_the_tables_in_the_notebook_are_those_of_today():
-    "If this fails: `make notebooks NB=nbs/paper_map.ipynb`, then `make docs`."
-    cells = json.loads((ROOT / "nbs" / "paper_map.ipynb").read_text(encoding="utf-8"))["cells"]
-    kept = ["".join(o["data"]["text/html"]) for c in cells for o in c.get("outputs", []) if "text/html" in o.get("data", {})]
+    "If this fails: `make notebooks NB=nbs/appendix/paper_map.ipynb`, then `make docs`."
+    cells = json.loads((ROOT / "nbs" / paper_map.PAGE).read_text(encoding="utf-8"))["cells"]
+    outputs = (o.get("data", {}) for c in cells for o in c.get("outputs", []))
+    kept = ["".join(data["text/html"]) for data in outputs if "text/html" in data]
     assert kept == [paper_map.table(ITEMS, FOUND, kind) for kind in paper_map.KINDS]
 
 
-# --- the scan itself ---------------------------------------------------------------------------------------------------
+# --- the scan itself -----------------------------------------------------------------------------
 
 @pytest.mark.parametrize("text, said", {
     "Draw x_t given x_0 (eq. 4).": ["eq 4"],
@@ -73,13 +78,34 @@ def test_mentions(text, said):
 
 
 def test_comments_are_read_and_strings_are_not():
-    assert paper_map.checked('x = 1  # checks eq. 4\ny = "# checks eq. 5"\n# it checks eq. 6') == {("eq", 4)}
+    source = 'x = 1  # checks eq. 4\ny = "# checks eq. 5"\n# it checks eq. 6'
+    assert paper_map.checked(source) == {("eq", 4)}
+
+
+def test_a_class_defined_step_by_step_is_known_by_its_public_name():
+    "And one that is private to the end is not."
+    steps = ['class _Start:\n    def q(self):\n        "(eq. 4)"',
+             'class _Middle(_Start):\n    def p(self):\n        "(eq. 11)"',
+             'class Whole(_Middle):\n    "Algorithm 2."', 'class _Aside:\n    "(eq. 5)"']
+    known_as = paper_map.heirs(steps)
+    assert [o for source in steps for o in paper_map.documented(source, known_as)] == [
+        ("Whole.q", {("eq", 4)}), ("Whole.p", {("eq", 11)}), ("Whole", {("alg", 2)})]
+
+
+@pytest.mark.parametrize("page, said", {
+    "03_bound.ipynb": "chapter 3", "experiments/swiss_roll.ipynb": "experiment swiss roll",
+    "engine/runs.ipynb": "engine runs", "appendix/plotting.ipynb": "appendix plotting",
+}.items())
+def test_what_a_notebook_is_called(page, said):
+    assert paper_map.chapter(paper_map.Place(page, "", "", "")) == said
 
 
 def test_a_target_belongs_to_the_heading_after_it_and_fences_hide_headings():
-    cell = "# Title\n\ntext\n\n(alg-ddpm-1)=\n(sec-x)=\n## Algorithm `1`\n```\n# not a heading\n```\n(fig-ddpm-5)=\nin a section"
+    cell = ("# Title\n\ntext\n\n(alg-ddpm-1)=\n(sec-x)=\n## Algorithm `1`\n"
+            "```\n# not a heading\n```\n(fig-ddpm-5)=\nin a section")
     where = {line: section.text for section, line in paper_map.sections(cell, None)}
-    assert where["(alg-ddpm-1)="] == where["(fig-ddpm-5)="] == where["# not a heading"] == "Algorithm 1"
+    for line in ("(alg-ddpm-1)=", "(fig-ddpm-5)=", "# not a heading"):
+        assert where[line] == "Algorithm 1"
     assert where["text"] == "Title"
 
 
@@ -94,13 +120,15 @@ def book(tmp_path):
 def test_a_lost_label_a_second_label_and_a_foreign_one_are_reported(book):
     page = book / "nbs" / "10_compression.ipynb"
     text = page.read_text(encoding="utf-8")
-    complaints = lambda: set(paper_map.problems(ITEMS, paper_map.scan(book))) - set(paper_map.problems(ITEMS, FOUND))
+    before = set(paper_map.problems(ITEMS, FOUND))
+    complaints = lambda: set(paper_map.problems(ITEMS, paper_map.scan(book))) - before
     page.write_text(text.replace(":label: eq-ddpm-16", ":label: eq-other"), encoding="utf-8")
     assert complaints() == {"equation 16 lacks a label"}
     page.write_text(text.replace(":label: eq-ddpm-16", ":label: eq-ddpm-5"), encoding="utf-8")
     assert any(c.startswith("equation 5 lacks just one label") for c in complaints())
     page.write_text(text.replace("(tab-ddpm-4)=", "(tab-ddpm-5)="), encoding="utf-8")
-    assert complaints() == {"table 4 lacks a label", "10_compression.ipynb labels table 5, which the paper does not have"}
+    foreign = "10_compression.ipynb labels table 5, which the paper does not have"
+    assert complaints() == {"table 4 lacks a label", foreign}
 
 
 def test_a_lost_symbol_and_a_lost_check_are_reported(book):
@@ -118,10 +146,12 @@ def test_a_dead_link_is_reported(tmp_path):
     (tmp_path / "03_bound.html").write_text('<div id="equation-eq-ddpm-5"></div>')
     items = [i for i in ITEMS if (i.kind, i.number) == ("eq", 5)]
     place = paper_map.Place("03_bound.ipynb", "x", "equation-eq-ddpm-5", "x")
-    key, symbol, check = ("eq", 5), place._replace(anchor="api-nothing"), place._replace(page="gone.ipynb")
+    key, symbol = ("eq", 5), place._replace(anchor="api-nothing")
+    check = place._replace(page="gone.ipynb")
     found = paper_map.Map({key: [place]}, {key: [symbol]}, {key: [check]}, {})
     assert paper_map.dead(items, found, docs=tmp_path) == [
-        "docs/03_bound.html has no #api-nothing", "there is no nbs/gone.ipynb", "the site has no gone.html"]
+        "docs/03_bound.html has no #api-nothing", "there is no nbs/gone.ipynb",
+        "the site has no gone.html"]
 
 
 def test_links_become_the_sites():
@@ -129,9 +159,11 @@ def test_links_become_the_sites():
     scope = {"re": re}
     exec(site[site.index("def site_links"):].split("\n\n\n")[0], scope)
     place = paper_map.Place("experiments/swiss_roll.ipynb", "The-field", "the-field", "The field")
-    assert scope["site_links"](paper_map.link(place)) == '<a href="experiments/swiss_roll.html#the-field">The field</a>'
+    link = '<a href="../experiments/swiss_roll.html#the-field">The field</a>'
+    assert scope["site_links"](paper_map.link(place)) == link
 
 
 def test_an_item_that_is_not_understood_is_refused():
-    with pytest.raises(ValueError, match="begins with eq, alg"): paper_map.parse("equ 1 | something")
-    with pytest.raises(ValueError, match="step of"): paper_map.parse("eq 1 | something | needs data: all")
+    for text, said in (("equ 1 | something", "begins with eq, alg"),
+                       ("eq 1 | something | needs data: all", "step of")):
+        with pytest.raises(ValueError, match=said): paper_map.parse(text)

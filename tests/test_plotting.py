@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 
 import ddpm_nb.plotting
-from ddpm_nb.plotting import (CYCLE, DATA, MODEL, NOISE, PALETTE, Picture, animate, axes, color_of, image_grid, lines,
-                              save_grid, scatter, show_images, show_strip)
+from ddpm_nb.plotting import (CYCLE, DATA, MODEL, NOISE, PALETTE, Picture, animate, axes, color_of,
+                              image_grid, lines, save_grid, scatter, show_images, show_strip)
 
 
 def images(n=5, c=1, size=4, seed=0):
-    return torch.randint(0, 256, (n, c, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    g = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, c, size, size), dtype=torch.uint8, generator=g)
 
 
 def frames_of(picture):
@@ -52,8 +53,9 @@ def test_any_float_dtype_is_drawn(dtype):
     assert (image_grid(torch.zeros(1, 1, 2, 2, dtype=dtype, requires_grad=True)) == 128).all()
 
 
-@pytest.mark.parametrize("shape, dtype", [((2, 2, 4, 4), torch.float32), ((4, 4), torch.float32),
-                                          ((0, 1, 4, 4), torch.float32), ((1, 1, 4, 4), torch.long)])
+@pytest.mark.parametrize("shape, dtype", [
+    ((2, 2, 4, 4), torch.float32), ((4, 4), torch.float32), ((0, 1, 4, 4), torch.float32),
+    ((1, 1, 4, 4), torch.long)])
 def test_what_is_no_batch_of_images_is_refused_with_what_is_allowed(shape, dtype):
     with pytest.raises(ValueError, match="images must"): image_grid(torch.zeros(shape, dtype=dtype))
 
@@ -62,6 +64,19 @@ def test_a_saved_grid_reads_back_as_it_was(tmp_path):
     path = save_grid(images(6, 3), tmp_path / "new folder" / "grid.png", ncols=3)
     assert (np.asarray(Image.open(path)) == image_grid(images(6, 3), 3)).all()
     assert [p.name for p in path.parent.iterdir()] == ["grid.png"]
+
+
+def test_a_picture_file_is_whole_or_absent(tmp_path, monkeypatch):
+    "When the disk is full half-way, what was there before stays, and nothing else."
+    def fill_up(path, data):
+        with path.open("wb") as f: f.write(data[:10])
+        raise OSError(28, "No space left on device")
+    path = save_grid(images(), tmp_path / "grid.png")
+    before = path.read_bytes()
+    monkeypatch.setattr(Path, "write_bytes", fill_up)
+    for target in (path, tmp_path / "new.png"):
+        with pytest.raises(OSError, match="No space"): save_grid(images(6), target)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("n, size", [(1, 8), (3, 32), (20, 16), (64, 32), (7, 64)])
@@ -81,14 +96,16 @@ def test_a_strip_has_its_rows_one_under_the_other():
 
 
 def test_labels_that_do_not_fit_the_strip_are_refused():
-    with pytest.raises(ValueError, match="col_labels must have 4"): show_strip([images(4)], col_labels=["one"])
-    with pytest.raises(ValueError, match="row_labels must have 1"): show_strip([images(4)], row_labels=["a", "b"])
+    for labels, said in ((dict(col_labels=["one"]), "col_labels must have 4"),
+                         (dict(row_labels=["a", "b"]), "row_labels must have 1")):
+        with pytest.raises(ValueError, match=said): show_strip([images(4)], **labels)
     with pytest.raises(ValueError, match="one shape"): show_strip([images(4), images(3)])
 
 
 def test_the_description_goes_where_a_page_looks_for_it():
-    for picture, mime in ((show_images(images(), title="Five", alt="five  small\nimages"), "image/png"),
-                          (animate([images(), images()], alt="five small images"), "image/gif")):
+    still = show_images(images(), title="Five", alt="five  small\nimages")
+    film = animate([images(), images()], alt="five small images")
+    for picture, mime in ((still, "image/png"), (film, "image/gif")):
         data, metadata = picture._repr_mimebundle_()
         assert metadata[mime]["alt"] == "five small images" and mime in data
     assert "Five" in show_images(images(), title="Five").alt
@@ -111,16 +128,20 @@ def near(picture, colour, tolerance=10):
 
 def test_a_curve_is_drawn_in_the_colour_of_its_name():
     y = np.arange(9.0)
-    assert near(lines(None, {"model": y}, "x", "y"), MODEL) and not near(lines(None, {"data": y}, "x", "y"), MODEL)
-    assert near(scatter({"noise": np.random.default_rng(0).normal(size=(500, 2))}, alpha=1), NOISE)
+    model, data = (lines(None, {name: y}, "x", "y") for name in ("model", "data"))
+    assert near(model, MODEL) and not near(data, MODEL)
+    cloud = np.random.default_rng(0).normal(size=(500, 2))
+    assert near(scatter({"noise": cloud}, alpha=1), NOISE)
 
 
 def test_curves_take_their_own_x_logarithms_points_and_bands():
     y = torch.linspace(1, 10, 20)
-    picture = lines(y, {"a": y, "b": (y[::2], y[::2] ** 2)}, "x", "y", logx=True, logy=True, points=["b"], dashed=["a"],
-                    bands={"a": (y * 0.9, y * 1.1)}, xlim=(1, 10), ylim=(0.5, 200))
+    picture = lines(y, {"a": y, "b": (y[::2], y[::2] ** 2)}, "x", "y", logx=True, logy=True,
+                    points=["b"], dashed=["a"], bands={"a": (y * 0.9, y * 1.1)},
+                    xlim=(1, 10), ylim=(0.5, 200))
     assert picture.array().shape == (340, 720, 3)
-    with pytest.raises(ValueError, match="no curve 'c'; there are 'a'"): lines(y, {"a": y}, "x", "y", points=["c"])
+    with pytest.raises(ValueError, match="no curve 'c'; there are 'a'"):
+        lines(y, {"a": y}, "x", "y", points=["c"])
     with pytest.raises(ValueError, match=r"shape \(N, 2\)"): scatter({"a": torch.zeros(3, 3)})
 
 
@@ -143,7 +164,7 @@ def test_an_animation_shows_every_frame_as_it_is():
 
 def test_a_long_animation_is_thinned_below_the_limit_and_keeps_its_first_and_last_frame():
     frames = [images(4, 1, 16, seed) for seed in range(40)]
-    whole, thin = animate(frames, scale=2, max_bytes=10**9), animate(frames, scale=2, max_bytes=60_000)
+    whole, thin = (animate(frames, scale=2, max_bytes=limit) for limit in (10**9, 60_000))
     assert len(whole.data) > 60_000 >= len(thin.data)
     kept, all_frames = list(frames_of(thin)), list(frames_of(whole))
     assert len(all_frames) == 40 and 2 < len(kept) < 40
@@ -151,20 +172,23 @@ def test_a_long_animation_is_thinned_below_the_limit_and_keeps_its_first_and_las
 
 
 def test_an_animation_of_drawings(tmp_path):
-    film = animate(range(3), draw=lambda ax, i: ax.plot([0, i]), labels=list("abc"), path=tmp_path / "film.gif")
-    assert isinstance(film, Picture) and (tmp_path / "film.gif").read_bytes() == film.data
+    path = tmp_path / "film.gif"
+    film = animate(range(3), draw=lambda ax, i: ax.plot([0, i]), labels=list("abc"), path=path)
+    assert isinstance(film, Picture) and path.read_bytes() == film.data
     assert len(list(frames_of(film))) == 3
-    with pytest.raises(ValueError, match="labels must have 3"): animate(range(3), draw=print, labels=["a"])
+    with pytest.raises(ValueError, match="labels must have 3"):
+        animate(range(3), draw=print, labels=["a"])
     with pytest.raises(ValueError, match="no frames"): animate([])
 
 
 def test_pictures_are_the_same_bytes_each_time():
-    draw = lambda: [p.data for p in (show_images(images(), title="t"), lines(None, {"a": np.arange(5.0)}, "x", "y"),
-                                     animate([images()] * 3))]
-    assert draw() == draw()
+    draw = lambda: (show_images(images(), title="t"), lines(None, {"a": np.arange(5.0)}, "x", "y"),
+                    animate([images()] * 3))
+    assert [p.data for p in draw()] == [p.data for p in draw()]
 
 
 def test_importing_the_module_imports_neither_matplotlib_nor_pillow_nor_torch():
     folder = Path(ddpm_nb.plotting.__file__).parent
-    code = "import sys, plotting; sys.exit(', '.join({'matplotlib', 'PIL', 'torch'} & set(sys.modules)) or 0)"
+    heavy = "{'matplotlib', 'PIL', 'torch'} & set(sys.modules)"
+    code = f"import sys, plotting; sys.exit(', '.join({heavy}) or 0)"
     subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)

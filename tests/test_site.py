@@ -1,4 +1,6 @@
-"""The site as committed: every link leads somewhere, and a browser that opens it from disk complains of nothing."""
+"""The site as committed: links lead somewhere, and a browser that opens it complains of nothing."""
+import importlib.util
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -7,9 +9,13 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from browser import EXECUTABLE, browser
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
-PAGES = sorted(p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.html") if "_static" not in p.parts)
-BOOK = [p for p in PAGES if not p.startswith("source/") and p not in ("genindex.html", "search.html")]
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.html")
+               if "_static" not in p.parts)
+OTHER = ("genindex.html", "search.html")
+BOOK = [p for p in PAGES if not p.startswith("source/") and p not in OTHER]
+PLOTTING = "appendix/plotting.html"
 WITHOUT_BROWSER = pytest.mark.skipif(not EXECUTABLE, reason="no Chromium or Chrome here")
 
 
@@ -24,8 +30,10 @@ class Reader(HTMLParser):
         a = dict(attrs)
         self.ids |= {a[k] for k in ("id", "name") if a.get(k)}
         if tag == "a" and "href" in a: self.links.append(a["href"])
-        if tag in ("script", "img", "iframe", "source", "video") and a.get("src"): self.loaded.append(a["src"])
-        if tag == "link" and a.get("rel") not in ("canonical", "author"): self.loaded.append(a["href"])
+        source = a.get("src") if tag in ("script", "img", "iframe", "source", "video") else None
+        if source: self.loaded.append(source)
+        if tag == "link" and a.get("rel") not in ("canonical", "author"):
+            self.loaded.append(a["href"])
         if tag == "img": self.images.append((a.get("src", ""), a.get("alt", "")))
 
 
@@ -46,17 +54,17 @@ def test_every_internal_link_leads_to_a_page_and_a_place_in_it():
             if parts.scheme or parts.netloc: continue
             target = (DOCS / page).parent / unquote(parts.path) if parts.path else DOCS / page
             name = target.resolve().relative_to(DOCS).as_posix() if target.exists() else None
-            anchors = READ[name].ids if name in READ else set()
-            if name is None or (parts.fragment and name in READ and unquote(parts.fragment) not in anchors):
-                dead.append(f"{page}: {link}")
+            lost = parts.fragment and name in READ and unquote(parts.fragment) not in READ[name].ids
+            if name is None or lost: dead.append(f"{page}: {link}")
     assert not dead, "\n".join(dead)
 
 
 def test_pages_and_styles_load_nothing_from_elsewhere():
     outside = lambda s: urlsplit(s).scheme not in ("", "data") or s.startswith("//")
     loaded = [f"{p}: {s}" for p, read in READ.items() for s in read.loaded if outside(s)]
+    address = re.compile(r"(?:url\(|@import)\s*['\"]?((?:https?:)?//[^'\")]+)")
     for css in DOCS.rglob("*.css"):
-        found = re.findall(r"(?:url\(|@import)\s*['\"]?((?:https?:)?//[^'\")]+)", css.read_text(encoding="utf-8"))
+        found = address.findall(css.read_text(encoding="utf-8"))
         loaded += [f"{css.name}: {u}" for u in found]
     assert not loaded, "\n".join(loaded)
 
@@ -79,18 +87,138 @@ def test_the_papers_equations_show_the_papers_numbers():
 
 def test_no_reference_was_left_unresolved():
     unresolved = re.compile(r'<code class="xref (?:eq|std|myst)[^>]*>.*?</code>(?!</a>)')
-    left = {p: found for p in BOOK if (found := unresolved.findall((DOCS / p).read_text(encoding="utf-8")))}
-    assert not left
+    found = {p: unresolved.findall((DOCS / p).read_text(encoding="utf-8")) for p in BOOK}
+    assert not {p: o for p, o in found.items() if o}
 
 
-def test_downloads_are_the_notebooks_without_outputs():
-    import json
-    notebooks = list((DOCS / "notebooks").rglob("*.ipynb"))
-    assert {p.stem for p in notebooks} >= {Path(p).stem for p in BOOK if re.match(r"\d\d_", p)}
-    for p in notebooks: assert not any(c.get("outputs") for c in json.loads(p.read_text(encoding="utf-8"))["cells"])
+def test_every_notebook_has_its_page_and_its_download_without_outputs():
+    names = {p.relative_to(ROOT / "nbs").with_suffix("").as_posix()
+             for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts}
+    folder = DOCS / "notebooks"
+    given = {p.relative_to(folder).with_suffix("").as_posix(): p for p in folder.rglob("*.ipynb")}
+    assert set(given) == names == {p.removesuffix(".html") for p in BOOK} - {"reference"}
+    for p in given.values():
+        cells = json.loads(p.read_text(encoding="utf-8"))["cells"]
+        assert not any(c.get("outputs") for c in cells)
 
 
-# --- in a browser -----------------------------------------------------------------------------------
+def test_every_module_has_a_page_with_its_source_that_leads_back_to_the_page_that_explains_it():
+    modules = {p.relative_to(ROOT / "ddpm_nb").with_suffix("").as_posix()
+               for p in (ROOT / "ddpm_nb").rglob("*.py") if not p.name.startswith("_")}
+    shown = {p for p in PAGES if p.startswith("source/")}
+    assert shown == {f"source/{m}.html" for m in modules}
+    said = re.compile(r'it is <a href="([^"]+)"><code>ddpm_nb\.([\w.]+)</code>')
+    for page in BOOK:
+        for link, name in said.findall((DOCS / page).read_text(encoding="utf-8")):
+            source = f"source/{name.replace('.', '/')}.html"
+            assert (DOCS / page).parent.joinpath(link).resolve() == DOCS / source
+            targets = {(DOCS / source).parent.joinpath(o).resolve() for o in READ[source].links}
+            assert DOCS / page in targets
+
+
+def test_no_two_of_our_own_equations_have_one_number():
+    seen = {}
+    shown = re.compile(r'id="equation-(eq-(?!ddpm-)[\w-]+)">\s*<span class="eqno">\(([\w-]+)\)')
+    for page in BOOK:
+        for label, number in shown.findall((DOCS / page).read_text(encoding="utf-8")):
+            assert number not in seen, f"({number}) is {label} in {page} and {seen[number]}"
+            seen[number] = f"{label} in {page}"
+    assert seen
+
+
+# --- what writes it -------------------------------------------------------------------------------
+
+def loaded(name, path):
+    "A script as a module: `site` is the name of one of Python's own."
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+BUILD, CONF = (loaded(n, ROOT / p) for n, p in (("book_site", "tools/site.py"),
+                                                ("book_conf", "nbs/conf.py")))
+NOTEBOOK = {
+    "directives": """#| default_exp engine.parts""",
+    "folded": """#| code-fold: true\n#| code-summary: The pictures' helpers\nimport math""",
+    "imports": """#| export\nimport math\nfrom typing import TYPE_CHECKING
+if TYPE_CHECKING: from torch import Tensor""",
+    "open": """#| code-fold: false\nimport sys""",
+    "untitled": """#| code-fold: true\n1 + 1""",
+    "base": """#| export
+class _Start:
+    "A step of the definition."
+    def __init__(self, size: int): # in pixels
+        self.size = size
+
+    def begin(self) -> int:        # where it begins
+        "The first thing it does."
+        return 0""",
+    "heir": """#| export
+class Whole(_Start):
+    "All of it."
+    def end(self, at: int = 3) -> int: # where it ends
+        "The last thing it does."
+        return at""",
+}
+
+
+@pytest.fixture
+def built(tmp_path, monkeypatch):
+    "A notebook of the engine made ready: its cells, by what is in them."
+    import nbformat
+    path = tmp_path / "nbs" / "engine" / "parts.ipynb"
+    path.parent.mkdir(parents=True)
+    code = [nbformat.v4.new_code_cell(o) for o in NOTEBOOK.values()]
+    cells = [nbformat.v4.new_markdown_cell("# Parts\n\n> What they are"), *code]
+    cells[5].outputs = [nbformat.v4.new_output("stream", text="2")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    monkeypatch.setattr(BUILD, "NBS", tmp_path / "nbs")
+    return BUILD.process(path)
+
+
+def test_a_fold_has_the_title_that_the_notebook_gives_it_and_imports_are_folded(built):
+    folds = [c for c in built.notebook.cells if "mystnb" in c.metadata]
+    assert [c.source.split("\n")[0] for c in folds] == ["import math", "import math", "1 + 1"]
+    assert [tuple(c.metadata["mystnb"].values()) for c in folds] == [
+        ("The pictures' helpers",) * 2, ("Imports",) * 2,
+        ("Show the code and its result", "Hide the code and its result")]
+
+
+def test_the_documentation_of_a_class_has_the_steps_of_its_definition(built):
+    assert built.module == "engine.parts" and [s.name for s in built.symbols] == ["Whole"]
+    (card,) = (c.source for c in built.notebook.cells if 'id="api-' in c.source)
+    for part in ("Whole(size)", 'id="api-Whole.begin"', 'id="api-Whole.end"', "in pixels",
+                 'href="../source/engine/parts.html#Whole"'):
+        assert part in card, part
+
+
+@pytest.mark.parametrize("label, page, count, number", [
+    ("eq-ddpm-14", "04_objective", 0, "14"), ("eq-training-ema", "08_training", 0, "8a"),
+    ("eq-runs-x", "engine/runs", 1, "runs-b"),
+    ("eq-roll", "experiments/swiss_roll", 26, "swiss-roll-aa"),
+])
+def test_equations_are_numbered_by_the_paper_or_by_the_page(label, page, count, number):
+    assert CONF.shown_number(label, page, count) == number
+
+
+@pytest.mark.parametrize("text, found", {
+    "Trainer": ("engine/runs", "#api-Trainer"),
+    "Trainer.fit(steps)": ("engine/runs", "#api-Trainer"),
+    "ddpm_nb.engine.runs.Trainer": ("engine/runs", "#api-Trainer"),
+    "ddpm_nb.engine.runs": ("engine/runs", ""), "runs": None,
+    "train(net)": ("08_training", "#api-train"), "lines": None, "unknown(1)": None,
+}.items())
+def test_a_name_in_the_prose_leads_to_its_documentation(text, found):
+    links = {"modules": {"engine.runs": "engine/runs"}, "parts": {"ddpm_nb", "engine", "runs"},
+             "symbols": {"Trainer": ["engine/runs"], "lines": ["appendix/plotting"],
+                         "train": ["08_training", "engine/cli"]}}
+    assert CONF.documented_at(text, "index", links) == found
+    if text == "train(net)":
+        assert CONF.documented_at(text, "engine/cli", links) == ("engine/cli", "#api-train")
+
+
+# --- in a browser --------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def page():
@@ -113,11 +241,12 @@ CONTRAST = """(() => {
     }
     return 'rgb(255, 255, 255)';
   };
-  const out = [], parts = ['h1', 'p', 'li', 'td', '.math', 'pre span', 'a'].map(o => 'article ' + o).join(', ');
-  for (const e of document.querySelectorAll(parts)) {
-    if (!e.innerText || !e.innerText.trim() || !e.checkVisibility() || e.matches('.headerlink')) continue;
+  const out = [], parts = ['h1', 'p', 'li', 'td', '.math', 'pre span', 'a'];
+  for (const e of document.querySelectorAll(parts.map(o => 'article ' + o).join(', '))) {
+    const said = (e.innerText || '').trim();
+    if (!said || !e.checkVisibility() || e.matches('.headerlink')) continue;
     const [a, b] = [light(getComputedStyle(e).color), light(ground(e))].sort((x, y) => y - x);
-    out.push([(a + .05) / (b + .05), e.tagName + ' ' + e.className + ': ' + e.innerText.slice(0, 40)]);
+    out.push([(a + .05) / (b + .05), `${e.tagName} ${e.className}: ${said.slice(0, 40)}`]);
   }
   return out.sort((x, y) => x[0] - y[0]).slice(0, 3);
 })()"""
@@ -125,57 +254,96 @@ CONTRAST = """(() => {
 
 @WITHOUT_BROWSER
 @pytest.mark.parametrize("name", BOOK)
-def test_a_page_from_disk_asks_no_network_complains_of_nothing_sets_its_formulas_and_fits_a_telephone(page, name):
+def test_a_page_from_disk_asks_no_network_and_sets_its_formulas_and_fits_a_telephone(page, name):
+    "And complains of nothing."
     page.appearance("light")
     page.open(url(name))
     asked = [r for r in page.requests if not r.startswith(("file:", "data:", "about:", "blob:"))]
     assert not asked and not page.complaints
-    assert page.js("document.querySelectorAll('.math').length <= document.querySelectorAll('mjx-container').length")
-    assert page.js("[...document.querySelectorAll('[data-mjx-error]')].map(e => e.outerHTML.slice(0, 300))") == []
-    assert page.js("[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)") == []
+    formulas, drawn = (page.js(f"document.querySelectorAll('{o}').length")
+                       for o in (".math", "mjx-container"))
+    assert formulas <= drawn
+    wrong = "[...document.querySelectorAll('[data-mjx-error]')]"
+    assert page.js(wrong + ".map(e => e.outerHTML.slice(0, 300))") == []
+    empty = "[...document.images].filter(i => i.complete && !i.naturalWidth)"
+    assert page.js(empty + ".map(i => i.src)") == []
     page.resize(390, 800)
     assert page.js("document.documentElement.scrollWidth") <= 391
+
+
+SCROLLING = """(() => {
+  for (const part of document.querySelectorAll('details')) part.open = true;
+  const cells = [...document.querySelectorAll('.cell_input pre')];
+  const widest = e => e.innerText.split('\\n').sort((a, b) => b.length - a.length)[0];
+  return [cells.length, cells.filter(e => e.scrollWidth > e.clientWidth).map(widest)];
+})()"""
+
+
+@WITHOUT_BROWSER
+@pytest.mark.parametrize("name", BOOK)
+def test_no_code_cell_scrolls_sideways_on_a_laptop(page, name):
+    "At 1366 pixels, of which a window's scrollbar takes 15; folded cells are opened."
+    page.appearance("light")
+    page.open(url(name))
+    page.resize(1366 - 15, 768)
+    _, widest = page.js(SCROLLING)
+    said = "\n".join(f"{len(line)} columns: {line}" for line in widest)
+    assert not widest, f"{len(widest)} code cells scroll sideways\n{said}"
+
+
+@WITHOUT_BROWSER
+def test_a_line_of_100_characters_fits_where_one_of_120_does_not(page):
+    "Whatever the cell is in: plain, exported, folded."
+    page.appearance("light")
+    page.open(url(PLOTTING))
+    page.resize(1366 - 15, 768)
+    fill = "document.querySelectorAll('.cell_input pre').forEach(e => e.textContent = '{}')"
+    for columns, fits in ((100, True), (120, False)):
+        page.js(fill.format("x" * columns))
+        cells, wide = page.js(SCROLLING)
+        assert cells and len(wide) == (0 if fits else cells)
 
 
 @WITHOUT_BROWSER
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_its_ground_in_light_and_in_dark(page, scheme):
     page.appearance(scheme)
-    for name in ("plotting.html", next(p for p in BOOK if p.startswith("0"))):
+    for name in (PLOTTING, next(p for p in BOOK if p.startswith("0"))):
         page.open(url(name))
         assert page.js("document.documentElement.dataset.theme") == scheme
         worst = page.js(CONTRAST)
         assert worst[0][0] >= 4.0, (name, worst)
-    page.open(url("plotting.html"))
+    page.open(url(PLOTTING))
     figure = "getComputedStyle(document.querySelector('.cell_output img'))"
-    assert page.js(figure + ".backgroundColor") == "rgb(255, 255, 255)" and page.js(figure + ".filter") == "none"
+    assert page.js(figure + ".backgroundColor") == "rgb(255, 255, 255)"
+    assert page.js(figure + ".filter") == "none"
 
 
 @WITHOUT_BROWSER
 def test_the_search_finds_a_word_in_the_page_that_says_it(page):
     page.appearance("light")
     page.open(url("search.html") + "?q=palette")
-    found = "[...document.querySelectorAll('#search-results li a')].map(a => a.href)"
-    page.wait(found + ".length")
-    assert any("plotting.html" in h for h in page.js(found))
+    found = "[...document.querySelectorAll('#search-results li a')]"
+    page.wait(f"{found}.some(a => a.href.includes('{PLOTTING}'))")     # one comes after the other
     assert not page.complaints
 
 
 @WITHOUT_BROWSER
 def test_a_link_into_folded_documentation_opens_it(page):
     page.appearance("light")
-    page.open(url("plotting.html"))
+    page.open(url(PLOTTING))
     assert not page.js("document.getElementById('api-Picture').open")
-    page.open(url("plotting.html") + "#api-Picture.save")
+    page.open(url(PLOTTING) + "#api-Picture.save")
     page.wait("document.getElementById('api-Picture').open", 5)
 
 
 @WITHOUT_BROWSER
 def test_code_can_be_copied(page):
     page.appearance("light")
-    page.open(url("plotting.html"))
+    page.open(url(PLOTTING))
     blocks = ("div.highlight", "button.copy")
-    cells, buttons = (page.js(f"document.querySelectorAll('.cell_input {o}').length") for o in blocks)
+    count = lambda o: page.js(f"document.querySelectorAll('.cell_input {o}').length")
+    cells, buttons = map(count, blocks)
     assert cells == buttons > 0
     page.js("document.querySelector('button.copy').click()")
     page.wait("document.querySelector('button.copy').textContent == 'copied'", 5)

@@ -1,22 +1,27 @@
-"""Where in the book is what of the paper: collected from labels, docstrings and comments, so that no place is typed twice.
+"""Where in the book is what of the paper: collected from labels, docstrings and comments.
 
     python tools/paper_map.py        say what is missing; exit 1 if anything is
 
-Notebooks and tests say it in passing:
-  `:label: eq-ddpm-4`                          here equation 4 is derived; likewise `(alg-ddpm-1)=`, `(tab-ddpm-4)=`, `(fig-ddpm-5)=`
-  "(eq. 4)" in an exported docstring           this computes it; likewise "algorithm 1", "figure 5", "eq. 6 and 7", "eq. 17 to 22"
-  `# checks eq. 4` in a cell or a test, or the same words in a test's docstring: this checks it
-The paper's items themselves, the one list that is written by hand, is the text PAPER in nbs/paper_map.ipynb.
+No place is typed twice: notebooks and tests say it in passing.
+  `:label: eq-ddpm-4`          here equation 4 is derived; likewise `(alg-ddpm-1)=`,
+                               `(tab-ddpm-4)=`, `(fig-ddpm-5)=`
+  "(eq. 4)" in a docstring     of an exported name: it computes this; likewise "algorithm 1",
+                               "figure 5", "eq. 6 and 7", "eq. 17 to 22"
+  `# checks eq. 4`             in a cell or a test, or the same words in a test's docstring:
+                               it checks this
+The paper's items themselves, the one list that is written by hand, is the text PAPER in
+nbs/appendix/paper_map.ipynb.
 """
-import ast, html, io, json, re, sys, tokenize
+import ast, html, io, json, posixpath, re, sys, tokenize
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = "appendix/paper_map.ipynb"    # the notebook that shows the table, relative to nbs/
 KINDS = {"eq": "Equation", "alg": "Algorithm", "tab": "Table", "fig": "Figure"}
-COMPUTED = ("eq", "alg")            # these need a symbol and a test; a table or a figure needs a place
+COMPUTED = ("eq", "alg")            # these need a symbol and a test; a table or a figure, a place
 
 
 class Item(NamedTuple):
@@ -24,13 +29,13 @@ class Item(NamedTuple):
     kind: str     # a key of KINDS
     number: int
     says: str     # what it is, in words
-    step_of: str  # "eq 5" for a line of that equation's derivation, which may share its symbol and test; else ""
-    needs: str    # why it cannot be shown here, if nothing does; else ""
+    step_of: str  # "eq 5" for a line of its derivation, which may share its symbol and test; or ""
+    needs: str    # why it cannot be shown here, if nothing does; or ""
 
 
 class Place(NamedTuple):
     "A link into the book."
-    page: str     # notebook, relative to nbs/: "03_bound.ipynb"
+    page: str     # notebook, relative to nbs/: "03_bound.ipynb", "engine/runs.ipynb"
     heading: str  # of the section, as JupyterLab makes it a fragment
     anchor: str   # id on the site
     text: str     # what to call it
@@ -44,41 +49,54 @@ class Map(NamedTuple):
     tests: dict     # -> ["tests/test_x.py::test_y"]
 
 
-# --- the paper's items -------------------------------------------------------------------------------------------------
+# --- the paper's items ---------------------------------------------------------------------------
 
 def parse(text):
-    "Items from lines `eq 5 | what it says | step of: eq 3 | needs: ...`; the last two parts are optional."
+    "Items from lines `eq 5 | what it says | step of: eq 3 | needs: ...`; the last two may lack."
     items = []
     for line in text.strip().splitlines():
         if not line.strip(): continue
         name, says, *more = (part.strip() for part in line.split("|"))
         kind, number = name.split()
-        if kind not in KINDS: raise ValueError(f"an item begins with {', '.join(KINDS)}, got {line!r}")
+        if kind not in KINDS:
+            raise ValueError(f"an item begins with {', '.join(KINDS)}, got {line!r}")
         more = dict(part.split(": ", 1) for part in more)
-        if more.keys() - {"step of", "needs"}: raise ValueError(f"after what it says come `step of:` and `needs:`, got {line!r}")
-        items.append(Item(kind, int(number), says, more.get("step of", ""), more.get("needs", "")))
+        if more.keys() - {"step of", "needs"}:
+            raise ValueError(f"after what it says come `step of:` and `needs:`, got {line!r}")
+        step_of, needs = more.get("step of", ""), more.get("needs", "")
+        items.append(Item(kind, int(number), says, step_of, needs))
     return items
 
 
 def items(root=ROOT):
     "The items, from the text PAPER in the notebook."
-    for cell in json.loads((root / "nbs" / "paper_map.ipynb").read_text(encoding="utf-8"))["cells"]:
-        if m := re.search(r'^PAPER = """(.*?)"""', "".join(cell["source"]), flags=re.M | re.S): return parse(m[1])
-    raise ValueError("nbs/paper_map.ipynb has no cell with the text PAPER")
+    for _, source in cells(root / "nbs" / PAGE):
+        m = re.search(r'^PAPER = """(.*?)"""', source, flags=re.M | re.S)
+        if m: return parse(m[1])
+    raise ValueError(f"nbs/{PAGE} has no cell with the text PAPER")
 
 
-# --- reading -----------------------------------------------------------------------------------------------------------
+# --- reading -------------------------------------------------------------------------------------
 
-WORDS = {"eq": r"eqs?\.|equations?", "alg": r"algorithms?", "tab": r"tables?", "fig": r"figures?|figs?\."}
+def cells(path):
+    "Kind and source of each cell of a notebook."
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        yield cell["cell_type"], "".join(cell["source"])
+
+
+WORDS = {"eq": r"eqs?\.|equations?", "alg": r"algorithms?", "tab": r"tables?",
+         "fig": r"figures?|figs?\."}
 ANY_WORD = "|".join(WORDS.values())
+SEVERAL = r"(\d+(?:\s*(?:, and|,|and|to|-|–)\s*\d+)*)(?![\w.]*\d)"    # "3", "6 and 7", "17 to 22"
 
 
 def mentions(text):
     "The items that a text names: 'eq. 6 and 7, algorithm 2' -> {('eq', 6), ('eq', 7), ('alg', 2)}."
     found = set()
-    text = re.sub(rf"\bto (?:{ANY_WORD})\s*(?=\d)", "to ", text, flags=re.I)       # "eq. 23 to eq. 26" is a range
+    # "eq. 23 to eq. 26" is a range
+    text = re.sub(rf"\bto (?:{ANY_WORD})\s*(?=\d)", "to ", text, flags=re.I)
     for kind, word in WORDS.items():
-        for m in re.finditer(rf"(?<!\w)(?:{word})\s*(\d+(?:\s*(?:, and|,|and|to|-|–)\s*\d+)*)(?![\w.]*\d)", text, flags=re.I):
+        for m in re.finditer(rf"(?<!\w)(?:{word})\s*{SEVERAL}", text, flags=re.I):
             for part in re.split(r",? and|,", m[1]):
                 ends = [int(o) for o in re.findall(r"\d+", part)]
                 if ends: found |= {(kind, n) for n in range(ends[0], ends[-1] + 1)}
@@ -87,7 +105,8 @@ def mentions(text):
 
 def comments(source):
     "The comments of a piece of Python."
-    try: return [t.string for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT]
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    try: return [t.string for t in tokens if t.type == tokenize.COMMENT]
     except (tokenize.TokenError, IndentationError, SyntaxError): return re.findall(r"#.*", source)
 
 
@@ -97,13 +116,28 @@ def checked(source):
     return set().union(*map(mentions, said)) if said else set()
 
 
-def documented(source):
+def heirs(sources):
+    """Private class -> the public class that it is a base of: a class defined step by step.
+
+    Its methods are known by the public name, here and on the site."""
+    found = (n for source in sources for n in ast.parse(source).body if isinstance(n, ast.ClassDef))
+    below = {ast.unparse(b): n.name for n in found for b in n.bases}
+
+    def last(name): return last(below[name]) if name.startswith("_") and name in below else name
+    return {name: last(name) for name in below if name.startswith("_")}
+
+
+def documented(source, known_as=()):
     "(name, items) of each public function, class and method whose docstring names any."
+    public = dict(known_as)
+
     def walk(nodes, prefix=""):
         for n in nodes:
-            if not isinstance(n, (ast.FunctionDef, ast.ClassDef)) or n.name.startswith("_"): continue
-            if said := mentions(ast.get_docstring(n) or ""): yield prefix + n.name, said
-            if isinstance(n, ast.ClassDef): yield from walk(n.body, f"{prefix}{n.name}.")
+            if not isinstance(n, (ast.FunctionDef, ast.ClassDef)): continue
+            name = public.get(n.name, n.name)
+            if name.startswith("_"): continue
+            if said := mentions(ast.get_docstring(n) or ""): yield prefix + name, said
+            if isinstance(n, ast.ClassDef): yield from walk(n.body, f"{prefix}{name}.")
     yield from walk(ast.parse(source).body)
 
 
@@ -118,66 +152,96 @@ def slug(heading):
 
 
 def sections(source, now):
-    "Walk through a markdown cell: yields (section, line), the section being that which the line belongs to."
+    "Walk through a markdown cell: yields (section, line), the section the line belongs to."
     fence, targets, waiting = None, [], []
     for line in source.split("\n"):
-        if fence: fence = None if line.strip().startswith(fence) and not line.strip().strip(fence[0]) else fence
+        bare = line.strip()
+        if fence: fence = None if bare.startswith(fence) and not bare.strip(fence[0]) else fence
         elif m := re.match(r"\s*(`{3,}|~{3,}|:{3,})", line): fence = m[1]
         elif m := re.match(r"\(([\w-]+)\)=\s*$", line):
             targets.append(m[1]); waiting.append(line)
             continue
-        elif m := re.match(r"#{1,6} +(.+?)\s*$", line): now = Section(m[1].replace("`", ""), targets[0] if targets else slug(m[1]))
-        if line.strip():
+        elif m := re.match(r"#{1,6} +(.+?)\s*$", line):
+            now = Section(m[1].replace("`", ""), targets[0] if targets else slug(m[1]))
+        if bare:
             yield from ((now, o) for o in waiting)      # a target belongs to what follows it
             targets, waiting = [], []
         yield now, line
     yield from ((now, o) for o in waiting)
 
 
+LABEL = re.compile(r"\s*:label:\s*(eq)-ddpm-(\d+)\s*$|\((alg|tab|fig)-ddpm-(\d+)\)=\s*$")
+
+
+def label(line):
+    "The item that a line of Markdown labels, or None."
+    m = LABEL.match(line)
+    return m and (m[1] or m[3], int(m[2] or m[4]))
+
+
+def is_exported(source): return bool(re.search(r"^#\s*\|\s*exports?\b", source, flags=re.M))
+
+
+def scan_notebook(path, page, found):
+    "Add what a notebook says to a `Map`."
+    now, known_as = None, heirs(o for kind, o in cells(path) if kind == "code" and is_exported(o))
+    for kind, source in cells(path):
+        if kind == "markdown":
+            for section, line in sections(source, now):
+                now = section
+                if not (key := label(line)): continue
+                anchor = f"{'equation-' if key[0] == 'eq' else ''}{key[0]}-ddpm-{key[1]}"
+                found.places[key].append(Place(page, fragment(now), anchor, now.text))
+        if kind != "code": continue
+        for name, said in documented(source, known_as) if is_exported(source) else ():
+            place = Place(page, fragment(now), f"api-{name}", name)
+            for key in said:
+                if place not in found.symbols[key]: found.symbols[key].append(place)
+        for key in checked(source):
+            place = Place(page, fragment(now), now.target if now else "", now.text if now else page)
+            if place not in found.cells[key]: found.cells[key].append(place)
+
+
+def scan_tests(path, found):
+    "Add what a file of tests says to a `Map`."
+    source = path.read_text(encoding="utf-8")
+    for n in ast.walk(ast.parse(source)):
+        if not (isinstance(n, ast.FunctionDef) and n.name.startswith("test_")): continue
+        body = "\n".join(source.split("\n")[n.lineno - 1:n.end_lineno])
+        for key in mentions(ast.get_docstring(n) or "") | checked(body):
+            found.tests[key].append(f"tests/{path.name}::{n.name}")
+
+
 def scan(root=ROOT):
     "Read all notebooks and tests."
-    found = Map(*(defaultdict(list) for _ in range(4)))
-    nbs = root / "nbs"
+    found, nbs = Map(*(defaultdict(list) for _ in range(4))), root / "nbs"
     for path in sorted(p for p in nbs.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts):
-        page, now = path.relative_to(nbs).as_posix(), None
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            source = "".join(cell["source"])
-            if cell["cell_type"] == "markdown":
-                for section, line in sections(source, now):
-                    now = section
-                    if m := re.match(r"\s*:label:\s*(eq)-ddpm-(\d+)\s*$", line) or re.match(r"\((alg|tab|fig)-ddpm-(\d+)\)=\s*$", line):
-                        anchor = ("equation-" if m[1] == "eq" else "") + f"{m[1]}-ddpm-{m[2]}"
-                        found.places[m[1], int(m[2])].append(Place(page, fragment(section), anchor, section.text))
-            elif cell["cell_type"] == "code":
-                if re.search(r"^#\s*\|\s*exports?\b", source, flags=re.M):
-                    for name, said in documented(source):
-                        for key in said: found.symbols[key].append(Place(page, fragment(now), f"api-{name}", name))
-                for key in checked(source):
-                    place = Place(page, fragment(now), now.target if now else "", now.text if now else page)
-                    if place not in found.cells[key]: found.cells[key].append(place)
-    for path in sorted((root / "tests").glob("test_*.py")):
-        source = path.read_text(encoding="utf-8")
-        for n in ast.walk(ast.parse(source)):
-            if not (isinstance(n, ast.FunctionDef) and n.name.startswith("test_")): continue
-            body = "\n".join(source.split("\n")[n.lineno - 1:n.end_lineno])
-            for key in mentions(ast.get_docstring(n) or "") | checked(body): found.tests[key].append(f"tests/{path.name}::{n.name}")
+        scan_notebook(path, path.relative_to(nbs).as_posix(), found)
+    for path in sorted((root / "tests").glob("test_*.py")): scan_tests(path, found)
     return found
 
 
 def fragment(section): return section.text.replace(" ", "-") if section else ""
 
 
-# --- judging -----------------------------------------------------------------------------------------------------------
+# --- judging -------------------------------------------------------------------------------------
 
 def name(key): return f"{KINDS[key[0]].lower()} {key[1]}"
 
 
+def parent_of(item):
+    "The equation of whose derivation an item is a step."
+    kind, number = item.step_of.split()
+    return kind, int(number)
+
+
 def lacks(item, found):
     "What an item lacks, in words; nothing if it is complete, or cannot be shown here."
-    key = (item.kind, item.number)
-    keys = [key] + ([(item.step_of.split()[0], int(item.step_of.split()[1]))] if item.step_of else [])
+    key, out = (item.kind, item.number), []
+    keys = [key, parent_of(item)] if item.step_of else [key]
     if key not in found.places: return [] if item.needs else ["a label"]
-    out = ["just one label: it is in " + ", ".join(p.page for p in found.places[key])] if len(found.places[key]) > 1 else []
+    pages = [p.page for p in found.places[key]]
+    if len(pages) > 1: out.append("just one label: it is in " + ", ".join(pages))
     if item.kind in COMPUTED:
         if not any(k in found.symbols for k in keys): out.append("a symbol")
         if not any(k in found.cells or k in found.tests for k in keys): out.append("a test")
@@ -211,58 +275,80 @@ def dead(items, found, docs=ROOT / "docs", nbs=ROOT / "nbs"):
         if not (nbs / p.page).exists(): out.append(f"there is no nbs/{p.page}")
         page = (docs / p.page).with_suffix(".html")
         if docs.exists() and not page.exists(): out.append(f"the site has no {page.name}")
-        elif docs.exists() and p.anchor and p.anchor not in ids(page): out.append(f"docs/{page.relative_to(docs)} has no #{p.anchor}")
+        elif docs.exists() and p.anchor and p.anchor not in ids(page):
+            out.append(f"docs/{page.relative_to(docs)} has no #{p.anchor}")
     return out
 
 
-# --- the table ---------------------------------------------------------------------------------------------------------
+# --- the table -----------------------------------------------------------------------------------
 
 def row(item, found):
-    "Places, symbols, checking cells and tests of an item; those of the equation that it is a step of, where it has none of its own."
-    key, parent = (item.kind, item.number), item.step_of.split()
-    get = lambda what: what.get(key) or (what.get((parent[0], int(parent[1]))) if parent else None) or []
+    """Places, symbols, checking cells and tests of an item; where it has none of its own, those of
+    the equation that it is a step of."""
+    key = (item.kind, item.number)
+    parent = parent_of(item) if item.step_of else None
+    get = lambda what: what.get(key) or what.get(parent) or []
     own = found.places.get(key, [])
     beside = lambda p: (p.page != own[0].page, p.heading != own[0].heading) if own else ()
-    near = lambda ps: sorted(ps, key=beside)                                                  # those beside the derivation first
+    near = lambda ps: sorted(ps, key=beside)     # those beside the derivation first
     return own, near(get(found.symbols)), near(get(found.cells)), get(found.tests)
 
 
 def link(place, text=None):
-    "In JupyterLab a link to the notebook's section; tools/site.py makes it one to the page's anchor, which the class names."
-    to = html.escape(place.page + (f"#{place.heading}" if place.heading else ""), quote=True)
+    """In JupyterLab a link to the notebook's section; tools/site.py makes it one to the page's
+    anchor, which the class names."""
+    page = posixpath.relpath(place.page, posixpath.dirname(PAGE))
+    to = html.escape(page + (f"#{place.heading}" if place.heading else ""), quote=True)
     return f'<a href="{to}" class="at-{place.anchor}">{text or html.escape(plain(place.text))}</a>'
 
 
-def plain(text): return re.sub(r"\$([^$]*)\$", lambda m: re.sub(r"\\\w+ ?|[{}]", "", m[1]), text)    # a heading's formula, roughly
+def plain(text):
+    "A heading with its formulas, roughly, as text."
+    return re.sub(r"\$([^$]*)\$", lambda m: re.sub(r"\\\w+ ?|[{}]", "", m[1]), text)
 
 
-def broken(name): return re.sub(r"([._:]+)", r"\1<wbr>", name)                                      # may end a line after a dot
+def broken(name): return re.sub(r"([._:]+)", r"\1<wbr>", name)     # may end a line after a dot
 
 
 def chapter(place):
-    "What to call a notebook: its chapter's number, or its name."
-    stem = Path(place.page).stem
-    return f"chapter {int(stem[:2])}" if stem[:2].isdigit() else stem.replace("_", " ")
+    "What to call a notebook: its chapter's number, or its part of the book and its name."
+    page = Path(place.page)
+    if page.stem[:2].isdigit(): return f"chapter {int(page.stem[:2])}"
+    part = page.parent.name.removesuffix("s")      # experiment, engine, appendix
+    return f"{part} {page.stem}".strip().replace("_", " ")
 
 
 def few(entries, limit=3):
-    return "<br>".join(entries[:limit] + ([f"and {len(entries) - limit} more"] if len(entries) > limit else []))
+    more = [f"and {len(entries) - limit} more"] if len(entries) > limit else []
+    return "<br>".join(entries[:limit] + more)
+
+
+HEADS = {"no.": 7, "what it says": 24, "derived or shown": 23, "computed by": 23, "checked by": 23}
+STYLE = "table-layout:fixed;width:100%;font-size:85%;overflow-wrap:anywhere"
+
+
+def titled(place): return link(place, html.escape(f"{chapter(place)}: {plain(place.text)}"))
+
+
+def entries(item, found):
+    "The cells of an item's row, as HTML."
+    own, symbols, cells, tests = row(item, found)
+    where = "<br>".join(map(titled, own)) or "<strong>missing</strong>"
+    if not own and item.needs: where = f"<em>not here: needs {html.escape(item.needs)}</em>"
+    names = [f"<code>{link(p, broken(p.text))}</code>" for p in symbols]
+    tested = [f"<code>{broken(html.escape(t.removeprefix('tests/')))}</code>" for t in tests]
+    checks = few([*map(titled, cells), *tested])
+    return [str(item.number), html.escape(item.says), where, few(names), checks]
 
 
 def table(items, found, kind):
     "The rows of one kind as HTML."
-    head = "".join(f"<th>{o}</th>" for o in ("no.", "what it says", "derived or shown", "computed by", "checked by"))
-    columns = "".join(f'<col style="width:{w}%">' for w in (7, 24, 23, 23, 23))
-    out = ['<table class="table" style="table-layout:fixed;width:100%;font-size:85%;overflow-wrap:anywhere">'
-           f"<colgroup>{columns}</colgroup><thead><tr>{head}</tr></thead><tbody>"]
+    columns = "".join(f'<col style="width:{w}%">' for w in HEADS.values())
+    head = "".join(f"<th>{o}</th>" for o in HEADS)
+    out = [f'<table class="table" style="{STYLE}"><colgroup>{columns}</colgroup>'
+           f"<thead><tr>{head}</tr></thead><tbody>"]
     for i in (i for i in items if i.kind == kind):
-        own, symbols, cells, tests = row(i, found)
-        where = "<br>".join(link(p, html.escape(f"{chapter(p)}: {plain(p.text)}")) for p in own)
-        if not own: where = f"<em>not here: needs {html.escape(i.needs)}</em>" if i.needs else "<strong>missing</strong>"
-        checks = [link(p, html.escape(f"{chapter(p)}: {plain(p.text)}")) for p in cells]
-        checks += [f"<code>{broken(html.escape(t.removeprefix('tests/')))}</code>" for t in tests]
-        out.append(f"<tr><td>{i.number}</td><td>{html.escape(i.says)}</td><td>{where}</td>"
-                   f"<td>{few([f'<code>{link(p, broken(p.text))}</code>' for p in symbols])}</td><td>{few(checks)}</td></tr>")
+        out.append(f"<tr>{''.join(f'<td>{o}</td>' for o in entries(i, found))}</tr>")
     return "\n".join(out) + "</tbody></table>"
 
 

@@ -1,4 +1,8 @@
-"""Run notebooks in place and keep their outputs, cleaned: `make notebooks`, or with `NB=nbs/plotting.ipynb` one of them."""
+"""Run notebooks in place and keep their outputs, cleaned.
+
+    python tools/run_notebooks.py                          all of them, as `make notebooks` does
+    python tools/run_notebooks.py nbs/engine/runs.ipynb    one; `make notebooks NB=...`
+"""
 import base64, io, subprocess, sys, time
 from pathlib import Path
 
@@ -10,10 +14,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def compact(png):
-    "The same picture (base64) in at most 256 colours, if that makes it smaller: photographs then take half the space."
+    "The same picture (base64) in at most 256 colours, if that is smaller: half, for photographs."
     buffer, picture = io.BytesIO(), Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-    picture.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1).save(buffer, "PNG", optimize=True)
+    few = picture.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1)
+    few.save(buffer, "PNG", optimize=True)
     return min(base64.b64encode(buffer.getvalue()).decode(), png.strip(), key=len)
+
+
+def tidy(output):
+    "What need not be kept: the states of a progress bar before its last, colours that nobody sees."
+    if output.output_type == "stream":
+        output.text = "\n".join(line.split("\r")[-1] for line in output.text.split("\n"))
+    data = output.get("data", {})
+    if "image/png" in data: data["image/png"] = compact(data["image/png"])
 
 
 def refresh(path):
@@ -23,17 +36,18 @@ def refresh(path):
     NotebookClient(nb, timeout=None, kernel_name="python3", resources=where).execute()
     for cell in nb.cells:
         cell.metadata.pop("execution", None)
-        for output in cell.get("outputs", []):   # a progress bar leaves only its last state
-            if output.output_type == "stream":
-                output.text = "\n".join(line.split("\r")[-1] for line in output.text.split("\n"))
-            data = output.get("data", {})
-            if "image/png" in data: data["image/png"] = compact(data["image/png"])
+        for output in cell.get("outputs", []): tidy(output)
     nbformat.write(nb, path)
-    subprocess.run([str(Path(sys.executable).parent / "nbdev_clean"), "--fname", str(path)], cwd=ROOT, check=True)
-    print(f"{path.relative_to(ROOT)}: {time.time() - start:.0f} s, {path.stat().st_size / 1024:.0f} kB", flush=True)
+    clean = str(Path(sys.executable).parent / "nbdev_clean")
+    subprocess.run([clean, "--fname", str(path)], cwd=ROOT, check=True)
+    seconds, size = time.time() - start, path.stat().st_size / 1024
+    print(f"{path.relative_to(ROOT)}: {seconds:.0f} s, {size:.0f} kB", flush=True)
+
+
+def everything():
+    notebooks = (ROOT / "nbs").rglob("*.ipynb")
+    return sorted(p for p in notebooks if ".ipynb_checkpoints" not in p.parts)
 
 
 if __name__ == "__main__":
-    everything = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-    chosen = [Path(p).resolve() for p in sys.argv[1:]] or everything
-    for path in chosen: refresh(path)
+    for path in [Path(p).resolve() for p in sys.argv[1:]] or everything(): refresh(path)

@@ -1,14 +1,18 @@
 """The book's site and README, from the notebooks.
 
     python tools/site.py            write README.md and docs/
-    python tools/site.py --draft    the same, but warnings (a link to a chapter that is not there yet) are only shown
-    python tools/site.py --check    write nothing: say what is behind the notebooks, exit 1 if anything is
+    python tools/site.py --draft    the same, but warnings (a link to a page that is not there yet)
+                                    are only shown
+    python tools/site.py --check    write nothing: say what is behind the notebooks, exit 1 if
+                                    anything is
 
-nbdev reads the notebooks and their directives; this script turns them into what myst-nb expects, and Sphinx
-renders that with nbs/conf.py.
+nbdev reads the notebooks and their directives; this script turns them into what myst-nb expects,
+and Sphinx renders that with nbs/conf.py.
 """
-import argparse, ast, filecmp, hashlib, html, importlib.metadata, io, json, re, shutil, sys, tempfile, tokenize
+import argparse, ast, base64, filecmp, hashlib, html, importlib.metadata, io, json, re, shutil, sys
+import tempfile, tokenize
 from pathlib import Path
+from typing import NamedTuple
 
 from execnb.nbio import read_nb, write_nb
 from fastcore.basics import AttrDict
@@ -17,134 +21,186 @@ from nbdev.process import extract_directives
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS, DOCS, LIB = ROOT / "nbs", ROOT / "docs", ROOT / "ddpm_nb"
-EXPERIMENTS = ["swiss_roll", "digits", "cifar10", "figures", "ablations"]
-APPENDICES = ["paper_map", "plotting"]
-TOOLS = ["sphinx", "myst-nb", "myst-parser", "docutils", "pygments", "sphinx-book-theme", "pydata-sphinx-theme",
-         "sphinx-design"]
+TOOLS = ["sphinx", "myst-nb", "myst-parser", "docutils", "pygments", "sphinx-book-theme",
+         "pydata-sphinx-theme", "sphinx-design"]
+
+# The parts of the book: caption -> the folder of nbs/ whose notebooks they are, and the notebooks
+# that come first, in this order. Others, and those listed here once they exist, follow by name.
+SECTIONS = {
+    "Chapters": ("", ["00_prestudy", "argument"]),
+    "Experiments": ("experiments", ["swiss_roll", "digits", "cifar10", "figures", "ablations"]),
+    "The engine": ("engine", ["runs", "files", "recipes", "images", "pretrained", "faster", "cli"]),
+    "Appendix": ("appendix", ["paper_map", "notation", "mistakes", "teaching", "plotting"]),
+}
 
 
-# --- which pages there are, in order ---------------------------------------------------------------------------------
-
-def in_order(paths, first):
-    "Sort paths: the names in `first` in that order, then the others by name."
-    return sorted(paths, key=lambda p: (first.index(p.stem) if p.stem in first else len(first), p.stem))
-
+# --- which pages there are, in order -------------------------------------------------------------
 
 def pages():
-    "The notebooks as the book orders them: index, chapters, experiments, appendices."
-    top = {p for p in NBS.glob("*.ipynb")}
-    chapters = {p for p in top if re.match(r"\d\d_", p.name)}
-    appendices = top - chapters - {NBS / "index.ipynb"}
-    experiments = (NBS / "experiments").glob("*.ipynb")
-    return {"Chapters": in_order(chapters, []), "Experiments": in_order(experiments, EXPERIMENTS),
-            "Appendices": in_order(appendices, APPENDICES)}
+    "Caption -> the notebooks of that part, as the book orders them."
+    def in_order(folder, first):
+        place = lambda p: (first.index(p.stem) if p.stem in first else len(first), p.stem)
+        paths = (NBS / folder).glob("[!.]*.ipynb")
+        return sorted((p for p in paths if p != NBS / "index.ipynb"), key=place)
+    return {caption: in_order(*part) for caption, part in SECTIONS.items()}
 
 
 def docname(path): return path.relative_to(NBS).with_suffix("").as_posix()
 
 
+def numbered(path, after):
+    "A chapter's number with what separates it from the title; nothing for other pages."
+    return f"{int(path.stem[:2])}{after}" if re.match(r"\d\d_", path.stem) else ""
+
+
 def title_of(path):
-    "A notebook's title and subtitle, `# Title` and `> subtitle`, and what else its first cell says."
-    first = next((c.source for c in read_nb(path).cells if c.cell_type == "markdown"), "")
-    if not (m := re.match(r"# +(.+)\n+> +(.+)", first.strip())):
-        raise SystemExit(f"{path.relative_to(ROOT)}: the first cell must be '# Title', an empty line, '> subtitle'")
-    return m[1].strip(), m[2].strip(), first.strip()[m.end():].strip()
+    "Title and subtitle of a notebook, `# Title` and `> subtitle`, and the rest of its first cell."
+    first = next((c.source for c in read_nb(path).cells if c.cell_type == "markdown"), "").strip()
+    if not (m := re.match(r"# +(.+)\n+> +(.+)", first)):
+        raise SystemExit(f"{path.relative_to(ROOT)}: the first cell must be '# Title', an empty "
+                         "line, '> subtitle'")
+    return m[1].strip(), m[2].strip(), first[m.end():].strip()
 
 
 def contents():
-    "The list of chapters that stands where the index says `<!-- chapters -->`."
-    out = []
-    for caption, paths in pages().items():
-        if not paths: continue
-        out.append(f"**{caption}**\n")
-        for p in paths:
-            (title, subtitle, _), number = title_of(p), f"{int(p.stem[:2])}. " if re.match(r"\d\d_", p.stem) else ""
-            link = f"[{number}{title}]({p.relative_to(NBS).as_posix()})"
-            out.append(f"- {link}: {subtitle[:1].lower() + subtitle[1:]}")
-        out.append("")
-    return "\n".join(out)
+    "The list of pages that stands where the index says `<!-- chapters -->`."
+    def entry(path):
+        title, subtitle, _ = title_of(path)
+        link = f"[{numbered(path, '. ')}{title}]({path.relative_to(NBS).as_posix()})"
+        return f"- {link}: {subtitle[:1].lower() + subtitle[1:]}"
+    return "\n\n".join("\n".join([f"**{caption}**\n", *map(entry, paths)])
+                       for caption, paths in pages().items() if paths)
 
 
 CONTENTS = re.compile(r"<!-- chapters\b.*?-->")
 
 
-# --- the documentation of what a cell exports ------------------------------------------------------------------------
+# --- the documentation of what a cell exports ----------------------------------------------------
 
-def comments(source):
-    "Line number -> comment."
+class Defined(NamedTuple):
+    "A function or class of an exported cell."
+    node: ast.FunctionDef | ast.ClassDef
+    said: dict   # line -> comment, of that cell
+
+
+class Symbol(NamedTuple):
+    "A public name, and where it is documented."
+    name: str
+    page: str      # docname
+    summary: str   # HTML
+
+
+def definitions(source):
+    "The functions and classes that a cell defines."
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {t.start[0]: t.string.lstrip("# ").strip() for t in tokens if t.type == tokenize.COMMENT}
+    said = {t.start[0]: t.string.lstrip("# ").strip() for t in tokens if t.type == tokenize.COMMENT}
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    return [Defined(n, said) for n in ast.parse(source).body if isinstance(n, kinds)]
+
+
+def public(name): return not name.startswith("_")
+
+
+def written(node): return "" if node is None else ast.unparse(node)
 
 
 def parameters(node, said):
-    "Rows (name, type, default, meaning) of a function's parameters, or of a dataclass's fields."
-    text = lambda o: "" if o is None else ast.unparse(o)
-    if isinstance(node, ast.ClassDef):
-        return [(f.target.id, text(f.annotation), text(f.value), said.get(f.end_lineno, "")) for f in node.body
-                if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name)]
+    "Rows (name, type, default, meaning) of a function's parameters, and what it returns."
     a = node.args
     plain = [*a.posonlyargs, *a.args]
-    rows = [(o, o.arg, d) for o, d in zip(plain, [None] * (len(plain) - len(a.defaults)) + a.defaults)]
-    if a.vararg: rows.append((a.vararg, "*" + a.vararg.arg, None))
-    rows += [(o, o.arg, d) for o, d in zip(a.kwonlyargs, a.kw_defaults)]
-    if a.kwarg: rows.append((a.kwarg, "**" + a.kwarg.arg, None))
-    out = []
-    for o, name, default in rows:
-        if name in ("self", "cls"): continue
-        out.append((name, text(o.annotation), text(default), said.get((default or o).end_lineno, "")))
-    if node.returns is not None and text(node.returns) != "None":
-        out.append(("returns", text(node.returns), "", said.get(node.returns.end_lineno, "")))
+    rows = list(zip(plain, [""] * len(plain), [None] * (len(plain) - len(a.defaults)) + a.defaults))
+    if a.vararg: rows.append((a.vararg, "*", None))
+    rows += zip(a.kwonlyargs, [""] * len(a.kwonlyargs), a.kw_defaults)
+    if a.kwarg: rows.append((a.kwarg, "**", None))
+    out = [(stars + o.arg, written(o.annotation), written(d), said.get((d or o).end_lineno, ""))
+           for o, stars, d in rows if o.arg not in ("self", "cls")]
+    if written(node.returns) not in ("", "None"):
+        meaning = said.get(node.returns.end_lineno, "")
+        out.append(("returns", written(node.returns), "", meaning))
     return out
 
 
-def signature(node, rows):
+def fields(node, said):
+    "The same rows for the fields of a dataclass."
+    return [(f.target.id, written(f.annotation), written(f.value), said.get(f.end_lineno, ""))
+            for f in node.body if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name)]
+
+
+def methods(defined):
+    "Name -> method, as a `Defined`."
+    found = (n for n in defined.node.body if isinstance(n, ast.FunctionDef))
+    return {n.name: Defined(n, defined.said) for n in found}
+
+
+def family(defined, bases):
+    "A class after those of its bases that are private: they are steps of its definition."
+    above = [o for b in defined.node.bases if written(b) in bases
+             for o in family(bases[written(b)], bases)]
+    return [*above, defined]
+
+
+def signature(name, rows):
     given = [n + (f"={d}" if d else "") for n, _, d, _ in rows if n != "returns"]
     back = next((f" → {t}" for n, t, _, _ in rows if n == "returns"), "")
-    return f"{node.name}({', '.join(given)}){back}"
+    return f"{name}({', '.join(given)}){back}"
 
 
 def described(node, rows):
     "Docstring and table of parameters, as HTML."
     md = MarkdownIt()
     out = md.render(ast.get_docstring(node) or "")
-    if rows:
-        heads = "".join(f"<th>{o}</th>" for o in ("name", "type", "default", "meaning"))
-        out += f'<table class="table"><thead><tr>{heads}</tr></thead><tbody>'
-        for name, kind, default, meaning in rows:
-            code = "".join(f"<td>{f'<code>{html.escape(o)}</code>' if o else ''}</td>" for o in (kind, default))
-            name = "<em>returns</em>" if name == "returns" else f"<code>{html.escape(name)}</code>"
-            out += f"<tr><td>{name}</td>{code}<td>{md.renderInline(meaning)}</td></tr>"
-        out += "</tbody></table>"
-    return out
+    if not rows: return out
+    heads = "".join(f"<th>{o}</th>" for o in ("name", "type", "default", "meaning"))
+    out += f'<table class="table"><thead><tr>{heads}</tr></thead><tbody>'
+    for name, kind, default, meaning in rows:
+        code = [f"<code>{html.escape(o)}</code>" if o else "" for o in (name, kind, default)]
+        if name == "returns": code[0] = "<em>returns</em>"
+        cells = "".join(f"<td>{o}</td>" for o in (*code, md.renderInline(meaning)))
+        out += f"<tr>{cells}</tr>"
+    return out + "</tbody></table>"
 
 
-def api_card(node, said, module, up):
+def method_card(owner, name, method):
+    "The documentation of one method, as HTML."
+    rows = parameters(*method)
+    is_property = any("property" in written(d) for d in method.node.decorator_list)
+    call = html.escape(name if is_property else signature(name, rows))
+    return (f'<div class="api-method" id="api-{owner}.{name}"><p><code>{call}</code></p>'
+            f"{described(method.node, rows)}</div>")
+
+
+def api_card(defined, bases, module, up):
     "The folded documentation of one exported function or class, as HTML."
+    node, name, own = defined.node, defined.node.name, {}
     kind = "class" if isinstance(node, ast.ClassDef) else "function"
-    methods = [n for n in node.body if isinstance(n, ast.FunctionDef)] if kind == "class" else []
-    rows = parameters(next((n for n in methods if n.name == "__init__"), node), said)
-    source = f'<a href="{up}source/{module}.html#{node.name}">source: ddpm_nb/{module}.py</a>'
-    out = [f'<details class="api" id="api-{node.name}">',
-           f'<summary><span>{kind}</span> <code>{html.escape(signature(node, rows))}</code></summary>',
-           f'<p class="api-source">{source}</p>', described(node, rows)]
-    for m in methods:
-        if m.name.startswith("_"): continue
-        rows = parameters(m, said)
-        call = signature(m, rows) if not any(getattr(d, "id", "") == "property" for d in m.decorator_list) else m.name
-        out.append(f'<div class="api-method" id="api-{node.name}.{m.name}"><p><code>{html.escape(call)}</code></p>')
-        out.append(described(m, rows) + "</div>")
-    return "".join(out) + "</details>"
+    if kind == "class":
+        line = family(defined, bases)
+        own = {called: m for part in line for called, m in methods(part).items()}
+    if "__init__" in own: rows = parameters(*own["__init__"])
+    elif kind == "class": rows = sum((fields(*part) for part in line), [])
+    else: rows = parameters(*defined)
+    file, call = module.replace(".", "/"), html.escape(signature(name, rows))
+    source = f'<a href="{up}source/{file}.html#{name}">source: ddpm_nb/{file}.py</a>'
+    parts = [f'<details class="api" id="api-{name}">',
+             f"<summary><span>{kind}</span> <code>{call}</code></summary>",
+             f'<p class="api-source">{source}</p>', described(node, rows)]
+    parts += [method_card(name, called, m) for called, m in own.items() if public(called)]
+    return "".join(parts) + "</details>"
 
 
-def exported(source):
-    "The public functions and classes that a cell defines."
-    defined = (n for n in ast.parse(source).body if isinstance(n, (ast.FunctionDef, ast.ClassDef)))
-    return [n for n in defined if not n.name.startswith("_")]
+# --- a notebook as myst-nb wants it --------------------------------------------------------------
 
+class Page(NamedTuple):
+    "A notebook made ready."
+    notebook: AttrDict
+    module: str | None   # "engine.runs", if it exports one
+    symbols: list        # of Symbol
 
-# --- a notebook as myst-nb wants it ----------------------------------------------------------------------------------
 
 def markdown(source): return AttrDict(cell_type="markdown", metadata={}, source=source)
+
+
+def raw_html(text): return markdown("```{raw} html\n" + text.replace("\n\n", "\n") + "\n```")
 
 
 def identified(cells):
@@ -154,55 +210,100 @@ def identified(cells):
 
 
 def site_links(text):
-    "Links to notebooks in a cell's HTML become links to pages; the class names the anchor (tools/paper_map.py)."
+    "Links to notebooks in HTML become links to pages; the class names the anchor (paper_map.link)."
     return re.sub(r'<a href="([\w/.-]+)\.ipynb(?:#[^"]*)?" class="at-([^"]*)">',
                   lambda m: f'<a href="{m[1]}.html{"#" + m[2] if m[2] else ""}">', text)
 
 
-def raw_html(text): return markdown("```{raw} html\n" + text.replace("\n\n", "\n") + "\n```")
+def only_imports(source):
+    "Whether a cell does nothing but import, for its code or for its annotations."
+    try: body = ast.parse(source).body
+    except SyntaxError: return False     # a line such as `!ls`
+    imports = lambda n: isinstance(n, (ast.Import, ast.ImportFrom)) or (
+        isinstance(n, ast.If) and written(n.test) == "TYPE_CHECKING")
+    return bool(body) and all(map(imports, body))
 
 
-def process(path, symbols):
-    "One notebook: directives become tags, the title gets its subtitle, exported cells their documentation."
-    nb, name, cells, module = read_nb(path), docname(path), [], None
-    up = "../" * name.count("/")
+def fold_title(cell):
+    "What the fold around a cell is called: `#| code-summary: ...`, else what is in it."
+    lines = re.findall(r"^#\s*\|\s*code-summary:\s*(.+?)\s*$", cell.source, flags=re.M)
+    if lines: return (re.sub(r"""^(["'])(.*)\1$""", r"\2", lines[0]),) * 2
+    if only_imports(cell.source): return "Imports", "Imports"
+    what = "the code and its result" if cell.outputs else "the code"
+    return f"Show {what}", f"Hide {what}"
+
+
+def visible_lines(source):
+    "The lines of a cell without its directives, and without those marked `#| hide_line`."
+    lines = [o for o in source.split("\n") if not re.search(r"#\|\s*hide_line\s*$", o)]
+    while lines and (re.match(r"\s*#\s*\|", lines[0]) or not lines[0].strip()): lines.pop(0)
+    return "\n".join(lines)
+
+
+def code_cell(cell, directives):
+    "Make a code cell what the site shows; None if it shows nothing of it."
+    flag = lambda key, value: directives.get(key + ":", directives.get(key, [""]))[:1] == [value]
+    if directives.keys() & {"hide", "default_exp"} or flag("include", "false"): return None
+    fold = flag("code-fold", "true") or (
+        only_imports(cell.source) and not flag("code-fold", "false"))
+    tags = {"remove-input": flag("echo", "false"), "hide-cell": fold,
+            "remove-output": flag("output", "false"),
+            "exported": bool(directives.keys() & {"export", "exports"})}
+    tags = [tag for tag, on in tags.items() if on]
+    cell.metadata = {"tags": tags} if tags else {}
+    if "hide-cell" in tags:
+        show, hide = fold_title(cell)
+        cell.metadata["mystnb"] = {"code_prompt_show": show, "code_prompt_hide": hide}
+    cell.source = visible_lines(cell.source)
+    widget = "application/vnd.jupyter.widget-view+json"
+    cell.outputs = [o for o in cell.outputs if widget not in o.get("data", {})]
+    if "exported" in tags: cell.outputs = []
+    for data in (o.get("data", {}) for o in cell.outputs):
+        if "text/html" in data: data["text/html"] = site_links("".join(data["text/html"]))
+    return cell
+
+
+def first_cells(path):
+    "The page's head: title, subtitle, what else the first cell says; `None` where the links go."
     title, subtitle, more = title_of(path)
+    head = markdown(f"# {title}\n\n```{{div}} subtitle\n{subtitle}\n```")
+    return [head, None, *([markdown(more)] if more else [])]
+
+
+def page_links(name, module, up):
+    "The line under the title: the notebook to download, the module it is."
+    links = f'<a href="{up}notebooks/{name}.ipynb" download>Download this notebook</a>'
+    if module:
+        href = f"{up}source/{module.replace('.', '/')}.html"
+        links += f' · it is <a href="{href}"><code>ddpm_nb.{module}</code></a>'
+    return raw_html(f'<p class="page-links">{links}</p>')
+
+
+def process(path):
+    "One notebook: directives become tags, exported cells get their documentation."
+    nb, name, cells, module, symbols, private = read_nb(path), docname(path), [], None, [], {}
+    up = "../" * name.count("/")
     for cell in nb.cells:
         if cell.cell_type == "markdown":
-            if cells: cells.append(markdown(CONTENTS.sub(lambda _: contents(), cell.source)))
-            else: cells = [markdown(f"# {title}\n\n```{{div}} subtitle\n{subtitle}\n```"), None]   # None: line of links
-            if len(cells) == 2 and more: cells, more = [*cells, markdown(more)], ""
-            continue
+            text = CONTENTS.sub(lambda _: contents(), cell.source)
+            cells += [markdown(text)] if cells else first_cells(path)
         if cell.cell_type != "code": continue
-        d = extract_directives(cell, remove=False)
-        if "default_exp" in d: module = d["default_exp"][0]
-        flag = lambda key, value: d.get(key + ":", d.get(key, [""]))[:1] == [value]
-        if d.keys() & {"hide", "default_exp"} or flag("include", "false"): continue
-        lines = [o for o in cell.source.split("\n") if not re.search(r"#\|\s*hide_line\s*$", o)]
-        while lines and (re.match(r"\s*#\s*\|", lines[0]) or not lines[0].strip()): lines.pop(0)
-        cell.source = "\n".join(lines)
-        tags = [t for t, on in (("remove-input", flag("echo", "false")), ("hide-cell", flag("code-fold", "true")),
-                                ("remove-output", flag("output", "false")),
-                                ("exported", d.keys() & {"export", "exports"})) if on]
-        cell.metadata = {"tags": tags} if tags else {}
-        cell.outputs = [o for o in cell.outputs if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
-        for o in cell.outputs:
-            if "text/html" in o.get("data", {}): o["data"]["text/html"] = site_links("".join(o["data"]["text/html"]))
-        if "exported" in tags: cell.outputs = []
+        directives = extract_directives(cell, remove=False)
+        if "default_exp" in directives: module = directives["default_exp"][0]
+        if not code_cell(cell, directives): continue
         cells.append(cell)
-        if "exported" in tags:
-            said = comments(cell.source)
-            nodes = exported(cell.source)
-            for n in nodes:
-                summary = (ast.get_docstring(n) or "").split("\n\n")[0]
-                symbols[n.name] = (name, f"api-{n.name}", MarkdownIt().renderInline(summary))
-            if nodes: cells.append(raw_html("\n".join(api_card(n, said, module, up) for n in nodes)))
-    links = f'<p class="page-links"><a href="{up}notebooks/{name}.ipynb" download>Download this notebook</a>'
-    if module: links += f' · it is <a href="{up}source/{module}.html"><code>ddpm_nb.{module}</code></a>'
-    links = [raw_html(links + "</p>")] if name != "index" else []
+        if "exported" not in cell.metadata.get("tags", []): continue
+        defined = definitions(cell.source)
+        private |= {o.node.name: o for o in defined if not public(o.node.name)}
+        named = [o for o in defined if public(o.node.name)]
+        for o in named:
+            summary = (ast.get_docstring(o.node) or "").split("\n\n")[0]
+            symbols.append(Symbol(o.node.name, name, MarkdownIt().renderInline(summary)))
+        if named: cells.append(raw_html("\n".join(api_card(o, private, module, up) for o in named)))
+    links = [] if name == "index" else [page_links(name, module, up)]
     nb.cells = identified([o for c in cells for o in (links if c is None else [c])])
     nb.metadata.pop("widgets", None)
-    return nb
+    return Page(nb, module, symbols)
 
 
 def bare(path):
@@ -213,94 +314,118 @@ def bare(path):
     return json.dumps(nb, indent=1, ensure_ascii=False) + "\n"
 
 
-def source_page(path):
+def source_page(path, module, page):
     "A module's source, chunk by chunk, with an anchor at each name."
-    out = [f"---\norphan: true\n---\n\n# ddpm_nb.{path.stem}\n\nWritten by nbdev from the book's notebook."]
-    for chunk in re.split(r"^# %% .*\n", path.read_text(encoding="utf-8"), flags=re.M)[1:]:
-        anchors = "".join(f'<span id="{n.name}"></span>' for n in exported(chunk))
+    back = "../" * (module.count(".") + 1)
+    by = f"nbdev from [the page that explains it]({back}{page}.ipynb)" if page else "hand"
+    out = [f"---\norphan: true\n---\n\n# ddpm_nb.{module}\n\nWritten by {by}."]
+    text = path.read_text(encoding="utf-8")
+    for chunk in re.split(r"^# %% .*\n", text, flags=re.M)[1:] or [text]:
+        names = (o.node.name for o in definitions(chunk) if public(o.node.name))
+        anchors = "".join(f'<span id="{name}"></span>' for name in names)
         if anchors: out.append(raw_html(anchors).source)
         out.append(f"````````python\n{chunk.strip()}\n````````")
     return "\n\n".join(out) + "\n"
 
 
-def reference(symbols, titles):
-    "The page that lists every public name."
-    out = ["# All names, by chapter\n\n```{div} subtitle\n"
-           "Every public function and class of the package, and where it is derived\n```"]
-    for page, title in titles.items():
-        rows = [f'<li><a href="{page}.html#{anchor}"><code>{name}</code></a> {summary}</li>'
-                for name, (where, anchor, summary) in symbols.items() if where == page]
-        if rows: out.append(f"## {title}\n\n" + raw_html('<ul class="names">' + "\n".join(rows) + "</ul>").source)
+def reference(made, titles):
+    "The page that lists every public name; `made` is docname -> Page."
+    out = ["# All names, by page\n\n```{div} subtitle\nEvery public function and class of the "
+           "package, and where it is derived\n```"]
+    for name, page in made.items():
+        rows = [f'<li><a href="{name}.html#api-{s.name}"><code>{s.name}</code></a> {s.summary}</li>'
+                for s in page.symbols]
+        if not rows: continue
+        listed = raw_html('<ul class="names">' + "\n".join(rows) + "</ul>").source
+        out.append(f"## {titles[name]}\n\n`ddpm_nb.{page.module}`\n\n{listed}")
     return "\n\n".join(out) + "\n"
 
 
-def prepare(work):
-    "Write the Sphinx source tree."
-    symbols, titles, toc = {}, {}, []
-    everything = [NBS / "index.ipynb", *sum(pages().values(), [])]
-    for path in everything:
-        nb = process(path, symbols)
-        titles[docname(path)] = title_of(path)[0]
-        target = work / path.relative_to(NBS)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if path.stem == "index" and path.parent == NBS: index, index_target = nb, target
-        else: write_nb(nb, target)
-        download = work.parent / "extra" / "notebooks" / path.relative_to(NBS)
-        download.parent.mkdir(parents=True, exist_ok=True)
-        download.write_text(bare(path), encoding="utf-8")
-    number = lambda p: f"{int(p.stem[:2])} · " if re.match(r"\d\d_", p.stem) else ""
-    entry = lambda p: f"{number(p)}{titles[docname(p)]} <{docname(p)}>"
+def toctrees(titles):
+    "The sidebar: one list a part of the book."
+    def entry(path): return f"{numbered(path, ' · ')}{titles[docname(path)]} <{docname(path)}>"
+    out = []
     for caption, paths in pages().items():
-        entries = [entry(p) for p in paths] + (["reference"] if caption == "Appendices" else [])
-        if entries: toc.append(f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(entries) + "\n```")
-    index.cells = identified([*index.cells, markdown("\n\n".join(toc))])
-    write_nb(index, index_target)
-    (work / "source").mkdir()
-    for path in sorted(LIB.glob("*.py")):
+        entries = [entry(p) for p in paths] + (["reference"] if caption == "Appendix" else [])
+        lines = ["```{toctree}", ":hidden:", f":caption: {caption}", "", *entries, "```"]
+        if entries: out.append("\n".join(lines))
+    return "\n\n".join(out)
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def prepare(work):
+    "Write the Sphinx source tree, and beside it, in extra/, what is published as it is."
+    paths = {docname(p): p for p in [NBS / "index.ipynb", *sum(pages().values(), [])]}
+    titles = {name: title_of(p)[0] for name, p in paths.items()}
+    made = {name: process(p) for name, p in paths.items()}
+    index = made["index"].notebook
+    index.cells = identified([*index.cells, markdown(toctrees(titles))])
+    for name, page in made.items():
+        target = work / f"{name}.ipynb"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_nb(page.notebook, target)
+        write(work.parent / "extra" / "notebooks" / f"{name}.ipynb", bare(paths[name]))
+    homes = {page.module: name for name, page in made.items() if page.module}
+    for path in sorted(LIB.rglob("*.py")):
         if path.name.startswith("_"): continue
-        (work / "source" / f"{path.stem}.md").write_text(source_page(path), encoding="utf-8")
-    (work / "reference.md").write_text(reference(symbols, titles), encoding="utf-8")
-    (work / "symbols.json").write_text(json.dumps(symbols, indent=1), encoding="utf-8")
+        file = path.relative_to(LIB).with_suffix("")
+        module = ".".join(file.parts)
+        text = source_page(path, module, homes.get(module))
+        write(work / "source" / file.with_suffix(".md"), text)
+    write(work / "reference.md", reference(made, titles))
+    links = {"modules": homes, "symbols": {}}    # name -> the pages that document one of that name
+    for page in made.values():
+        for s in page.symbols: links["symbols"].setdefault(s.name, []).append(s.page)
+    write(work / "symbols.json", json.dumps(links, indent=1))
 
 
 def fingerprint(work):
-    "What the pages are made of: the prepared sources, Sphinx's configuration, and the versions of the tools."
+    "What the pages are made of: the prepared sources, Sphinx's configuration, the tools' versions."
     digest = hashlib.sha256()
     static = [NBS / "conf.py", *(NBS / "_static").rglob("*")]
     for base, files in ((work, work.rglob("*")), (NBS, static)):
         for f in sorted(f for f in files if f.is_file()):
             digest.update(f.relative_to(base).as_posix().encode() + b"\0" + f.read_bytes())
-    return {"inputs": digest.hexdigest(), "tools": {t: importlib.metadata.version(t) for t in TOOLS}}
+    versions = {t: importlib.metadata.version(t) for t in TOOLS}
+    return {"inputs": digest.hexdigest(), "tools": versions}
 
 
 def build(work, out, strict=True):
     "Run Sphinx, and leave out what no page uses. Exits with Sphinx's status if that is not 0."
     from sphinx.cmd.build import main as sphinx
     mark = fingerprint(work)
+    options = ["-W", "--keep-going"] if strict else []
     status = sphinx(["-q", "-b", "html", "-c", str(NBS), "-d", str(work.parent / "doctrees"),
-                     *(["-W", "--keep-going"] if strict else []), str(work), str(out)])
+                     *options, str(work), str(out)])
     if status: sys.exit(status)
     shutil.copytree(work.parent / "extra", out, dirs_exist_ok=True)
-    useless = [*out.rglob("*.map"), *(out / "_static").glob("*macros.html"), out / ".buildinfo", out / "objects.inv"]
+    useless = [*out.rglob("*.map"), *(out / "_static").glob("*macros.html"), out / ".buildinfo",
+               out / "objects.inv"]
     for file in useless: file.unlink(missing_ok=True)
-    for folder in (".doctrees", "jupyter_execute", "_sources"): shutil.rmtree(out / folder, ignore_errors=True)
+    for folder in (".doctrees", "jupyter_execute", "_sources"):
+        shutil.rmtree(out / folder, ignore_errors=True)
     (out / ".nojekyll").touch()
     (out / "build.json").write_text(json.dumps(mark, indent=1) + "\n")
 
 
-# --- README ----------------------------------------------------------------------------------------------------------
+# --- README --------------------------------------------------------------------------------------
 
 def readme():
     "README.md from nbs/index.ipynb: links lead into nbs/, pictures are those of the site."
     out = ["<!-- Written by `make docs` from nbs/index.ipynb: edit that. -->"]
     for cell in read_nb(NBS / "index.ipynb").cells:
-        d = extract_directives(cell, remove=True) if cell.cell_type == "code" else {}
+        d = extract_directives(cell, remove=False) if cell.cell_type == "code" else {}
         if "hide" in d: continue
         if cell.cell_type == "markdown":
             text = CONTENTS.sub(lambda _: contents(), cell.source)
-            out.append(re.sub(r"\]\((?!\w+:|#|/|\.\./)([^)\s]+)\)", r"](nbs/\1)", text).replace("](../", "]("))
+            text = re.sub(r"\]\((?!\w+:|#|/|\.\./)([^)\s]+)\)", r"](nbs/\1)", text)
+            out.append(text.replace("](../", "]("))
         elif cell.cell_type == "code":
-            code = "\n".join(o for o in cell.source.split("\n") if not re.match(r"\s*#\s*\|", o)).strip()
+            code = visible_lines(cell.source).strip()
             if d.get("echo:", [""])[0] != "false": out.append(f"```python\n{code}\n```")
             for o in cell.outputs: out += shown(o)
     return "\n\n".join(out) + "\n"
@@ -308,57 +433,63 @@ def readme():
 
 def shown(output):
     "One output as Markdown: a picture where there is one, else text."
-    import base64
     for mime, ext in (("image/png", "png"), ("image/gif", "gif")):
-        if mime in output.get("data", {}):
-            data = base64.b64decode("".join(output["data"][mime]))
-            alt = output["metadata"].get(mime, {}).get("alt", "")
-            return [f"![{alt}](docs/_images/{hashlib.sha256(data).hexdigest()}.{ext})"]
+        if mime not in output.get("data", {}): continue
+        data = base64.b64decode("".join(output["data"][mime]))
+        alt = output["metadata"].get(mime, {}).get("alt", "")
+        return [f"![{alt}](docs/_images/{hashlib.sha256(data).hexdigest()}.{ext})"]
     text = "".join(output.get("text", "") or output.get("data", {}).get("text/plain", ""))
     if not text.strip() or output.get("name") == "stderr": return []
     return ["\n".join("    " + line for line in text.rstrip().split("\n"))]
 
 
-# --- the command -----------------------------------------------------------------------------------------------------
+# --- the command ---------------------------------------------------------------------------------
 
 def behind(work, out):
     "What differs between the site as committed and as the notebooks make it."
     mark = fingerprint(work)
     kept = json.loads((DOCS / "build.json").read_text()) if (DOCS / "build.json").exists() else {}
-    if kept.get("inputs") != mark["inputs"]: return ["docs/ was rendered from other notebooks than these"]
+    if kept.get("inputs") != mark["inputs"]:
+        return ["docs/ was rendered from other notebooks than these"]
     if kept["tools"] != mark["tools"]:
-        print("docs/ was rendered with other versions of Sphinx and its themes: compared by its sources only")
+        print("docs/ was rendered with other versions of Sphinx and its themes: compared by its "
+              "sources only")
         return []
     names = lambda base: {f.relative_to(base).as_posix() for f in base.rglob("*") if f.is_file()}
     new, old = names(out), names(DOCS)
-    differ = [f for f in sorted(new & old) if not filecmp.cmp(out / f, DOCS / f, shallow=False)]
-    groups = {"is missing": sorted(new - old), "is not rendered by anything": sorted(old - new), "differs": differ}
+    same = lambda f: filecmp.cmp(out / f, DOCS / f, shallow=False)
+    groups = {"is missing": sorted(new - old), "is not rendered by anything": sorted(old - new),
+              "differs": [f for f in sorted(new & old) if not same(f)]}
     return [f"docs/{f} {why}" for why, files in groups.items() for f in files]
 
 
+def check(work, out, text):
+    "Say what is behind the notebooks; exits with it if anything is."
+    said, kept = behind(work, out), ROOT / "README.md"
+    if not kept.exists() or kept.read_text(encoding="utf-8") != text:
+        said.append("README.md differs from nbs/index.ipynb")
+    if said: sys.exit("\n".join(said[:20] + ["Run `make docs` and commit what it writes."]))
+    print("README.md and docs/ are in step with the notebooks")
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing, say what is behind")
-    parser.add_argument("--draft", action="store_true", help="show warnings, but do not stop at them")
+    parser.add_argument("--draft", action="store_true", help="show warnings, do not stop at them")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as tmp:
         work, out = Path(tmp) / "source", Path(tmp) / "docs"
         work.mkdir()
         prepare(work)
         build(work, out, strict=not args.draft)
-        text = readme()
-        if args.check:
-            said = behind(work, out)
-            kept = (ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").exists() else ""
-            if kept != text: said.append("README.md differs from nbs/index.ipynb")
-            if said: sys.exit("\n".join(said[:20] + ["Run `make docs` and commit what it writes."]))
-            return print("README.md and docs/ are in step with the notebooks")
-        (ROOT / "README.md").write_text(text, encoding="utf-8")
+        if args.check: return check(work, out, readme())
+        write(ROOT / "README.md", readme())
         shutil.rmtree(DOCS, ignore_errors=True)
         shutil.move(out, DOCS)
-    size = sum(f.stat().st_size for f in DOCS.rglob("*") if f.is_file())
+    size = sum(f.stat().st_size for f in DOCS.rglob("*") if f.is_file()) / 2**20
     count = len(list(DOCS.rglob("*.html")))
-    print(f"README.md and docs/ are written: {count} pages, {size / 2**20:.1f} MiB; open docs/index.html")
+    print(f"README.md and docs/ are written: {count} pages, {size:.1f} MiB; open docs/index.html")
 
 
 if __name__ == "__main__": main()
