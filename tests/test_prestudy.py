@@ -1,4 +1,5 @@
-"""What chapter zero claims, measured by other means than its own: other classifiers, scipy's statistics, exact moments."""
+"""What chapter zero claims, measured by other means than its own: other classifiers,
+scipy's statistics, exact moments."""
 import json
 import re
 from pathlib import Path
@@ -17,7 +18,8 @@ NOTEBOOK = Path(__file__).parent.parent / "nbs" / "00_prestudy.ipynb"
 @pytest.fixture(scope="module")
 def real():
     "Training pictures, their digits, held-out pictures, their digits."
-    return tuple(f(v) for which in (True, False) for f, v in zip((to_model, np.asarray), digits(which)))
+    (seen, names), (held_out, their_names) = digits(True), digits(False)
+    return to_model(seen), np.asarray(names), to_model(held_out), np.asarray(their_names)
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +29,9 @@ def model(): return load_pretrained("digits")
 @pytest.fixture(scope="module")
 def samples(model):
     net, d = model
-    return torch.cat([d.sample(net, (100, 1, 16, 16), "dpm++", steps=20, progress=False, generator=torch.Generator().manual_seed(1000 + i))
-                      for i in range(4)])
+    draw = lambda seed: d.sample(net, (100, 1, 16, 16), "dpm++", steps=20, progress=False,
+                                 generator=torch.Generator().manual_seed(seed))
+    return torch.cat([draw(1000 + i) for i in range(4)])
 
 
 @pytest.fixture(scope="module")
@@ -51,23 +54,30 @@ def agreement(readers, x):
 def smudges(pictures, n):
     "The chapter's second try, drawn by numpy."
     flat = pictures.flatten(1).double().numpy()
-    drawn = np.random.default_rng(0).multivariate_normal(flat.mean(0), np.cov(flat.T), n, method="eigh")
+    g = np.random.default_rng(0)
+    drawn = g.multivariate_normal(flat.mean(0), np.cov(flat.T), n, method="eigh")
     return torch.from_numpy(drawn).float().view(-1, 1, 16, 16).clamp(-1, 1)
 
 
 def nearest(x, pictures): return torch.cdist(x.flatten(1), pictures.flatten(1)).min(1).values
 
 
-def test_two_unlike_readers_agree_on_samples_as_on_real_digits_but_not_on_smudges(readers, real, samples):
-    held_out, drawn, smudged = (agreement(readers, x) for x in (real[2], samples, smudges(real[0], 400)))
-    p = lambda a, b: stats.fisher_exact([[a[0], a[1] - a[0]], [b[0], b[1] - b[0]]], alternative="less").pvalue
+def seeded(seed): return torch.Generator().manual_seed(seed)
+
+
+def test_two_unlike_readers_agree_on_samples_as_on_real_digits_but_not_on_smudges(
+        readers, real, samples):
+    pictures = (real[2], samples, smudges(real[0], 400))
+    held_out, drawn, smudged = (agreement(readers, x) for x in pictures)
+    table = lambda a, b: [[a[0], a[1] - a[0]], [b[0], b[1] - b[0]]]
+    p = lambda a, b: stats.fisher_exact(table(a, b), alternative="less").pvalue
     assert p(drawn, held_out) > 0.001
     assert p(smudged, held_out) < 1e-6
 
 
 def test_the_copying_cheat_is_exposed_and_the_model_passes(real, samples):
     pictures, _, unseen, _ = real
-    copies = pictures[::4] + 0.05 * torch.randn(375, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    copies = pictures[::4] + 0.05 * torch.randn(375, 1, 16, 16, generator=seeded(0))
     limit = nearest(unseen, pictures).quantile(0.05)
     too_near = lambda x: int((nearest(x, pictures) < limit).sum())
     allowed = 0.05 + 3 * (0.05 * 0.95 * (1 / len(samples) + 1 / len(unseen))) ** 0.5
@@ -81,18 +91,20 @@ def test_a_noisier_copy_escapes_the_distance_but_not_the_ratio(real, samples):
         small = lambda v: v.unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5)).flatten(1)
         two = torch.cdist(small(x), small(pictures)).sort(1).values
         return two[:, 0] / two[:, 1]
-    copies = pictures[::4] + 0.15 * torch.randn(375, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    copies = pictures[::4] + 0.15 * torch.randn(375, 1, 16, 16, generator=seeded(0))
     limit, bound = nearest(unseen, pictures).quantile(0.05), ratio(unseen).quantile(0.05)
     assert (nearest(copies, pictures) < limit).float().mean() < 0.1
     assert (ratio(copies) < bound).float().mean() > 0.8
     assert (ratio(samples) < bound).float().mean() < 0.1
 
 
-def test_the_share_of_each_digit_is_the_datas_and_the_one_digit_cheat_is_exposed(readers, real, samples):
+def test_the_share_of_each_digit_is_the_datas_and_the_one_digit_cheat_is_exposed(
+        readers, real, samples):
     count = lambda x: np.bincount(read(readers, x)[0], minlength=10)
     p = lambda x: stats.chi2_contingency(np.stack([count(x), count(real[0])]) + 1e-9).pvalue
     assert p(samples) > 0.001
-    assert p(samples[:1] + 0.05 * torch.randn(400, 1, 16, 16, generator=torch.Generator().manual_seed(0))) < 1e-12
+    cheat = samples[:1] + 0.05 * torch.randn(400, 1, 16, 16, generator=seeded(0))
+    assert p(cheat) < 1e-12
 
 
 def test_pairs_of_samples_differ_as_pairs_of_real_digits_do(real, samples):
@@ -108,7 +120,7 @@ def test_the_forward_process_has_nothing_to_learn(model):
 def test_one_step_from_pure_noise_is_the_average_digit_and_many_are_a_digit(model, real):
     net, d = model
     average = real[0].mean(0)
-    noise = torch.randn(16, 1, 16, 16, generator=torch.Generator().manual_seed(3))
+    noise = torch.randn(16, 1, 16, 16, generator=seeded(3))
     draw = lambda k: d.sample(net, noise.shape, "ddim", steps=k, noise=noise, progress=False)
     off = lambda x: (x - average).square().mean().sqrt()
     spread = off(real[2])
@@ -120,7 +132,7 @@ def test_the_guess_is_nearer_than_picture_and_average_at_every_level(model, real
     x0, average = real[2][:100], real[0].mean(0)
     for t in (10, 50, 200, 400, 600, 999):
         t = torch.full((100,), t)
-        damaged = d.q_sample(x0, t, torch.randn(x0.shape, generator=torch.Generator().manual_seed(int(t[0]))))
+        damaged = d.q_sample(x0, t, torch.randn(x0.shape, generator=seeded(int(t[0]))))
         with torch.inference_mode(): guess = d.p_mean_variance(net, damaged, t).x0
         off = lambda x: (x - x0).square().mean()
         assert off(guess) < off(damaged)
@@ -128,17 +140,21 @@ def test_the_guess_is_nearer_than_picture_and_average_at_every_level(model, real
 
 
 def test_the_walk_with_knowledge_rebuilds_the_drop_to_its_moments():
-    "Not the chapter's measure: mean and covariance of the rebuilt cloud against the drop's exact ones."
+    "Not the chapter's measure: mean and covariance of the rebuilt cloud against the exact ones."
     centres = torch.tensor([[-0.8, -0.5], [0.9, -0.2], [0.1, 1.1], [0.4, 0.3]])
     ink, n = Mixture(centres, 0.15), 8000
-    water = GaussianDiffusion(NoiseSchedule.linear(T=250, beta_start=4e-4, beta_end=0.08), decoder="gaussian")
-    s = water.schedule
-    knows = lambda x, t: -s.one_minus_alpha_bars[t[0]].sqrt() * ink.noised(s.alpha_bars[t[0]].item()).score(x)
-    x = water.sample(knows, (n, 2), clip=False, progress=False, generator=torch.Generator().manual_seed(0)).double()
-    covariance = torch.cov(centres.double().T, correction=0) + 0.15**2 * torch.eye(2)
-    assert ((x.mean(0) - centres.double().mean(0)).abs() < 5 * (covariance.diagonal() / n).sqrt() + 0.01).all()
+    s = NoiseSchedule.linear(T=250, beta_start=4e-4, beta_end=0.08)
+    water = GaussianDiffusion(s, decoder="gaussian")
+    score = lambda x, t: ink.noised(s.alpha_bars[t].item()).score(x)
+    knows = lambda x, t: -s.one_minus_alpha_bars[t[0]].sqrt() * score(x, t[0])
+    x = water.sample(knows, (n, 2), clip=False, progress=False, generator=seeded(0)).double()
+    centres = centres.double()
+    covariance = torch.cov(centres.T, correction=0) + 0.15**2 * torch.eye(2)
+    luck = 5 * (covariance.diagonal() / n).sqrt()
+    assert ((x.mean(0) - centres.mean(0)).abs() < luck + 0.01).all()
     assert (torch.cov(x.T) - covariance).abs().max() < 0.03
-    assert (torch.cdist(x, centres.double()).min(1).values < 0.45).double().mean() > 0.98    # three standard deviations: 98.9 %
+    near = torch.cdist(x, centres).min(1).values < 0.45          # three standard deviations: 98.9 %
+    assert near.double().mean() > 0.98
 
 
 def test_the_numbers_in_the_text_are_right():
@@ -160,4 +176,7 @@ def test_chapter_zero_has_no_formula_a_glossary_and_three_folded_answers():
     before = text.split("## Glossary")[0].lower()
     assert [w for w in words if w.lower() not in before] == []
     assert text.count("```{dropdown} Answer") == 3
-    assert sum("#| code-fold: true" in "".join(c["source"]) for c in cells) == 3
+    folded = ["#| code-fold: true" in "".join(c["source"]) for c in cells]
+    answers = [i for i, c in enumerate(cells) if "{dropdown} Answer" in "".join(c["source"])]
+    assert all(folded[i + 1] for i in answers)                   # each answer's code is behind it
+    assert sum(folded) == 3 + 1                                  # and so are the imports
