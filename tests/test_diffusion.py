@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from ddpm_nb import ForwardProcess, NoiseSchedule
-from ddpm_nb.diffusion import check_t, extract, noise_like, randn
+from ddpm_nb.diffusion import _check_t, extract, noise_like, randn
 
 ALL = ("linear", "quadratic", "constant", "jsd", "cosine")
 SHAPES = ((3,), (3, 2), (3, 1, 4, 4))
@@ -265,7 +265,7 @@ BAD_T = ((torch.tensor([0, 1, 2], dtype=torch.int32), "long"), (torch.tensor([0.
 def test_a_bad_t_is_refused_everywhere(t, says):
     q, x = process(), torch.zeros(3, 2)
     for call in (lambda: q.q_sample(x, t), lambda: q.q_step(x, t), lambda: q.q_posterior(x, x, t),
-                 lambda: check_t(t, 1000, 3)):
+                 lambda: _check_t(t, 1000, 3)):
         with pytest.raises(ValueError, match=says): call()
 
 
