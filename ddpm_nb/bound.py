@@ -77,7 +77,7 @@ def _log_ndtr(z: Tensor) -> Tensor:
 
 # %% ../nbs/03_bound.ipynb #3124f7a4
 def _log_wide(a: Tensor, b: Tensor) -> Tensor:
-    "log(Phi(b) - Phi(a)) for a bin of some width."
+    "log(Phi(b) - Phi(a)) for a bin of some width; finite, with its gradient, for a thin one."
     log_a, log_b = _log_ndtr(a), _log_ndtr(b)
     return log_b + torch.log(-torch.expm1((log_a - log_b).clamp(max=-1e-6)))
 
@@ -95,10 +95,8 @@ def _log_thin(centre: Tensor, half_width: Tensor) -> Tensor:
 def _log_mass(a: Tensor, b: Tensor, half_width: Tensor) -> Tensor:
     "log(Phi(b) - Phi(a)), centre not right of 0; `half_width` is (b - a)/2, free of cancellation."
     narrow = (half_width < 1e-5).expand_as(a)
-    # A branch that is not taken gets other numbers, for it needs a finite gradient all the same.
-    wide = _log_wide(torch.where(narrow, b - 1, a), b)
     thin = _log_thin(torch.where(narrow, (a + b) / 2, 0.0), half_width)
-    return torch.where(narrow, thin, wide)
+    return torch.where(narrow, thin, _log_wide(a, b))
 
 # %% ../nbs/03_bound.ipynb #cbd0d1ed
 def _bounded(log_scales: Tensor, means: Tensor) -> Tensor:

@@ -87,6 +87,7 @@ class _Float64Tables(nn.Module):
         try: super()._apply(fn, recurse)      # what a subclass may have besides
         finally: self._buffers = tables
         for name, table in tables.items():
+            if table is None: continue
             device = fn(torch.empty(0, device=table.device)).device
             if device.type == "mps" and table.is_floating_point():
                 table = table.float()         # MPS has no float64

@@ -108,6 +108,16 @@ def test_decoder_equals_50_digit_arithmetic(k, mean, log_scale):
     assert abs(got - truth) <= 1e-10 * abs(truth) + mpf("1e-300")
 
 
+@pytest.mark.parametrize("scale", (400.0, 1000.0, 2000.0))
+@pytest.mark.parametrize("distance", (3.0, 100.0, 5000.0))
+def test_decoder_equals_50_digit_arithmetic_in_thin_bins_far_out(scale, distance):
+    "eq. 13 where a bin is thinner than 2e-5 sigma, `distance` sigmas from the mean."
+    for k, mean in ((77, -distance * scale), (128, distance * scale)):
+        m, l = torch.tensor([mean, math.log(scale)], dtype=f64)
+        truth = float(exact_log_mass(k, mean, math.log(scale)))
+        assert abs(binned(LEVELS[k], m, l).item() - truth) < 1e-10 + 1e-14 * abs(truth)
+
+
 @pytest.mark.parametrize("log_scale", (-3.0, -1.0, 0.0))
 def test_decoder_equals_differences_of_scipy_where_those_are_good(log_scale):
     "eq. 13, literally."
