@@ -26,6 +26,11 @@ class State(NamedTuple):
     x: Tensor    # what it led to, shape (B, ...)
     x0: Tensor   # the guess of the clean data it was led by, shape (B, ...)
 
+# %% ../nbs/05_sampling.ipynb #4895c136
+def _at(i: int, x: Tensor) -> Tensor:
+    "The index `i` for each item of a batch."
+    return torch.full((len(x),), i, dtype=torch.long, device=x.device)
+
 # %% ../nbs/05_sampling.ipynb #63cf49cf
 def ddpm(d: ReverseProcess,                           # the process whose steps are undone
          model: Callable[[Tensor, Tensor], Tensor],   # model(x_t, t)
@@ -41,20 +46,16 @@ def ddpm(d: ReverseProcess,                           # the process whose steps 
         if i > 0: x = x + (step.log_variance / 2).exp() * randn(x.shape, x, generator)
         yield State(i, x, step.x0)
 
-
-def _at(i: int, x: Tensor) -> Tensor:
-    return torch.full((len(x),), i, dtype=torch.long, device=x.device)
-
 # %% ../nbs/05_sampling.ipynb #663903f1
 # by name; the chapter adds two more, and you as many as you like
 SAMPLERS: dict[str, Callable[..., Iterator[State]]] = {"ddpm": ddpm}
 
-# %% ../nbs/05_sampling.ipynb #236dc888
+# %% ../nbs/05_sampling.ipynb #972c75df
 def _options_of(sampler: str) -> list[str]:
     "The options that a sampler has besides the six arguments of all."
     return list(signature(SAMPLERS[sampler]).parameters)[6:]
 
-
+# %% ../nbs/05_sampling.ipynb #76492d49
 def _checked_options(sampler: str, options: dict[str, Any]) -> dict[str, Any]:
     "What to hand to the sampler; eta = 0, no noise besides the sampler's, suits all of them."
     look_up("sampler", sampler, SAMPLERS)
@@ -69,7 +70,7 @@ def _checked_options(sampler: str, options: dict[str, Any]) -> dict[str, Any]:
                              f"{', '.join(takes) or 'none'}")
     return {name: value for name, value in options.items() if name in takes}
 
-# %% ../nbs/05_sampling.ipynb #32cc142f
+# %% ../nbs/05_sampling.ipynb #e52efff5
 def _first_index(T: int, start: int | None) -> int:
     "The index to begin at: the last, unless another is named."
     if start is None: return T - 1
@@ -77,7 +78,7 @@ def _first_index(T: int, start: int | None) -> int:
         raise ValueError(f"start must be a whole number in 0 .. {T - 1}, got {start!r}")
     return start
 
-
+# %% ../nbs/05_sampling.ipynb #0f12f284
 def _first_state(shape: tuple[int, ...], noise: Tensor | None, device: torch.device,
                  generator: torch.Generator | None) -> Tensor:
     "The noise to begin with; never in half precision."
@@ -86,7 +87,7 @@ def _first_state(shape: tuple[int, ...], noise: Tensor | None, device: torch.dev
         raise ValueError(f"noise must have shape {shape}, got {tuple(noise.shape)}")
     return noise.to(device, torch.promote_types(noise.dtype, torch.float32))
 
-# %% ../nbs/05_sampling.ipynb #b81f42d2
+# %% ../nbs/05_sampling.ipynb #5bdcf106
 class _Trajectories(ReverseProcess):
     "The reverse process, walked back step by step."
 
@@ -118,7 +119,7 @@ class _Trajectories(ReverseProcess):
         run = torch.inference_mode()(SAMPLERS[sampler])
         return run(d, model, x, start, clip, generator, **options)
 
-# %% ../nbs/05_sampling.ipynb #4a2247b8
+# %% ../nbs/05_sampling.ipynb #db43c127
 class _Samples(_Trajectories):
     "Where the trajectories end."
 
@@ -144,7 +145,7 @@ class _Samples(_Trajectories):
             if callback: callback(state)
         return state.x.clone()    # an ordinary tensor again
 
-# %% ../nbs/05_sampling.ipynb #64c25d74
+# %% ../nbs/05_sampling.ipynb #a282febf
 class GaussianDiffusion(_Samples):
     """The whole of it: forward process, reverse process, losses, bound, and samplers.
 
