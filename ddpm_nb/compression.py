@@ -29,7 +29,7 @@ class RateDistortion(NamedTuple):
     rate: Tensor         # bits/dim, (B, T): received so far
     distortion: Tensor   # RMSE of x0-hat on the scale 0 .. 255, (B, T)
 
-# %% ../nbs/10_compression.ipynb #07f98ba4
+# %% ../nbs/10_compression.ipynb #9a640ad6
 def rate_distortion(d: ReverseProcess,                           # the diffusion
                     model: Callable[[Tensor, Tensor], Tensor],   # model(x_t, t)
                     x0: Tensor,                  # data, shape (B, ...), in [-1, 1]
@@ -106,7 +106,7 @@ def _check(d: ReverseProcess, counts: Sequence[int]) -> None:
         raise ValueError(f"counts must be {d.T} whole numbers from 1 on, one for each step, got "
                          f"{len(counts)}: {list(counts)!r}")
 
-# %% ../nbs/10_compression.ipynb #63e872e5
+# %% ../nbs/10_compression.ipynb #f5070bb3
 def _candidates(count: int, mean: Tensor, log_variance: Tensor, shared: torch.Generator) -> Tensor:
     "Draws from p, shape (count, *mean.shape)."
     return mean + (log_variance / 2).exp() * randn((count, *mean.shape), mean, shared)
@@ -120,7 +120,7 @@ def _level_tables(mean: Tensor, log_variance: Tensor) -> list[list[int]]:
     shares = (log_p.double().exp() * 2**24).long() + 1
     return torch.cat([torch.zeros_like(shares[:, :1]), shares.cumsum(1)], 1).tolist()
 
-# %% ../nbs/10_compression.ipynb #c65e4466
+# %% ../nbs/10_compression.ipynb #70f5e3bf
 @torch.no_grad()
 def send(d: ReverseProcess,                           # the diffusion, with the discretized decoder
          model: Callable[[Tensor, Tensor], Tensor],   # model(x_t, t)
@@ -147,14 +147,14 @@ def send(d: ReverseProcess,                           # the diffusion, with the 
         written.narrow(level, starts)
     return written.message()
 
-# %% ../nbs/10_compression.ipynb #d42a4508
+# %% ../nbs/10_compression.ipynb #5cba6342
 class Received(NamedTuple):
     "What the receiver has after one more part of the message."
     bits: float  # read so far
     x: Tensor    # x_T, x_{T-1}, ..., x_0, shape (B, ...)
     x0: Tensor   # the guess of x_0 from it; x_0 itself at the end
 
-# %% ../nbs/10_compression.ipynb #69e30d48
+# %% ../nbs/10_compression.ipynb #723850b6
 @torch.no_grad()
 def receive(d: ReverseProcess,        # as the sender's
             model: Callable[[Tensor, Tensor], Tensor],   # the sender's function, to the last bit
@@ -205,7 +205,7 @@ class _Paths:
         "The mean of log f over the paths that can happen."
         return (self.joint * torch.where(self.joint > 0, f, 1.0).log()).sum().item()
 
-# %% ../nbs/10_compression.ipynb #2f36bd55
+# %% ../nbs/10_compression.ipynb #ccbcd4f1
 class ExactBound(NamedTuple):
     "The bound L of a diffusion with finitely many states, taken apart; all in nats."
     total: float               # L by eq. 3
@@ -213,7 +213,7 @@ class ExactBound(NamedTuple):
     waste: list[float]         # divergences of eq. 16: q(x_T) from p(x_T), then steps T .. 1
     information: list[float]   # I(x_T; x_0), ..., I(x_1; x_0), and H(x_0)
 
-# %% ../nbs/10_compression.ipynb #35e97f8d
+# %% ../nbs/10_compression.ipynb #3a9a59fd
 def exact_bound(q0: Tensor,                 # q(x_0), shape (S,)
                 forward: Sequence[Tensor],  # T tables q(x_t given x_{t-1}), (S, S), row x_{t-1}
                 reverse: Sequence[Tensor],  # T tables p(x_{t-1} given x_t), (S, S), row x_t;

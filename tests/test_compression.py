@@ -164,6 +164,19 @@ def test_what_is_sent_arrives_exactly(model, counts, variance):
     assert bits == sorted(bits) and bits[-1] <= len(message) < bits[-1] + 1
 
 
+def test_sender_and_receiver_clip_the_guess_or_leave_it():
+    "A model that overshoots: with clip, all guesses lie in [-1, 1]; without, another message."
+    d, model = GaussianDiffusion(steps(6), prediction="x0"), lambda x, t: 3 * x
+    x0 = to_model(torch.randint(256, (3, 2), generator=generator(), dtype=torch.uint8))
+    messages, largest = {}, {}
+    for clip in (True, False):
+        messages[clip] = send(d, model, x0, [20] * 6, 7, generator(1), clip)
+        got = list(receive(d, model, messages[clip], x0.shape, [20] * 6, 7, clip))
+        assert torch.equal(got[-1].x, x0)
+        largest[clip] = max(r.x0.abs().max().item() for r in got)
+    assert messages[True] != messages[False] and largest[True] <= 1 < largest[False]
+
+
 def test_a_receiver_with_another_seed_gets_something_else():
     d = GaussianDiffusion(steps(6), prediction="x0")
     x0 = to_model(torch.randint(256, (4, 2), generator=generator(), dtype=torch.uint8))
@@ -235,6 +248,11 @@ def test_the_bound_has_three_forms_of_one_value(S, T):
         then = {j: mass(**{f"x{t + 1}": j}) for j in range(S)}
         by_hand = sum(p * math.log(p / then[j] / reverse[t][j, i]) for (i, j), p in both.items())
         assert L.waste[1 + k] == pytest.approx(by_hand, abs=1e-12)
+    for k, t in enumerate(range(T, 0, -1)):          # I(x_t; x_0), from marginals
+        both = {(i, j): mass(x0=i, **{f"x{t}": j}) for i in range(S) for j in range(S)}
+        known = {j: mass(**{f"x{t}": j}) for j in range(S)}
+        by_hand = sum(p * math.log(p / known[j] / q0[i].item()) for (i, j), p in both.items())
+        assert L.information[k] == pytest.approx(by_hand, abs=1e-12)
     assert min(L.waste) >= -1e-15
 
 
