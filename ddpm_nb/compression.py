@@ -21,23 +21,25 @@ from .objective import ReverseProcess
 
 # %% ../nbs/10_compression.ipynb #23fe2bcf
 class RateDistortion(NamedTuple):
-    "The curve of the paper's figure 5, for each item; index t: the receiver holds x_t, that is, the paper's x_{t+1}."
-    time: Tensor         # long, (T,): steps of the reverse process when x_t is there, T-t; the paper's T-t+1
+    """The curve of the paper's figure 5, for each item.
+
+    At index t the receiver holds x_t, that is, the paper's x_{t+1}.
+    """
+    time: Tensor         # long, (T,): reverse steps when x_t is there, T-t; the paper's T-t+1
     rate: Tensor         # bits/dim, (B, T): received so far
     distortion: Tensor   # RMSE of x0-hat on the scale 0 .. 255, (B, T)
 
-
+# %% ../nbs/10_compression.ipynb #9a640ad6
 def rate_distortion(d: ReverseProcess,                           # the diffusion
                     model: Callable[[Tensor, Tensor], Tensor],   # model(x_t, t)
-                    x0: Tensor,                                  # data, shape (B, ...), in [-1, 1]
-                    chunk: int | None = None,                    # time steps evaluated at once, as in `bits_per_dim`
+                    x0: Tensor,                  # data, shape (B, ...), in [-1, 1]
+                    chunk: int | None = None,    # time steps at once, as in `bits_per_dim`
                     generator: torch.Generator | None = None,    # for the noise
-                    clip: bool = True,                           # clip x0-hat to [-1, 1]
-                    progress: bool = False,                      # show a bar
-                    ) -> RateDistortion:                         # time (T,), rate (B, T), distortion (B, T)
-    "What algorithms 3 and 4 have sent, and how far the receiver's guess is off, at each time (figure 5, table 4)."
+                    clip: bool = True,           # clip x0-hat to [-1, 1]
+                    progress: bool = False,      # show a bar
+                    ) -> RateDistortion:         # time (T,), rate (B, T), distortion (B, T)
+    "What has been sent, and how far the receiver's guess is off, at each time (figure 5, table 4)."
     terms = d.bits_per_dim(model, x0, chunk, generator, clip, progress)
-    # vb[t] brings x_{t-1}. To hold x_t: the prior's term, and all of vb beyond t. The decoder's term, vb[0], is never part of it.
     paid = torch.cat([terms["vb"][:, 1:], terms["prior"][:, None]], 1)
     rate = paid.flip(1).cumsum(1).flip(1)
     return RateDistortion(torch.arange(d.T, 0, -1), rate, terms["mse"].sqrt() * 127.5)
@@ -50,7 +52,7 @@ def choose(candidates: Tensor,        # drawn from p, shape (M, ...)
            p_log_variance: Tensor,    # of p
            generator: torch.Generator | None = None,   # the sender's own
            ) -> int:                  # number of the chosen candidate, 0 .. M-1
-    "Minimal random coding, the sender's side: choose a candidate of p as if it were a draw from the Gaussian q."
+    "Minimal random coding, the sender's side: a candidate of p, chosen as if it were drawn from q."
     log_q = gaussian_log_likelihood(candidates, mean, log_variance / 2)
     log_p = gaussian_log_likelihood(candidates, p_mean, p_log_variance / 2)
     weight = (log_q - log_p).double().flatten(1).sum(1).softmax(0)
@@ -60,15 +62,16 @@ def choose(candidates: Tensor,        # drawn from p, shape (M, ...)
 class Interval:
     """A part of [0, 1), exact: a message that is being written or read (arithmetic coding).
 
-    Symbol k of a table `starts` owns the slots `starts[k] .. starts[k+1]-1`; its probability is their share of all.
+    Symbol k of a table `starts` owns the slots `starts[k] .. starts[k+1]-1`; its probability is
+    their share of all.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.low, self.width, self.scale = 0, 1, 1      # it is [low, low + width) / scale
 
     def narrow(self,
                symbol: int,            # 0 .. len(starts)-2
-               starts: Sequence[int],  # increasing, from 0 to the number of slots; `range(M + 1)` for M equal shares
+               starts: Sequence[int],  # increasing, from 0; `range(M + 1)` for M equal shares
                ) -> None:
         "Keep the symbol's part."
         self.low = self.low * starts[-1] + self.width * starts[symbol]
@@ -97,108 +100,134 @@ class Interval:
 # %% ../nbs/10_compression.ipynb #deb1c4b6
 def _check(d: ReverseProcess, counts: Sequence[int]) -> None:
     if d.decoder != "discretized":
-        raise ValueError(f"only values on a grid can be sent exactly: decoder must be 'discretized', got {d.decoder!r}")
+        raise ValueError("only values on a grid can be sent exactly: decoder must be "
+                         f"'discretized', got {d.decoder!r}")
     if len(counts) != d.T or not all(isinstance(c, int) and c >= 1 for c in counts):
-        raise ValueError(f"counts must be {d.T} whole numbers from 1 on, one for each step, got {len(counts)}: "
-                         f"{list(counts)!r}")
+        raise ValueError(f"counts must be {d.T} whole numbers from 1 on, one for each step, got "
+                         f"{len(counts)}: {list(counts)!r}")
+
+# %% ../nbs/10_compression.ipynb #f5070bb3
+def _candidates(count: int, mean: Tensor, log_variance: Tensor, shared: torch.Generator) -> Tensor:
+    "Draws from p, shape (count, *mean.shape)."
+    return mean + (log_variance / 2).exp() * randn((count, *mean.shape), mean, shared)
 
 
 def _level_tables(mean: Tensor, log_variance: Tensor) -> list[list[int]]:
-    "For each dimension, the shares of the 256 values under the last reverse step; none is 0."
+    "For each dimension, the shares of the 256 values under the last reverse step."
     values = to_model(torch.arange(256, dtype=torch.uint8)).to(mean)
-    mean, log_scale = mean.flatten()[:, None], (log_variance / 2).expand_as(mean).flatten()[:, None]
-    log_p = discretized_gaussian_log_likelihood(values, mean, log_scale)
+    log_scale = (log_variance / 2).expand_as(mean).flatten()[:, None]
+    log_p = discretized_gaussian_log_likelihood(values, mean.flatten()[:, None], log_scale)
     shares = (log_p.double().exp() * 2**24).long() + 1
     return torch.cat([torch.zeros_like(shares[:, :1]), shares.cumsum(1)], 1).tolist()
 
-
+# %% ../nbs/10_compression.ipynb #70f5e3bf
 @torch.no_grad()
 def send(d: ReverseProcess,                           # the diffusion, with the discretized decoder
          model: Callable[[Tensor, Tensor], Tensor],   # model(x_t, t)
-         x0: Tensor,                                  # values k/127.5 - 1, shape (B, ...): all of it is one message
-         counts: Sequence[int],                       # candidates at each index, (T,): known to the receiver
-         seed: int,                                   # of the candidates: known to the receiver
+         x0: Tensor,               # values k/127.5 - 1, shape (B, ...): all of it is one message
+         counts: Sequence[int],    # candidates at each index, (T,): known to the receiver
+         seed: int,                # of the candidates: known to the receiver
          generator: torch.Generator | None = None,    # the sender's own
-         clip: bool = True,                           # clip x0-hat to [-1, 1]
-         ) -> str:                                    # zeros and ones
+         clip: bool = True,        # clip x0-hat to [-1, 1]
+         ) -> str:                 # zeros and ones
     "Send x_0, coarse before fine (algorithm 3); a step costs log2 of its number of candidates."
     _check(d, counts)
     shared, written = torch.Generator().manual_seed(seed), Interval()
-    p_mean, p_log_variance = torch.zeros_like(x0), torch.zeros_like(x0)
-    mean, log_variance = d.sqrt_alpha_bars[-1].to(x0) * x0, d.log_one_minus_alpha_bars[-1].to(x0)
+    p = torch.zeros_like(x0), torch.zeros_like(x0)             # means and log-variances
+    q = d.sqrt_alpha_bars[-1].to(x0) * x0, d.log_one_minus_alpha_bars[-1].to(x0)
     for i in range(d.T - 1, -1, -1):
-        candidates = p_mean + (p_log_variance / 2).exp() * randn((counts[i], *x0.shape), x0, shared)
-        k = choose(candidates, mean, log_variance, p_mean, p_log_variance, generator)
+        candidates = _candidates(counts[i], *p, shared)
+        k = choose(candidates, *q, *p, generator)
         written.narrow(k, range(counts[i] + 1))
         x, t = candidates[k], torch.full((len(x0),), i, device=x0.device)
-        p_mean, _, p_log_variance, _ = d.p_mean_variance(model, x, t, clip)
+        step = d.p_mean_variance(model, x, t, clip)
         mean, _, log_variance = d.q_posterior(x0, x, t)
-    levels = to_uint8(x0).flatten().tolist()
-    for level, starts in zip(levels, _level_tables(p_mean, p_log_variance)): written.narrow(level, starts)
+        p, q = (step.mean, step.log_variance), (mean, log_variance)
+    for level, starts in zip(to_uint8(x0).flatten().tolist(), _level_tables(*p)):
+        written.narrow(level, starts)
     return written.message()
 
-
+# %% ../nbs/10_compression.ipynb #5cba6342
 class Received(NamedTuple):
     "What the receiver has after one more part of the message."
     bits: float  # read so far
     x: Tensor    # x_T, x_{T-1}, ..., x_0, shape (B, ...)
     x0: Tensor   # the guess of x_0 from it; x_0 itself at the end
 
-
+# %% ../nbs/10_compression.ipynb #723850b6
 @torch.no_grad()
-def receive(d: ReverseProcess,                           # as the sender's
-            model: Callable[[Tensor, Tensor], Tensor],   # the same function as the sender's, to the last bit
-            message: str,                                # from `send`
-            shape: tuple[int, ...],                      # of x0
-            counts: Sequence[int],                       # as the sender's
-            seed: int,                                   # as the sender's
-            clip: bool = True,                           # as the sender's
-            ) -> Iterator[Received]:                     # T + 1 times: x_T, ..., x_1, x_0
+def receive(d: ReverseProcess,        # as the sender's
+            model: Callable[[Tensor, Tensor], Tensor],   # the sender's function, to the last bit
+            message: str,             # from `send`
+            shape: tuple[int, ...],   # of x0
+            counts: Sequence[int],    # as the sender's
+            seed: int,                # as the sender's
+            clip: bool = True,        # as the sender's
+            ) -> Iterator[Received]:  # T + 1 times: x_T, ..., x_1, x_0
     "Receive x_0, with a better guess at each step (algorithm 4)."
     _check(d, counts)
-    if set(message) - set("01"): raise ValueError(f"a message is a string of zeros and ones, got {message[:40]!r}")
-    read, shared, like = Interval(), torch.Generator().manual_seed(seed), torch.empty(0, device=d.device)
-    def take(starts):
+    if set(message) - set("01"):
+        raise ValueError(f"a message is a string of zeros and ones, got {message[:40]!r}")
+    read, shared = Interval(), torch.Generator().manual_seed(seed)
+    def take(starts: Sequence[int]) -> int:
         symbol = read.symbol(message, starts)
         read.narrow(symbol, starts)
         return symbol
-    p_mean, p_log_variance = torch.zeros(shape, device=d.device), torch.zeros(shape, device=d.device)
+    p = torch.zeros(shape, device=d.device), torch.zeros(shape, device=d.device)
     for i in range(d.T - 1, -1, -1):
-        candidates = p_mean + (p_log_variance / 2).exp() * randn((counts[i], *shape), like, shared)
-        x = candidates[take(range(counts[i] + 1))]
-        t = torch.full((shape[0],), i, device=d.device)
-        p_mean, _, p_log_variance, guess = d.p_mean_variance(model, x, t, clip)
-        yield Received(read.bits, x, guess)
-    levels = [take(starts) for starts in _level_tables(p_mean, p_log_variance)]
-    x0 = to_model(torch.tensor(levels, dtype=torch.uint8)).view(shape).to(like)
+        x = _candidates(counts[i], *p, shared)[take(range(counts[i] + 1))]
+        step = d.p_mean_variance(model, x, torch.full((shape[0],), i, device=d.device), clip)
+        p = step.mean, step.log_variance
+        yield Received(read.bits, x, step.x0)
+    levels = torch.tensor([take(starts) for starts in _level_tables(*p)], dtype=torch.uint8)
+    x0 = to_model(levels).view(shape).to(d.device)
     yield Received(read.bits, x0, x0)
 
 # %% ../nbs/10_compression.ipynb #9f261c4a
+class _Paths:
+    "All S^(T+1) paths x_0, ..., x_T with their probabilities, each time on an axis of its own."
+
+    def __init__(self, q0: Tensor, forward: Sequence[Tensor]) -> None:
+        self.joint, self.T = q0, len(forward)
+        for q in forward: self.joint = self.joint[..., None] * q
+
+    def q(self, *times: int) -> Tensor:
+        "The probability of what is there at these times."
+        others = [t for t in range(self.T + 1) if t not in times]
+        return self.joint.sum(others, keepdim=True) if others else self.joint
+
+    def on(self, times: tuple[int, ...], table: Tensor) -> Tensor:
+        "A table over the states at these times."
+        sizes = [n if t in times else 1 for t, n in enumerate(self.joint.shape)]
+        return table.reshape(sizes)
+
+    def mean_log(self, f: Tensor) -> float:
+        "The mean of log f over the paths that can happen."
+        return (self.joint * torch.where(self.joint > 0, f, 1.0).log()).sum().item()
+
+# %% ../nbs/10_compression.ipynb #ccbcd4f1
 class ExactBound(NamedTuple):
     "The bound L of a diffusion with finitely many states, taken apart; all in nats."
     total: float               # L by eq. 3
     parts: list[float]         # L_T, ..., L_1, L_0 of eq. 5
-    waste: list[float]         # the divergences of eq. 16: of q(x_T) from p(x_T), then of each step from T down to 1
+    waste: list[float]         # divergences of eq. 16: q(x_T) from p(x_T), then steps T .. 1
     information: list[float]   # I(x_T; x_0), ..., I(x_1; x_0), and H(x_0)
 
-
+# %% ../nbs/10_compression.ipynb #3a9a59fd
 def exact_bound(q0: Tensor,                 # q(x_0), shape (S,)
                 forward: Sequence[Tensor],  # T tables q(x_t given x_{t-1}), (S, S), row x_{t-1}
-                reverse: Sequence[Tensor],  # T tables p(x_{t-1} given x_t), (S, S), row x_t; reverse[0] leads to x_0
+                reverse: Sequence[Tensor],  # T tables p(x_{t-1} given x_t), (S, S), row x_t;
+                                            # reverse[0] leads to x_0
                 prior: Tensor,              # p(x_T), shape (S,)
                 ) -> ExactBound:
     "The bound in its three forms, by a sum over all S^(T+1) paths (eq. 3, 5 and 16)."
-    T, joint = len(forward), q0
-    for q in forward: joint = joint[..., None] * q             # q(x_0, ..., x_T), one axis each
-    happens = joint > 0
-    def on(axes, table): return table.reshape([joint.shape[a] if a in axes else 1 for a in range(T + 1)])
-    def q(*axes):
-        others = [a for a in range(T + 1) if a not in axes]
-        return joint.sum(others, keepdim=True) if others else joint
-    def mean_log(f): return (joint * torch.where(happens, f, 1.0).log()).sum().item()
-    p, p_T = [on((t, t + 1), table.T) for t, table in enumerate(reverse)], on((T,), prior)
-    back = range(T - 1, -1, -1)
-    total = -mean_log(p_T) - sum(mean_log(p[t] / on((t, t + 1), forward[t])) for t in range(T))
+    paths, T = _Paths(q0, forward), len(forward)
+    q, mean_log, back = paths.q, paths.mean_log, range(T - 1, -1, -1)
+    p = [paths.on((t, t + 1), table.T) for t, table in enumerate(reverse)]
+    step = [paths.on((t, t + 1), table) for t, table in enumerate(forward)]
+    p_T = paths.on((T,), prior)
+
+    total = -mean_log(p_T) - sum(mean_log(p[t] / step[t]) for t in range(T))
     middle = [mean_log(q(0, t, t + 1) / q(0, t + 1) / p[t]) for t in back if t > 0]
     parts = [mean_log(q(0, T) / q(0) / p_T), *middle, -mean_log(p[0])]
     waste = [mean_log(q(T) / p_T)] + [mean_log(q(t, t + 1) / q(t + 1) / p[t]) for t in back]

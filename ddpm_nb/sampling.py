@@ -8,7 +8,8 @@ __all__ = ['SAMPLERS', 'State', 'ddpm', 'GaussianDiffusion', 'ddim', 'dpm_solver
 # %% ../nbs/05_sampling.ipynb #ebf7ec62
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from inspect import signature
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from tqdm.auto import tqdm
 
 from .diffusion import randn, same_shape
 from .objective import ReverseProcess
+from .schedules import look_up
 
 # %% ../nbs/05_sampling.ipynb #4dd6b20e
 class State(NamedTuple):
@@ -24,87 +26,132 @@ class State(NamedTuple):
     x: Tensor    # what it led to, shape (B, ...)
     x0: Tensor   # the guess of the clean data it was led by, shape (B, ...)
 
+# %% ../nbs/05_sampling.ipynb #4895c136
+def _at(i: int, x: Tensor) -> Tensor:
+    "The index `i` for each item of a batch."
+    return torch.full((len(x),), i, dtype=torch.long, device=x.device)
+
 # %% ../nbs/05_sampling.ipynb #63cf49cf
-def ddpm(d: ReverseProcess,                           # the process whose steps are undone, all of them
+def ddpm(d: ReverseProcess,                           # the process whose steps are undone
          model: Callable[[Tensor, Tensor], Tensor],   # model(x_t, t)
          x: Tensor,                                   # noise at index `start`, shape (B, ...)
          start: int,                                  # the first step to undo, 0 .. T-1
          clip: bool,                                  # clip x0-hat to [-1, 1]
          generator: torch.Generator | None,           # for the noise of each step
          ) -> Iterator[State]:                        # one state a step
-    "Ancestral sampling (algorithm 2): draw each x_{t-1} from p(x_{t-1} given x_t); the last step adds no noise."
+    "Algorithm 2: draw each x_{t-1} from p(x_{t-1} given x_t); the last step adds no noise."
     for i in range(start, -1, -1):
         step = d.p_mean_variance(model, x, _at(i, x), clip)
         x = step.mean
         if i > 0: x = x + (step.log_variance / 2).exp() * randn(x.shape, x, generator)
         yield State(i, x, step.x0)
 
-
-def _at(i: int, x: Tensor) -> Tensor: return torch.full((len(x),), i, dtype=torch.long, device=x.device)
-
 # %% ../nbs/05_sampling.ipynb #663903f1
-SAMPLERS: dict[str, Callable[..., Iterator[State]]] = {"ddpm": ddpm}      # the chapter adds two more
+# by name; the chapter adds two more, and you as many as you like
+SAMPLERS: dict[str, Callable[..., Iterator[State]]] = {"ddpm": ddpm}
 
+# %% ../nbs/05_sampling.ipynb #972c75df
+def _options_of(sampler: str) -> list[str]:
+    "The options that a sampler has besides the six arguments of all."
+    return list(signature(SAMPLERS[sampler]).parameters)[6:]
 
-class GaussianDiffusion(ReverseProcess):
-    """The whole of it: forward process, reverse process, losses, bound, and samplers.
+# %% ../nbs/05_sampling.ipynb #76492d49
+def _checked_options(sampler: str, options: dict[str, Any]) -> dict[str, Any]:
+    "What to hand to the sampler; eta = 0, no noise besides the sampler's, suits all of them."
+    look_up("sampler", sampler, SAMPLERS)
+    takes, eta = _options_of(sampler), options.get("eta", 0.0)
+    if not 0 <= eta <= 1 or (eta and "eta" not in takes):
+        others = ", ".join(name for name in SAMPLERS if "eta" in _options_of(name))
+        raise ValueError(f"eta must lie in [0, 1], and be 0 with any sampler but {others}, "
+                         f"got eta={eta} with {sampler!r}")
+    for name in options:
+        if name not in takes and name != "eta":
+            raise ValueError(f"sampler {sampler!r} has no option {name!r}, it has "
+                             f"{', '.join(takes) or 'none'}")
+    return {name: value for name, value in options.items() if name in takes}
 
-    Takes what `ReverseProcess` takes: a schedule, and the names of a prediction, a variance, a loss, a decoder.
-    """
+# %% ../nbs/05_sampling.ipynb #e52efff5
+def _first_index(T: int, start: int | None) -> int:
+    "The index to begin at: the last, unless another is named."
+    if start is None: return T - 1
+    if not (isinstance(start, int) and 0 <= start < T):
+        raise ValueError(f"start must be a whole number in 0 .. {T - 1}, got {start!r}")
+    return start
+
+# %% ../nbs/05_sampling.ipynb #0f12f284
+def _first_state(shape: tuple[int, ...], noise: Tensor | None, device: torch.device,
+                 generator: torch.Generator | None) -> Tensor:
+    "The noise to begin with; never in half precision."
+    if noise is None: noise = randn(shape, torch.empty(0, device=device), generator)
+    if noise.shape != shape:
+        raise ValueError(f"noise must have shape {shape}, got {tuple(noise.shape)}")
+    return noise.to(device, torch.promote_types(noise.dtype, torch.float32))
+
+# %% ../nbs/05_sampling.ipynb #5bdcf106
+class _Trajectories(ReverseProcess):
+    "The reverse process, walked back step by step."
 
     def respaced(self,
-                 steps: int,                     # how many steps to keep, 1 .. T
-                 ) -> "GaussianDiffusion":       # on the same device
-        "The same diffusion seen at fewer, evenly spaced times; the network is still told the original ones."
-        d = type(self)(self.schedule.respaced(steps), self.prediction, self.variance, self.loss_type, self.decoder)
-        return d.to(self.device)
+                 steps: int,     # how many steps to keep, 1 .. T
+                 ) -> Self:      # on the same device
+        "The same diffusion at fewer, evenly spaced times; the network is told the original ones."
+        names = self.prediction, self.variance, self.loss_type, self.decoder
+        return type(self)(self.schedule.respaced(steps), *names).to(self.device)
 
     def trajectory(self,
-                   model: Callable[[Tensor, Tensor], Tensor],   # model(x_t, t), in eval mode if it is a module
-                   shape: tuple[int, ...],                      # of what to sample, (B, ...)
-                   sampler: str = "ddpm",                       # a name in `SAMPLERS`
-                   steps: int | None = None,                    # how many, 1 .. T; all T if absent
-                   generator: torch.Generator | None = None,    # for all noise; a CPU generator works on any device
+                   model: Callable[[Tensor, Tensor], Tensor],   # model(x_t, t), in eval mode
+                   shape: tuple[int, ...],           # of what to sample, (B, ...)
+                   sampler: str = "ddpm",            # a name in `SAMPLERS`
+                   steps: int | None = None,         # how many, 1 .. T; all T if absent
+                   generator: torch.Generator | None = None,    # for all noise; may be a CPU's
                    *,
-                   noise: Tensor | None = None,                 # x at index `start`, shape `shape`; standard normal if absent
-                   start: int | None = None,                    # index to begin at, of the kept steps; the last if absent
-                   clip: bool = True,                           # clip x0-hat to [-1, 1]
-                   eta: float = 0.0,                            # for ddim alone: 0 deterministic .. 1 ancestral
-                   ) -> Iterator[State]:                        # one state a step, as it is made
-        "Run a sampler, in inference mode, and yield each state: x, and the x0-hat that led to it (eq. 15)."
-        if sampler not in SAMPLERS: raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
-        if not 0 <= eta <= 1 or (eta and sampler != "ddim"):
-            raise ValueError(f"eta must lie in [0, 1], and be 0 with any sampler but ddim, got eta={eta} with {sampler!r}")
+                   noise: Tensor | None = None,      # x at index `start`; standard normal if absent
+                   start: int | None = None,         # among the kept steps; the last if absent
+                   clip: bool = True,                # clip x0-hat to [-1, 1]
+                   **options: Any,                   # the sampler's own; ddim has eta, 0 .. 1
+                   ) -> Iterator[State]:             # one state a step, as it is made
+        "Run a sampler, and yield each state: x, and the x0-hat that led to it (eq. 15)."
+        options = _checked_options(sampler, options)
         d = self if steps is None else self.respaced(steps)
-        if start is None: start = d.T - 1
-        if not (isinstance(start, int) and 0 <= start < d.T):
-            raise ValueError(f"start must be a whole number in 0 .. {d.T - 1}, got {start!r}")
-        if noise is None: noise = randn(tuple(shape), torch.empty(0, device=self.device), generator)
-        if noise.shape != tuple(shape): raise ValueError(f"noise must have shape {tuple(shape)}, got {tuple(noise.shape)}")
-        x = noise.to(self.device, torch.promote_types(noise.dtype, torch.float32))   # the state is never in half precision
-        run = torch.inference_mode()(SAMPLERS[sampler])      # on while the sampler works, off while the caller looks
-        return run(d, model, x, start, clip, generator, **({"eta": eta} if eta else {}))
+        start = _first_index(d.T, start)
+        x = _first_state(tuple(shape), noise, self.device, generator)
+        # inference mode is on while the sampler works, off while the caller looks
+        run = torch.inference_mode()(SAMPLERS[sampler])
+        return run(d, model, x, start, clip, generator, **options)
+
+# %% ../nbs/05_sampling.ipynb #db43c127
+class _Samples(_Trajectories):
+    "Where the trajectories end."
 
     def sample(self,
-               model: Callable[[Tensor, Tensor], Tensor],   # model(x_t, t), in eval mode if it is a module
-               shape: tuple[int, ...],                      # of what to sample, (B, ...)
-               sampler: str = "ddpm",                       # a name in `SAMPLERS`
-               steps: int | None = None,                    # how many, 1 .. T; all T if absent
-               generator: torch.Generator | None = None,    # for all noise; a CPU generator works on any device
-               progress: bool = True,                       # show a bar
+               model: Callable[[Tensor, Tensor], Tensor],   # model(x_t, t), in eval mode
+               shape: tuple[int, ...],           # of what to sample, (B, ...)
+               sampler: str = "ddpm",            # a name in `SAMPLERS`
+               steps: int | None = None,         # how many, 1 .. T; all T if absent
+               generator: torch.Generator | None = None,    # for all noise; may be a CPU's
+               progress: bool = True,            # show a bar
                *,
-               noise: Tensor | None = None,                 # x at index `start`, shape `shape`; standard normal if absent
-               start: int | None = None,                    # index to begin at, of the kept steps; the last if absent
-               clip: bool = True,                           # clip x0-hat to [-1, 1]
-               eta: float = 0.0,                            # for ddim alone: 0 deterministic .. 1 ancestral
+               noise: Tensor | None = None,      # x at index `start`; standard normal if absent
+               start: int | None = None,         # among the kept steps; the last if absent
+               clip: bool = True,                # clip x0-hat to [-1, 1]
                callback: Callable[[State], None] | None = None,   # called after each step
-               ) -> Tensor:                                 # samples, shape `shape`
+               **options: Any,                   # the sampler's own; ddim has eta, 0 .. 1
+               ) -> Tensor:                      # samples, shape `shape`
         "Sample: run `trajectory` to its end, in inference mode, memory flat in T (algorithm 2)."
-        states = self.trajectory(model, shape, sampler, steps, generator, noise=noise, start=start, clip=clip, eta=eta)
+        states = self.trajectory(model, shape, sampler, steps, generator, noise=noise, start=start,
+                                 clip=clip, **options)
         total = (self.T if steps is None else steps) if start is None else start + 1
         for state in tqdm(states, total=total, disable=not progress, desc=sampler):
             if callback: callback(state)
         return state.x.clone()    # an ordinary tensor again
+
+# %% ../nbs/05_sampling.ipynb #a282febf
+class GaussianDiffusion(_Samples):
+    """The whole of it: forward process, reverse process, losses, bound, and samplers.
+
+    Takes what `ReverseProcess` takes: a schedule, and the names of a prediction, a variance, a
+    loss, a decoder.
+    """
 
     def interpolate(self,
                     model: Callable[[Tensor, Tensor], Tensor],   # model(x_t, t)
@@ -118,8 +165,10 @@ class GaussianDiffusion(ReverseProcess):
         "Encode both ends at `t`, mix the latents, and decode by algorithm 2 (figure 8)."
         same_shape(x0_a, x0_b=x0_b)
         if not 0 <= weight <= 1: raise ValueError(f"weight must lie in [0, 1], got {weight}")
-        a, b = (self.q_sample(x0, _at(t, x0), randn(x0.shape, x0, generator)) for x0 in (x0_a, x0_b))
-        return self.sample(model, x0_a.shape, generator=generator, progress=progress, noise=torch.lerp(a, b, weight), start=t)
+        noises = (randn(x0.shape, x0, generator) for x0 in (x0_a, x0_b))
+        a, b = (self.q_sample(x0, _at(t, x0), z) for x0, z in zip((x0_a, x0_b), noises))
+        return self.sample(model, x0_a.shape, generator=generator, progress=progress,
+                           noise=torch.lerp(a, b, weight), start=t)
 
 # %% ../nbs/05_sampling.ipynb #9c8554c0
 def ddim(d: ReverseProcess,                            # the process whose steps are undone
@@ -127,13 +176,14 @@ def ddim(d: ReverseProcess,                            # the process whose steps
          x: Tensor,                                    # noise at index `start`, shape (B, ...)
          start: int,                                   # the first step to undo, 0 .. T-1
          clip: bool,                                   # clip x0-hat to [-1, 1]
-         generator: torch.Generator | None,            # for the noise of each step; not used if eta is 0
-         eta: float = 0.0,                             # share of the ancestral noise: 0 deterministic .. 1 ancestral
+         generator: torch.Generator | None,            # for fresh noise; not used if eta is 0
+         eta: float = 0.0,                             # its share: 0 deterministic .. 1 ancestral
          ) -> Iterator[State]:                         # one state a step
-    "DDIM: go back along the straight line through x0-hat and the noise it implies, with `eta` of it drawn anew."
+    "DDIM: back along the straight line through x0-hat and the noise it implies, `eta` of it fresh."
     s = d.schedule
     alpha_bars, sigmas2 = s.alpha_bars.tolist(), s.one_minus_alpha_bars.tolist()
-    alpha_bars_prev, sigmas2_prev = s.alpha_bars_prev.tolist(), s.one_minus_alpha_bars_prev.tolist()
+    alpha_bars_prev = s.alpha_bars_prev.tolist()
+    sigmas2_prev = s.one_minus_alpha_bars_prev.tolist()
     for i in range(start, -1, -1):
         x0 = d.p_mean_variance(model, x, _at(i, x), clip).x0
         eps = (x - math.sqrt(alpha_bars[i]) * x0) / math.sqrt(sigmas2[i])
@@ -146,17 +196,17 @@ def ddim(d: ReverseProcess,                            # the process whose steps
 SAMPLERS["ddim"] = ddim
 
 # %% ../nbs/05_sampling.ipynb #d90ff63d
-def dpm_solver_pp_2m(d: ReverseProcess,                            # the process whose steps are undone
+def dpm_solver_pp_2m(d: ReverseProcess,                            # whose steps are undone
                      model: Callable[[Tensor, Tensor], Tensor],    # model(x_t, t)
-                     x: Tensor,                                    # noise at index `start`, shape (B, ...)
-                     start: int,                                   # the first step to undo, 0 .. T-1
-                     clip: bool,                                   # clip x0-hat to [-1, 1]
-                     generator: torch.Generator | None,            # not used: the solver is deterministic
-                     ) -> Iterator[State]:                         # one state a step
-    "DPM-Solver++(2M): the ODE solved in half log-SNR, x0-hat extrapolated from the last two steps."
+                     x: Tensor,                            # noise at index `start`, shape (B, ...)
+                     start: int,                           # the first step to undo, 0 .. T-1
+                     clip: bool,                           # clip x0-hat to [-1, 1]
+                     generator: torch.Generator | None,    # not used: the solver is deterministic
+                     ) -> Iterator[State]:                 # one state a step
+    "DPM-Solver++(2M): the ODE in half log-SNR, x0-hat extrapolated from the last two steps."
     s = d.schedule
-    alphas, sigmas, lambdas = (table.tolist() for table in (s.alpha_bars.sqrt(), s.one_minus_alpha_bars.sqrt(), s.log_snr / 2))
-    last_x0 = last_h = None
+    alphas, sigmas = s.alpha_bars.sqrt().tolist(), s.one_minus_alpha_bars.sqrt().tolist()
+    lambdas, last_x0, last_h = (s.log_snr / 2).tolist(), None, None
     for i in range(start, -1, -1):
         x0 = d.p_mean_variance(model, x, _at(i, x), clip).x0
         if i == 0: x = x0     # the last stretch, to infinite SNR, ends in x0-hat itself

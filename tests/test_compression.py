@@ -9,37 +9,45 @@ from ddpm_nb import GaussianDiffusion, NoiseSchedule
 from ddpm_nb.compression import Interval, choose, exact_bound, rate_distortion, receive, send
 from ddpm_nb.data import to_model
 
+close = torch.testing.assert_close
 
+
+def refused(match): return pytest.raises(ValueError, match=match)
 def generator(seed=0): return torch.Generator().manual_seed(seed)
 
 
 def steps(T, low=-6.0, high=7.0):
     "T steps, evenly spaced in log-SNR."
     alpha_bars = torch.linspace(high, low, T, dtype=torch.float64).sigmoid()
-    return NoiseSchedule.from_betas(1 - alpha_bars / torch.cat([torch.ones(1, dtype=torch.float64), alpha_bars[:-1]]))
+    before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bars[:-1]])
+    return NoiseSchedule.from_betas(1 - alpha_bars / before)
 
 
-# --- rate and distortion -----------------------------------------------------------------------------------------------
+# --- rate and distortion --------------------------------------------------------------------------
 
 def test_rate_and_distortion_are_those_of_algorithm_3_done_by_hand():
-    "Algorithm 3, figure 5: one chain of paths, its divergences by torch.distributions, added up in the order in which they are sent."
+    "Algorithm 3, figure 5: one chain, its divergences by torch.distributions, added up as sent."
     from torch.distributions import Normal, kl_divergence
     d = GaussianDiffusion(steps(5), prediction="x0")
     model = lambda x, t: torch.tanh(x + 0.1 * t[:, None])
     x0 = torch.rand(3, 4, generator=generator()) * 2 - 1
     curve = rate_distortion(d, model, x0, chunk=5, generator=generator(1))
-    noise = torch.randn(20 - 5, 4, generator=generator(1)).view(5, 3, 4)          # chunk=5: all times at once, t-major
+    # chunk=5: all times at once, t-major
+    noise = torch.randn(20 - 5, 4, generator=generator(1)).view(5, 3, 4)
     bits = lambda q, p: kl_divergence(q, p).mean(1) / math.log(2)
     s = d.schedule
-    sent = bits(Normal(s.alpha_bars[-1].sqrt() * x0, s.one_minus_alpha_bars[-1].sqrt()), Normal(0.0, 1.0))
+    q_T = Normal(s.alpha_bars[-1].sqrt() * x0, s.one_minus_alpha_bars[-1].sqrt())
+    sent = bits(q_T, Normal(0.0, 1.0))
     for i in range(4, -1, -1):
         x = s.alpha_bars[i].sqrt() * x0 + s.one_minus_alpha_bars[i].sqrt() * noise[i]
         guess = model(x.float(), torch.full((3,), i)).clamp(-1, 1)
-        torch.testing.assert_close(curve.rate[:, i].double(), sent.double(), rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(curve.distortion[:, i], 127.5 * (guess - x0).square().mean(1).sqrt(), rtol=1e-4, atol=1e-4)
+        close(curve.rate[:, i].double(), sent.double(), rtol=1e-5, atol=1e-6)
+        rmse = 127.5 * (guess - x0).square().mean(1).sqrt()
+        close(curve.distortion[:, i], rmse, rtol=1e-4, atol=1e-4)
         if i == 0: break
         a, prev, beta = s.alphas[i], s.alpha_bars_prev[i], s.betas[i]
-        mean = lambda x0: prev.sqrt() * beta / s.one_minus_alpha_bars[i] * x0 + a.sqrt() * (1 - prev) / s.one_minus_alpha_bars[i] * x
+        b = s.one_minus_alpha_bars[i]
+        mean = lambda x0: prev.sqrt() * beta / b * x0 + a.sqrt() * (1 - prev) / b * x
         tilde = (beta * (1 - prev) / s.one_minus_alpha_bars[i]).sqrt()
         sent = sent + bits(Normal(mean(x0), tilde), Normal(mean(guess), beta.sqrt()))
     assert curve.time.tolist() == [5, 4, 3, 2, 1]
@@ -53,8 +61,8 @@ def test_rate_grows_and_ends_at_the_bound_less_the_decoders_term():
     curve = rate_distortion(d, model, x0, generator=generator(1))
     terms = d.bits_per_dim(model, x0, generator=generator(1))
     assert (curve.rate[:, :-1] >= curve.rate[:, 1:]).all()
-    torch.testing.assert_close(curve.rate[:, -1], terms["prior"])
-    torch.testing.assert_close(curve.rate[:, 0] + terms["vb"][:, 0], terms["total"])
+    close(curve.rate[:, -1], terms["prior"])
+    close(curve.rate[:, 0] + terms["vb"][:, 0], terms["total"])
 
 
 @pytest.mark.parametrize("T", [1, 2])
@@ -65,31 +73,33 @@ def test_the_shortest_diffusions_have_a_curve(T):
 
 
 def test_rate_is_information_plus_waste_for_gaussian_data():
-    "Eq. 16: x0 ~ N(0, s^2), the ideal mean and either variance; I(x_t; x_0) and the divergences are known, within 5 standard errors."
+    "Eq. 16: x0 ~ N(0, s^2), the ideal mean, either variance: within 5 standard errors."
     s2, schedule = 0.25, NoiseSchedule.linear(40, 1e-3, 0.3)
     x0 = s2**0.5 * torch.randn(3000, 4, generator=generator())
-    ab, V = schedule.alpha_bars, schedule.alpha_bars * s2 + schedule.one_minus_alpha_bars       # of x_t
+    ab, V = schedule.alpha_bars, schedule.alpha_bars * s2 + schedule.one_minus_alpha_bars   # of x_t
     V_prev = torch.cat([torch.tensor([s2], dtype=torch.float64), V[:-1]])
     information = 0.5 * torch.log2(1 + s2 * ab / schedule.one_minus_alpha_bars)
-    true = schedule.betas * V_prev / V                                                          # variance of q(x_{t-1} | x_t), by Bayes
+    true = schedule.betas * V_prev / V                      # variance of q(x_{t-1} | x_t), by Bayes
     for variance in ("fixed_small", "fixed_large"):
         d = GaussianDiffusion(schedule, prediction="x0", variance=variance)
         model = lambda x, t: (ab.sqrt() * s2 / V)[t].float()[:, None] * x
         step = d.posterior_variance if variance == "fixed_small" else schedule.betas
         waste = 0.5 * (true / step - 1 - (true / step).log()) / math.log(2)
         end = 0.5 * (V[-1] - 1 - V[-1].log()) / math.log(2)
-        expected = information + end + torch.cat([waste[1:].flip(0).cumsum(0).flip(0), torch.zeros(1)])
+        later = torch.cat([waste[1:].flip(0).cumsum(0).flip(0), torch.zeros(1)])
+        expected = information + end + later
         curve = rate_distortion(d, model, x0, clip=False, generator=generator(1))
         z = (curve.rate.mean(0) - expected) / (curve.rate.std(0) / 3000**0.5)
         assert z.abs().max() < 5, variance
 
 
-# --- messages ----------------------------------------------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------------------
 
 def test_what_is_written_is_read_and_costs_its_share():
     g, written, symbols, ideal = generator(), Interval(), [], 0.0
     for _ in range(200):
-        shares = torch.randint(1, 1000, (int(torch.randint(1, 40, (1,), generator=g)),), generator=g)
+        n = int(torch.randint(1, 40, (1,), generator=g))
+        shares = torch.randint(1, 1000, (n,), generator=g)
         k = int(torch.randint(len(shares), (1,), generator=g))
         starts = [0, *shares.cumsum(0).tolist()]
         written.narrow(k, starts)
@@ -121,8 +131,9 @@ def test_what_is_certain_costs_nothing():
 
 
 def test_minimal_random_coding_gives_the_moments_of_q():
-    "Algorithm 3's `send x ~ q using p`: 4,096 candidates for a divergence of some 4 bits; moments within 5 standard errors."
-    mean, log_variance, zero, g, n = torch.tensor([1.0, -0.5]), torch.tensor([-1.5, -1.0]), torch.zeros(2), generator(), 2000
+    "Algorithm 3's `send x ~ q using p`: 4,096 candidates for 4 bits; within 5 standard errors."
+    mean, log_variance, zero = torch.tensor([1.0, -0.5]), torch.tensor([-1.5, -1.0]), torch.zeros(2)
+    g, n = generator(), 2000
     drawn = (torch.randn(4096, 2, generator=g) for _ in range(n))
     x = torch.stack([z[choose(z, mean, log_variance, zero, zero, g)] for z in drawn])
     assert ((x.mean(0) - mean).abs() < 5 * ((log_variance / 2).exp() / n**0.5)).all()
@@ -131,7 +142,8 @@ def test_minimal_random_coding_gives_the_moments_of_q():
 
 def test_minimal_random_coding_survives_weights_that_no_float_holds():
     candidates = torch.tensor([[0.0], [3.0], [9.0]])
-    assert choose(candidates, torch.tensor([9.0]), torch.tensor([-40.0]), torch.zeros(1), torch.zeros(1), generator()) == 2
+    mean, log_variance, zero = torch.tensor([9.0]), torch.tensor([-40.0]), torch.zeros(1)
+    assert choose(candidates, mean, log_variance, zero, zero, generator()) == 2
 
 
 MODELS = {"good": lambda x, t: 0.9 * x.clamp(-1, 1), "wrong": lambda x, t: -x.clamp(-1, 1) + 0.5}
@@ -141,7 +153,7 @@ MODELS = {"good": lambda x, t: 0.9 * x.clamp(-1, 1), "wrong": lambda x, t: -x.cl
 @pytest.mark.parametrize("counts", [1, 50])
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_what_is_sent_arrives_exactly(model, counts, variance):
-    "Algorithms 3 and 4: whatever the model and however few the candidates, the message is decoded to the last value."
+    "Algorithms 3 and 4: whatever the model, however few the candidates, all of it is decoded."
     d = GaussianDiffusion(steps(6), prediction="x0", variance=variance)
     x0 = to_model(torch.randint(256, (3, 2), generator=generator(), dtype=torch.uint8))
     x0[0] = torch.tensor([-1.0, 1.0])
@@ -152,39 +164,57 @@ def test_what_is_sent_arrives_exactly(model, counts, variance):
     assert bits == sorted(bits) and bits[-1] <= len(message) < bits[-1] + 1
 
 
+def test_sender_and_receiver_clip_the_guess_or_leave_it():
+    "A model that overshoots: with clip, all guesses lie in [-1, 1]; without, another message."
+    d, model = GaussianDiffusion(steps(6), prediction="x0"), lambda x, t: 3 * x
+    x0 = to_model(torch.randint(256, (3, 2), generator=generator(), dtype=torch.uint8))
+    messages, largest = {}, {}
+    for clip in (True, False):
+        messages[clip] = send(d, model, x0, [20] * 6, 7, generator(1), clip)
+        got = list(receive(d, model, messages[clip], x0.shape, [20] * 6, 7, clip))
+        assert torch.equal(got[-1].x, x0)
+        largest[clip] = max(r.x0.abs().max().item() for r in got)
+    assert messages[True] != messages[False] and largest[True] <= 1 < largest[False]
+
+
 def test_a_receiver_with_another_seed_gets_something_else():
     d = GaussianDiffusion(steps(6), prediction="x0")
     x0 = to_model(torch.randint(256, (4, 2), generator=generator(), dtype=torch.uint8))
     message = send(d, MODELS["good"], x0, [20] * 6, seed=7, generator=generator(1))
-    assert not torch.equal(list(receive(d, MODELS["good"], message, x0.shape, [20] * 6, seed=8))[-1].x, x0)
+    got = list(receive(d, MODELS["good"], message, x0.shape, [20] * 6, seed=8))
+    assert not torch.equal(got[-1].x, x0)
 
 
 def test_a_better_model_makes_shorter_messages():
     d = GaussianDiffusion(steps(6), prediction="x0")
     x0 = to_model(torch.randint(256, (30, 3, 2), generator=generator(), dtype=torch.uint8))
-    length = {name: sum(len(send(d, m, x, [30] * 6, i, generator(i))) for i, x in enumerate(x0)) for name, m in MODELS.items()}
-    assert length["good"] < 0.9 * length["wrong"]
+    def length(model):
+        return sum(len(send(d, model, x, [30] * 6, i, generator(i))) for i, x in enumerate(x0))
+    assert length(MODELS["good"]) < 0.9 * length(MODELS["wrong"])
 
 
 @pytest.mark.parametrize("counts", [[1] * 5, [1] * 5 + [0], [1] * 5 + [2.0]])
 def test_wrong_counts_are_refused_by_both(counts):
     d = GaussianDiffusion(steps(6), prediction="x0")
-    with pytest.raises(ValueError, match="counts must be 6 whole numbers"): send(d, MODELS["good"], torch.zeros(1, 2), counts, 0)
-    with pytest.raises(ValueError, match="counts must be 6 whole numbers"): next(receive(d, MODELS["good"], "", (1, 2), counts, 0))
+    x0 = torch.zeros(1, 2)
+    with refused("counts must be 6 whole numbers"): send(d, MODELS["good"], x0, counts, 0)
+    with refused("counts must be 6 whole numbers"):
+        next(receive(d, MODELS["good"], "", (1, 2), counts, 0))
 
 
 @pytest.mark.parametrize("message", ["012", "0b1", " 1", "-1"])
 def test_what_is_not_a_message_is_refused(message):
     d = GaussianDiffusion(steps(2), prediction="x0")
-    with pytest.raises(ValueError, match="zeros and ones"): next(receive(d, MODELS["good"], message, (1, 2), [1, 1], 0))
+    with refused("zeros and ones"): next(receive(d, MODELS["good"], message, (1, 2), [1, 1], 0))
 
 
 def test_continuous_data_cannot_be_sent_exactly():
     d = GaussianDiffusion(steps(6), prediction="x0", decoder="gaussian")
-    with pytest.raises(ValueError, match="decoder must be 'discretized'"): send(d, MODELS["good"], torch.zeros(1, 2), [1] * 6, 0)
+    with refused("decoder must be 'discretized'"):
+        send(d, MODELS["good"], torch.zeros(1, 2), [1] * 6, 0)
 
 
-# --- eq. 16 ------------------------------------------------------------------------------------------------------------
+# --- eq. 16 ---------------------------------------------------------------------------------------
 
 def tables(*shape, g):
     w = torch.rand(*shape, dtype=torch.float64, generator=g) ** 4 + 1e-3
@@ -203,17 +233,26 @@ def test_the_bound_has_three_forms_of_one_value(S, T):
         p = q0[path[0]].item()
         for t in range(T): p *= forward[t][path[t], path[t + 1]].item()
         paths[path] = p
-    def mass(**at): return sum(p for path, p in paths.items() if all(path[int(k[1:])] == v for k, v in at.items()))
-    def log_ratio(path): return sum(math.log(reverse[t][path[t + 1], path[t]] / forward[t][path[t], path[t + 1]]) for t in range(T))
+    def mass(**at):
+        fits = lambda path: all(path[int(k[1:])] == v for k, v in at.items())
+        return sum(p for path, p in paths.items() if fits(path))
+    def ratio(t, i, j): return reverse[t][j, i] / forward[t][i, j]
+    def log_ratio(path): return sum(math.log(ratio(t, path[t], path[t + 1])) for t in range(T))
     eq_3 = sum(p * (-math.log(prior[path[-1]]) - log_ratio(path)) for path, p in paths.items())
     assert L.total == pytest.approx(eq_3, abs=1e-12)
     assert sum(L.parts) == pytest.approx(eq_3, abs=1e-12)
     entropy = -sum(v * math.log(v) for v in q0.tolist())
     assert sum(L.waste) + entropy == pytest.approx(eq_3, abs=1e-12)
-    for k, t in enumerate(range(T - 1, -1, -1)):                       # the divergence of step t+1, eq. 26, from marginals
+    for k, t in enumerate(range(T - 1, -1, -1)):     # the divergence of step t+1, from marginals
         both = {(i, j): mass(**{f"x{t}": i, f"x{t + 1}": j}) for i in range(S) for j in range(S)}
-        by_hand = sum(p * math.log(p / mass(**{f"x{t + 1}": j}) / reverse[t][j, i]) for (i, j), p in both.items())
+        then = {j: mass(**{f"x{t + 1}": j}) for j in range(S)}
+        by_hand = sum(p * math.log(p / then[j] / reverse[t][j, i]) for (i, j), p in both.items())
         assert L.waste[1 + k] == pytest.approx(by_hand, abs=1e-12)
+    for k, t in enumerate(range(T, 0, -1)):          # I(x_t; x_0), from marginals
+        both = {(i, j): mass(x0=i, **{f"x{t}": j}) for i in range(S) for j in range(S)}
+        known = {j: mass(**{f"x{t}": j}) for j in range(S)}
+        by_hand = sum(p * math.log(p / known[j] / q0[i].item()) for (i, j), p in both.items())
+        assert L.information[k] == pytest.approx(by_hand, abs=1e-12)
     assert min(L.waste) >= -1e-15
 
 

@@ -1,4 +1,4 @@
-"Properties of the samplers: algorithm 2, DDIM, DPM-Solver++(2M), respacing, encoding and interpolation."
+"The samplers: algorithm 2, DDIM, DPM-Solver++(2M), respacing, encoding and interpolation."
 import gc
 import math
 import types
@@ -11,13 +11,18 @@ from ddpm_nb.objective import VARIANCES, IdealDenoiser
 from ddpm_nb.sampling import SAMPLERS, GaussianDiffusion, State
 from ddpm_nb.schedules import NoiseSchedule
 
+close = torch.testing.assert_close
 SHORT = NoiseSchedule.linear(T=20, beta_start=1e-3, beta_end=0.3)
 PAPER = NoiseSchedule.linear()
 
 
+def refused(match): return pytest.raises(ValueError, match=match)
 def gen(seed=0): return torch.Generator().manual_seed(seed)
-def draw(*shape, seed=0, dtype=torch.float64): return torch.randn(shape, generator=gen(seed), dtype=dtype)
-def tame(x, t): return torch.tanh(1.3 * x + 0.1)          # a stand-in for a network, imperfect on purpose
+def draw(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(shape, generator=gen(seed), dtype=dtype)
+
+
+def tame(x, t): return torch.tanh(1.3 * x + 0.1)    # a stand-in for a network, imperfect on purpose
 
 
 def gaussian(d, s=0.5, m=0.0):
@@ -25,38 +30,45 @@ def gaussian(d, s=0.5, m=0.0):
     return IdealDenoiser(d, torch.full((1, 1), m, dtype=torch.float64), s)
 
 
-# --- algorithm 2 ---------------------------------------------------------------------------------------------------------
+# --- algorithm 2 ----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_ancestral_sampling_is_algorithm_2_line_by_line(variance):
     "Algorithm 2, eq. 11, in the paper's own words and indices."
     s, d = SHORT, GaussianDiffusion(SHORT, variance=variance)
     g = gen(3)
-    x = torch.randn(4, 2, generator=g, dtype=torch.float64)                                     # 1: x_T ~ N(0, I)
+    x = torch.randn(4, 2, generator=g, dtype=torch.float64)                       # 1: x_T ~ N(0, I)
     alpha_bar = lambda step: s.alphas[:step].prod()
-    for step in range(20, 0, -1):                                                               # 2: for t = T, ..., 1
-        z = torch.randn(4, 2, generator=g, dtype=torch.float64) if step > 1 else torch.zeros(4, 2)   # 3
+    for step in range(20, 0, -1):                                             # 2: for t = T, ..., 1
+        z = torch.zeros(4, 2, dtype=torch.float64)
+        if step > 1: z = torch.randn(4, 2, generator=g, dtype=torch.float64)                     # 3
         alpha, beta = s.alphas[step - 1], s.betas[step - 1]
-        sigma2 = beta if variance == "fixed_large" else (1 - alpha_bar(step - 1)) / (1 - alpha_bar(step)) * beta
-        x = (x - beta / (1 - alpha_bar(step)).sqrt() * tame(x, step)) / alpha.sqrt() + sigma2.sqrt() * z   # 4
+        beta_tilde = (1 - alpha_bar(step - 1)) / (1 - alpha_bar(step)) * beta
+        sigma2 = beta if variance == "fixed_large" else beta_tilde
+        mean = (x - beta / (1 - alpha_bar(step)).sqrt() * tame(x, step)) / alpha.sqrt()
+        x = mean + sigma2.sqrt() * z                                                            # 4
     g = gen(3)
     noise = torch.randn(4, 2, generator=g, dtype=torch.float64)
-    got = d.sample(tame, (4, 2), generator=g, progress=False, noise=noise, clip=False)          # 6: return x_0
-    torch.testing.assert_close(got, x, rtol=1e-11, atol=1e-11)
+    # 6: return x_0
+    got = d.sample(tame, (4, 2), generator=g, progress=False, noise=noise, clip=False)
+    close(got, x, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_ancestral_sampling_has_the_moments_of_exact_propagation(variance):
-    "Algorithm 2 on x0 ~ N(m, s^2) with the exact model: every step is linear, so mean and variance follow by hand."
+    "Algorithm 2 on x0 ~ N(m, s^2), the exact model: linear steps, so moments follow by hand."
     n, s, m = 40_000, 0.5, 0.3
     d = GaussianDiffusion(SHORT, variance=variance)
-    x = d.sample(gaussian(d, s, m), (n, 1), generator=gen(0), progress=False, clip=False, noise=draw(n, 1, seed=1))
+    noise = draw(n, 1, seed=1)
+    x = d.sample(gaussian(d, s, m), (n, 1), generator=gen(0), progress=False, clip=False,
+                 noise=noise)
     mean, var = 0.0, 1.0
     for i in range(19, -1, -1):
         a, b = SHORT.alpha_bars[i].item(), SHORT.one_minus_alpha_bars[i].item()
-        gain = math.sqrt(a) * s**2 / (a * s**2 + b)                                             # x0-hat = m + gain (x - sqrt(a) m)
+        gain = math.sqrt(a) * s**2 / (a * s**2 + b)              # x0-hat = m + gain (x - sqrt(a) m)
         c0, ct = d.posterior_x0_coef[i].item(), d.posterior_x_t_coef[i].item()
-        sigma2 = 0.0 if i == 0 else (d.betas if variance == "fixed_large" else d.posterior_variance)[i].item()
+        table = d.betas if variance == "fixed_large" else d.posterior_variance
+        sigma2 = 0.0 if i == 0 else table[i].item()
         mean = c0 * (m + gain * (mean - math.sqrt(a) * m)) + ct * mean
         var = (c0 * gain + ct) ** 2 * var + sigma2
     assert abs(x.mean() - mean) < 5 * math.sqrt(var / n)
@@ -70,15 +82,16 @@ def test_each_ancestral_step_agrees_with_diffusers(variance, clip, dtype, tolera
     "Algorithm 2, eq. 15, along one trajectory."
     DDPMScheduler = pytest.importorskip("diffusers").DDPMScheduler
     theirs = DDPMScheduler(variance_type=variance, clip_sample=clip)
-    theirs.alphas_cumprod, theirs.one = PAPER.alpha_bars, torch.tensor(1.0, dtype=torch.float64)    # their own tables are float32
+    # their own tables are float32
+    theirs.alphas_cumprod, theirs.one = PAPER.alpha_bars, torch.tensor(1.0, dtype=torch.float64)
     d = GaussianDiffusion(PAPER, variance=variance)
     x, g = draw(2, 3, 4, 4, dtype=dtype), gen(1)
     for i in (999, 998, 700, 300, 50, 1, 0):
         first = next(d.trajectory(tame, x.shape, generator=gen(i), noise=x, start=i, clip=clip))
         want = theirs.step(tame(x, i), i, x, generator=gen(i))
-        scale = want.pred_original_sample.abs().max().item()                                    # up to 1/sqrt(alpha_bar) = 158 unclipped
-        torch.testing.assert_close(first.x0, want.pred_original_sample, rtol=0, atol=tolerance * max(1, 10 * scale))
-        torch.testing.assert_close(first.x, want.prev_sample, rtol=0, atol=2 * tolerance * max(1, scale))
+        scale = want.pred_original_sample.abs().max().item()     # up to 1/sqrt(alpha_bar) = 158
+        close(first.x0, want.pred_original_sample, rtol=0, atol=tolerance * max(1, 10 * scale))
+        close(first.x, want.prev_sample, rtol=0, atol=2 * tolerance * max(1, scale))
         x = 0.5 * first.x.clone() + 0.5 * torch.randn(x.shape, generator=g, dtype=dtype)
 
 
@@ -94,24 +107,27 @@ def test_clipping_keeps_every_guess_and_the_result_in_the_range_of_data(sampler)
     d, wild = GaussianDiffusion(SHORT), lambda x, t: -3 * x
     states = list(d.trajectory(wild, (4, 2), sampler, generator=gen(0)))
     assert max(s.x0.abs().max() for s in states) <= 1 and states[-1].x.abs().max() <= 1
-    assert d.sample(wild, (4, 2), sampler, generator=gen(0), progress=False, clip=False).abs().max() > 1
+    unclipped = d.sample(wild, (4, 2), sampler, generator=gen(0), progress=False, clip=False)
+    assert unclipped.abs().max() > 1
 
 
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_every_variance_samples_the_mixture(variance):
-    "Algorithm 2 with the exact model: mean and variance of two blobs, within 5 standard errors and the bias of T = 200 steps."
+    "The exact model on two blobs: moments, within 5 standard errors and the bias of 200 steps."
     s = NoiseSchedule.linear(T=200, beta_start=5e-4, beta_end=0.1)
     d, n = GaussianDiffusion(s, variance=variance), 4000
     points = torch.tensor([[-0.8, 0.0], [0.8, 0.4]])
-    x = d.sample(IdealDenoiser(d, points, 0.1), (n, 2), generator=gen(0), progress=False, clip=False)
-    data = points[torch.randint(2, (n,), generator=gen(1))] + 0.1 * torch.randn(n, 2, generator=gen(2))
+    ideal = IdealDenoiser(d, points, 0.1)
+    x = d.sample(ideal, (n, 2), generator=gen(0), progress=False, clip=False)
+    data = points[torch.randint(2, (n,), generator=gen(1))]
+    data = data + 0.1 * torch.randn(n, 2, generator=gen(2))
     assert ((x.mean(0) - points.mean(0)).abs() < 5 * data.std(0) / math.sqrt(n)).all()
     assert ((x.var(0) / data.var(0) - 1).abs() < 5 * math.sqrt(2 / n) + 0.03).all()
     right = (x[:, 0] > 0).float().mean()
     assert abs(right - 0.5) < 5 * 0.5 / math.sqrt(n)
 
 
-# --- DDIM ----------------------------------------------------------------------------------------------------------------
+# --- DDIM -----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("steps", [None, 10])
 @pytest.mark.parametrize("clip", [True, False])
@@ -121,8 +137,8 @@ def test_ddim_with_eta_1_equals_ancestral_sampling_with_the_small_variance(clip,
     a = d.trajectory(tame, x.shape, "ddim", steps, gen(5), noise=x, clip=clip, eta=1.0)
     b = d.trajectory(tame, x.shape, "ddpm", steps, gen(5), noise=x, clip=clip)
     for p, q in zip(a, b, strict=True):
-        torch.testing.assert_close(p.x, q.x, rtol=1e-11, atol=1e-11)
-        torch.testing.assert_close(p.x0, q.x0, rtol=1e-11, atol=1e-11)
+        close(p.x, q.x, rtol=1e-11, atol=1e-11)
+        close(p.x0, q.x0, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
@@ -131,17 +147,23 @@ def test_ddim_with_eta_1_equals_ancestral_sampling_with_the_small_variance(clip,
 def test_ddim_agrees_with_diffusers(eta, clip, dtype, tolerance):
     "20 trailing steps of 1000, noise from one generator."
     DDIMScheduler = pytest.importorskip("diffusers").DDIMScheduler
-    theirs = DDIMScheduler(beta_start=1e-4, beta_end=0.02, clip_sample=clip, timestep_spacing="trailing", set_alpha_to_one=True)
-    if dtype == torch.float64: theirs.alphas_cumprod, theirs.final_alpha_cumprod = PAPER.alpha_bars, torch.tensor(1.0, dtype=dtype)
+    theirs = DDIMScheduler(beta_start=1e-4, beta_end=0.02, clip_sample=clip,
+                           timestep_spacing="trailing", set_alpha_to_one=True)
+    if dtype == torch.float64:
+        theirs.alphas_cumprod = PAPER.alpha_bars
+        theirs.final_alpha_cumprod = torch.tensor(1.0, dtype=dtype)
     theirs.set_timesteps(20)
     d = GaussianDiffusion(PAPER)
     assert theirs.timesteps.tolist() == d.respaced(20).timesteps.tolist()[::-1]
     x, ours = draw(2, 3, 4, 4, dtype=dtype), d.respaced(20)
     for i, t in zip(range(19, -1, -1), theirs.timesteps, strict=True):
-        first = next(ours.trajectory(tame, x.shape, "ddim", None, gen(i), noise=x, start=i, clip=clip, eta=eta))
-        want = theirs.step(tame(x, t), t, x, eta=eta, use_clipped_model_output=True, generator=gen(i))
+        states = ours.trajectory(tame, x.shape, "ddim", None, gen(i), noise=x, start=i, clip=clip,
+                                 eta=eta)
+        first = next(states)
+        want = theirs.step(tame(x, t), t, x, eta=eta, use_clipped_model_output=True,
+                           generator=gen(i))
         scale = max(1, want.pred_original_sample.abs().max().item())
-        torch.testing.assert_close(first.x, want.prev_sample, rtol=0, atol=4 * tolerance * scale)
+        close(first.x, want.prev_sample, rtol=0, atol=4 * tolerance * scale)
         x = first.x.clone().clamp(-3, 3)
 
 
@@ -151,7 +173,8 @@ def test_ddim_keeps_the_marginals_of_the_forward_process(eta):
     n = 40_000
     d, x0 = GaussianDiffusion(SHORT, "x0"), torch.tensor(0.6, dtype=torch.float64)
     start = d.q_sample(x0.expand(n, 1), torch.full((n,), 19), draw(n, 1))
-    for state in d.trajectory(lambda x, t: x0.expand_as(x), (n, 1), "ddim", None, gen(1), noise=start, eta=eta):
+    knows = lambda x, t: x0.expand_as(x)
+    for state in d.trajectory(knows, (n, 1), "ddim", None, gen(1), noise=start, eta=eta):
         if state.t == 0: break
         a, b = SHORT.alpha_bars[state.t - 1], SHORT.one_minus_alpha_bars[state.t - 1]
         assert abs(state.x.mean() - a.sqrt() * x0) < 5 * (b / n).sqrt()
@@ -165,90 +188,103 @@ def test_deterministic_samplers_take_no_noise():
         assert torch.equal(a, b)
 
 
-# --- DPM-Solver++(2M) ----------------------------------------------------------------------------------------------------
+# --- DPM-Solver++(2M) -----------------------------------------------------------------------------
 
-@pytest.mark.parametrize("prediction,name", [("eps", "epsilon"), ("x0", "sample"), ("v", "v_prediction")])
+@pytest.mark.parametrize("prediction,name", [("eps", "epsilon"), ("x0", "sample"),
+                                             ("v", "v_prediction")])
 @pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 def test_dpm_solver_agrees_with_diffusers(prediction, name, dtype, tolerance):
     "DPMSolverMultistepScheduler, order 2, midpoint, data prediction, 20 trailing steps of 1000."
     Scheduler = pytest.importorskip("diffusers").DPMSolverMultistepScheduler
-    theirs = Scheduler(beta_start=1e-4, beta_end=0.02, algorithm_type="dpmsolver++", solver_order=2, prediction_type=name,
-                       timestep_spacing="trailing", final_sigmas_type="zero", lower_order_final=True)
+    theirs = Scheduler(beta_start=1e-4, beta_end=0.02, algorithm_type="dpmsolver++", solver_order=2,
+                       prediction_type=name, timestep_spacing="trailing", final_sigmas_type="zero",
+                       lower_order_final=True)
     theirs.set_timesteps(20)
     d = GaussianDiffusion(PAPER, prediction)
     kept = d.respaced(20)
     assert theirs.timesteps.tolist() == kept.timesteps.tolist()[::-1]
     sigmas = ((1 - PAPER.alpha_bars) / PAPER.alpha_bars).sqrt()[kept.timesteps].flip(0)
-    theirs.sigmas = torch.cat([sigmas, torch.zeros(1)])                                         # float64, as ours
+    theirs.sigmas = torch.cat([sigmas, torch.zeros(1)])                           # float64, as ours
     theirs._init_step_index(theirs.timesteps[0])
     x = draw(2, 3, 4, 4, dtype=dtype)
     theirs_x, outputs, model = x, [None], lambda x, t: 0.3 * tame(x, t)
     states = d.trajectory(model, x.shape, "dpm++", 20, noise=x, clip=False)
     for k, (state, t) in enumerate(zip(states, theirs.timesteps, strict=True)):
         outputs = [outputs[-1], theirs.convert_model_output(model(theirs_x, t), sample=theirs_x)]
-        if k in (0, 19): theirs_x = theirs.dpm_solver_first_order_update(outputs[1], sample=theirs_x)
-        else: theirs_x = theirs.multistep_dpm_solver_second_order_update(outputs, sample=theirs_x)    # `step` rounds to float32
+        # not `step`, which rounds to float32
+        first, second = (theirs.dpm_solver_first_order_update,
+                         theirs.multistep_dpm_solver_second_order_update)
+        if k in (0, 19): theirs_x = first(outputs[1], sample=theirs_x)
+        else: theirs_x = second(outputs, sample=theirs_x)
         theirs._step_index += 1
         scale = max(1, outputs[1].abs().max().item())
-        torch.testing.assert_close(state.x, theirs_x, rtol=0, atol=10 * tolerance * scale)
+        close(state.x, theirs_x, rtol=0, atol=10 * tolerance * scale)
 
 
 def solve(sampler, steps, low=-3.0, high=3.0, s=0.5):
-    "Relative error of a solver on x0 ~ N(0, s^2), from half log-SNR `low` to `high` in equal steps, without the last jump."
+    "Relative error on x0 ~ N(0, s^2), from half log-SNR `low` to `high`, without the last jump."
     lambdas = torch.linspace(high, low, steps + 1, dtype=torch.float64)
     alpha_bars = torch.sigmoid(2 * lambdas)
     betas = 1 - alpha_bars / torch.cat([torch.ones(1, dtype=torch.float64), alpha_bars[:-1]])
     schedule = NoiseSchedule.from_betas(betas)
     d = GaussianDiffusion(schedule)
-    std = (schedule.alpha_bars * s**2 + schedule.one_minus_alpha_bars).sqrt()                   # the ODE's solution is x / std = constant
+    # the ODE's solution is x / std = constant
+    std = (schedule.alpha_bars * s**2 + schedule.one_minus_alpha_bars).sqrt()
     x = torch.ones(1, 1, dtype=torch.float64)
     for state in d.trajectory(gaussian(d, s), x.shape, sampler, noise=x, clip=False):
-        if state.t == 1: return abs(state.x.item() - (std[0] / std[-1]).item()) / (std[0] / std[-1]).item()
+        true = (std[0] / std[-1]).item()
+        if state.t == 1: return abs(state.x.item() - true) / true
 
 
 @pytest.mark.parametrize("sampler,order", [("ddim", 1), ("dpm++", 2)])
 def test_the_solvers_converge_at_their_order(sampler, order):
     "Halving the step divides the error by 2^order, within 10 %."
     errors = [solve(sampler, n) for n in (80, 160, 320, 640)]
-    for coarse, fine in zip(errors, errors[1:]): assert abs(math.log2(coarse / fine) - order) < 0.1 * order
+    for coarse, fine in zip(errors, errors[1:]):
+        assert abs(math.log2(coarse / fine) - order) < 0.1 * order
 
 
-# --- schedules -----------------------------------------------------------------------------------------------------------
+# --- schedules ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("prediction", ["x0", "mu", "v"])
-@pytest.mark.parametrize("schedule", [NoiseSchedule.jsd(T=50), NoiseSchedule.cosine(T=50)], ids=["jsd", "cosine"])
+@pytest.mark.parametrize("schedule", [NoiseSchedule.jsd(T=50), NoiseSchedule.cosine(T=50)],
+                         ids=["jsd", "cosine"])
 def test_schedules_that_end_in_pure_noise_can_be_sampled(sampler, prediction, schedule):
     "alpha_bar_T = 0 (jsd) or nearly so (cosine): finite, and where the data are."
     d = GaussianDiffusion(schedule, prediction)
-    x = d.sample(IdealDenoiser(d, torch.tensor([[-0.7], [0.7]]), 0.05), (200, 1), sampler, generator=gen(0), progress=False)
+    ideal = IdealDenoiser(d, torch.tensor([[-0.7], [0.7]]), 0.05)
+    x = d.sample(ideal, (200, 1), sampler, generator=gen(0), progress=False)
     assert ((x.abs() - 0.7).abs() < 0.4).all()
 
 
 def test_a_schedule_that_ends_in_pure_noise_refuses_eps():
     d = GaussianDiffusion(NoiseSchedule.jsd(T=50))
-    with pytest.raises(ValueError, match="prediction must be x0, mu or v"): d.sample(tame, (2, 2), progress=False)
+    with refused("prediction must be x0, mu or v"): d.sample(tame, (2, 2), progress=False)
 
 
 def test_a_respaced_sampler_tells_the_model_the_original_times():
     "Each kept time ends one of equal stretches; the last is T - 1, where the noise is."
     seen = []
-    GaussianDiffusion(PAPER).sample(lambda x, t: seen.append(t.tolist()) or x, (2, 2), "ddim", 10, progress=False)
+    model = lambda x, t: seen.append(t.tolist()) or x
+    GaussianDiffusion(PAPER).sample(model, (2, 2), "ddim", 10, progress=False)
     assert seen == [[t, t] for t in range(999, 0, -100)]
 
 
 def test_respacing_keeps_names_device_and_alpha_bars():
     d = GaussianDiffusion(PAPER, "v", "fixed_small", "vlb", "gaussian").to("meta")
     r = d.respaced(25)
-    assert (r.prediction, r.variance, r.loss_type, r.decoder, r.device.type, r.T) == ("v", "fixed_small", "vlb", "gaussian", "meta", 25)
-    torch.testing.assert_close(r.schedule.alpha_bars, PAPER.alpha_bars[r.schedule.timesteps], rtol=1e-12, atol=0)
+    names = r.prediction, r.variance, r.loss_type, r.decoder
+    assert names == ("v", "fixed_small", "vlb", "gaussian")
+    assert (r.device.type, r.T) == ("meta", 25)
+    close(r.schedule.alpha_bars, PAPER.alpha_bars[r.schedule.timesteps], rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_all_steps_and_no_steps_are_the_same(sampler):
     d = GaussianDiffusion(SHORT)
     a, b = (d.sample(tame, (3, 2), sampler, steps, gen(1), False) for steps in (None, 20))
-    torch.testing.assert_close(a, b)
+    close(a, b)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -259,7 +295,7 @@ def test_very_few_steps_work(sampler, steps):
     assert x.isfinite().all()
 
 
-# --- promises of `sample` ------------------------------------------------------------------------------------------------
+# --- promises of `sample` -------------------------------------------------------------------------
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("shape", [(3,), (3, 2), (3, 1, 4, 4), (3, 2, 2, 2, 2), (0, 2)])
@@ -289,11 +325,12 @@ def test_the_model_runs_in_inference_mode_and_the_result_is_a_plain_tensor(sampl
         return tame(x, t)
     x = GaussianDiffusion(SHORT).sample(model, (4, 2), sampler, progress=False)
     assert all(modes) and not x.is_inference() and not torch.is_inference_mode_enabled()
-    x.requires_grad_().pow(2).sum().backward()                                                  # autograd takes it
+    x.requires_grad_().pow(2).sum().backward()                                   # autograd takes it
 
 
 def test_inference_mode_is_off_while_the_caller_looks_at_a_state():
-    for _ in GaussianDiffusion(SHORT).trajectory(tame, (2, 2)): assert not torch.is_inference_mode_enabled()
+    for _ in GaussianDiffusion(SHORT).trajectory(tame, (2, 2)):
+        assert not torch.is_inference_mode_enabled()
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -313,20 +350,26 @@ def test_autocast_reaches_the_model_and_not_the_state(sampler):
     assert (x - exact).abs().max() < 0.3
 
 
-@pytest.mark.parametrize("dtype,state", [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)])
+@pytest.mark.parametrize("dtype,state", [
+    (torch.bfloat16, torch.float32), (torch.float32, torch.float32),
+    (torch.float64, torch.float64)])
 def test_the_state_is_never_in_half_precision(dtype, state):
-    x = GaussianDiffusion(SHORT).sample(tame, (2, 2), progress=False, noise=draw(2, 2, dtype=torch.float32).to(dtype))
+    noise = draw(2, 2, dtype=torch.float32).to(dtype)
+    x = GaussianDiffusion(SHORT).sample(tame, (2, 2), progress=False, noise=noise)
     assert x.dtype == state
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_memory_does_not_grow_with_the_number_of_steps(sampler):
-    "Live tensors as large as the batch, counted after each step: as many after 5 steps as after 200."
+    "Live tensors as large as the batch, after each step: as many after 5 steps as after 200."
     def live(steps):
         counts = []
         def count(state):
-            if state.t in (1, 2): counts.append(sum(type(o) is torch.Tensor and o.numel() == 1237 for o in gc.get_objects()))
-        GaussianDiffusion(PAPER).sample(lambda x, t: 0.3 * x, (1237,), sampler, steps, gen(0), False, callback=count)
+            if state.t not in (1, 2): return
+            tensors = (o for o in gc.get_objects() if type(o) is torch.Tensor)
+            counts.append(sum(o.numel() == 1237 for o in tensors))
+        model, d = lambda x, t: 0.3 * x, GaussianDiffusion(PAPER)
+        d.sample(model, (1237,), sampler, steps, gen(0), False, callback=count)
         return max(counts)
     assert live(5) == live(200) > 0
 
@@ -335,10 +378,12 @@ def test_memory_does_not_grow_with_the_number_of_steps(sampler):
 def test_callback_sees_each_state_once_in_order(sampler):
     d, states = GaussianDiffusion(SHORT), []
     x = d.sample(tame, (2, 2), sampler, 10, gen(0), False, callback=states.append)
-    assert [s.t for s in states] == list(range(9, -1, -1)) and all(isinstance(s, State) for s in states)
+    assert [s.t for s in states] == list(range(9, -1, -1))
+    assert all(isinstance(s, State) for s in states)
     assert torch.equal(states[-1].x, x)
     again = list(d.trajectory(tame, (2, 2), sampler, 10, gen(0)))
-    assert all(torch.equal(a.x, b.x) and torch.equal(a.x0, b.x0) for a, b in zip(states, again, strict=True))
+    for a, b in zip(states, again, strict=True):
+        assert torch.equal(a.x, b.x) and torch.equal(a.x0, b.x0)
 
 
 def test_a_trajectory_can_be_left_early():
@@ -360,11 +405,12 @@ def test_sampling_can_begin_at_any_index():
     "Start from a half-noised state: only the steps below it are undone."
     seen = []
     d = GaussianDiffusion(SHORT)
-    d.sample(lambda x, t: seen.append(t[0].item()) or x, (2, 2), progress=False, noise=draw(2, 2), start=4)
+    model = lambda x, t: seen.append(t[0].item()) or x
+    d.sample(model, (2, 2), progress=False, noise=draw(2, 2), start=4)
     assert seen == [4, 3, 2, 1, 0]
 
 
-# --- encoding and interpolation ------------------------------------------------------------------------------------------
+# --- encoding and interpolation -------------------------------------------------------------------
 
 def test_interpolation_at_its_ends_decodes_that_end():
     "Figure 8: weight 0 is the encoding of a, decoded."
@@ -376,7 +422,7 @@ def test_interpolation_at_its_ends_decodes_that_end():
     for weight, code in ((0.0, code_a), (1.0, code_b)):
         g.set_state(state)
         want = d.sample(tame, a.shape, generator=g, progress=False, noise=code, start=9)
-        torch.testing.assert_close(d.interpolate(tame, a, b, weight, 9, gen(4), progress=False), want)
+        close(d.interpolate(tame, a, b, weight, 9, gen(4), progress=False), want)
 
 
 def test_interpolation_without_noise_level_keeps_both_ends_and_from_pure_noise_forgets_them():
@@ -389,17 +435,20 @@ def test_interpolation_without_noise_level_keeps_both_ends_and_from_pure_noise_f
     assert abs((far > 0).float().mean() - 0.5) < 5 * 0.5 / 20
 
 
-# --- devices -------------------------------------------------------------------------------------------------------------
+# --- devices --------------------------------------------------------------------------------------
 
 class NoStrangers(TorchDispatchMode):
-    "Fails when an operation makes a CPU tensor out of nothing, or mixes one with tensors of the meta device."
+    "Fails when an operation makes a CPU tensor out of nothing, or mixes one with meta tensors."
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        tensors = lambda tree: [x for x in torch.utils._pytree.tree_leaves(tree) if isinstance(x, torch.Tensor)]
+        leaves = torch.utils._pytree.tree_leaves
+        tensors = lambda tree: [x for x in leaves(tree) if isinstance(x, torch.Tensor)]
         out = func(*args, **(kwargs or {}))
         ins = tensors((args, kwargs))
         kinds = {x.device.type for x in ins if x.ndim or x.device.type == "meta"}
-        if len(kinds) > 1 and func is not torch.ops.aten.copy_.default: raise RuntimeError(f"{func} mixes {kinds}")
-        if not ins and any(x.device.type == "cpu" for x in tensors(out)): raise RuntimeError(f"{func} makes a CPU tensor")
+        if len(kinds) > 1 and func is not torch.ops.aten.copy_.default:
+            raise RuntimeError(f"{func} mixes {kinds}")
+        if not ins and any(x.device.type == "cpu" for x in tensors(out)):
+            raise RuntimeError(f"{func} makes a CPU tensor")
         return out
 
 
@@ -418,14 +467,16 @@ def test_nothing_is_created_on_the_wrong_device_and_no_value_is_read_back(sample
 def test_interpolation_stays_on_its_device():
     d = GaussianDiffusion(SHORT).to("meta")
     a = torch.empty(4, 3, device="meta")
-    with NoStrangers(): assert d.interpolate(tame, a, a, 0.5, 9, progress=False).device.type == "meta"
+    with NoStrangers(): mixed = d.interpolate(tame, a, a, 0.5, 9, progress=False)
+    assert mixed.device.type == "meta"
 
 
 def test_a_cpu_generator_serves_another_device():
-    assert GaussianDiffusion(SHORT).to("meta").sample(tame, (2, 2), generator=gen(0), progress=False).device.type == "meta"
+    d = GaussianDiffusion(SHORT).to("meta")
+    assert d.sample(tame, (2, 2), generator=gen(0), progress=False).device.type == "meta"
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("wrong,match", [
     (dict(sampler="euler"), r"sampler must be one of ddpm, ddim, dpm\+\+, got 'euler'"),
@@ -436,7 +487,8 @@ def test_a_cpu_generator_serves_another_device():
     (dict(start=-1), "start must be a whole number in 0 .. 19, got -1"),
     (dict(start=10, steps=10), "start must be a whole number in 0 .. 9, got 10"),
     (dict(start=1.5), "start must be a whole number in 0 .. 19, got 1.5"),
-    (dict(eta=0.5), "eta must lie in .0, 1., and be 0 with any sampler but ddim, got eta=0.5 with 'ddpm'"),
+    (dict(eta=0.5),
+     "eta must lie in .0, 1., and be 0 with any sampler but ddim, got eta=0.5 with 'ddpm'"),
     (dict(eta=1.5, sampler="ddim"), "eta must lie in"),
     (dict(eta=-0.1, sampler="ddim"), "eta must lie in"),
     (dict(eta=math.nan, sampler="ddim"), "eta must lie in"),
@@ -445,23 +497,23 @@ def test_a_cpu_generator_serves_another_device():
 def test_a_wrong_argument_is_refused_before_anything_runs(wrong, match, capsys):
     d, calls = GaussianDiffusion(SHORT), []
     model = lambda x, t: calls.append(1) or x
-    for call in (d.sample, d.trajectory):                                                       # trajectory too answers at once
-        with pytest.raises(ValueError, match=match): call(model, (4, 2), **wrong)
-    assert not calls and not capsys.readouterr().err                                            # no bar was begun
+    for call in (d.sample, d.trajectory):                           # trajectory too answers at once
+        with refused(match): call(model, (4, 2), **wrong)
+    assert not calls and not capsys.readouterr().err                              # no bar was begun
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_model_that_returns_the_wrong_shape_is_refused(sampler):
     d = GaussianDiffusion(SHORT)
-    with pytest.raises(ValueError, match=r"must return the shape of x_t, \(4, 2\), got \(4, 1\)"):
+    with refused(r"must return the shape of x_t, \(4, 2\), got \(4, 1\)"):
         d.sample(lambda x, t: x[:, :1], (4, 2), sampler, progress=False)
 
 
 def test_interpolation_refuses_what_does_not_fit():
     d, x = GaussianDiffusion(SHORT), draw(3, 2)
-    with pytest.raises(ValueError, match="x0_b must have shape"): d.interpolate(tame, x, x[:2], 0.5, 9)
-    with pytest.raises(ValueError, match=r"weight must lie in \[0, 1\]"): d.interpolate(tame, x, x, 1.5, 9)
-    with pytest.raises(ValueError, match="0 .. 19"): d.interpolate(tame, x, x, 0.5, 20)
+    with refused("x0_b must have shape"): d.interpolate(tame, x, x[:2], 0.5, 9)
+    with refused(r"weight must lie in \[0, 1\]"): d.interpolate(tame, x, x, 1.5, 9)
+    with refused("0 .. 19"): d.interpolate(tame, x, x, 0.5, 20)
 
 
 def test_a_sampler_is_a_function_that_anyone_can_add(monkeypatch):
@@ -469,6 +521,46 @@ def test_a_sampler_is_a_function_that_anyone_can_add(monkeypatch):
     def still(d, model, x, start, clip, generator):
         yield State(0, x, x)
     monkeypatch.setitem(SAMPLERS, "still", still)
-    assert torch.equal(GaussianDiffusion(SHORT).sample(tame, (2, 2), "still", generator=gen(0), progress=False),
+    x = GaussianDiffusion(SHORT).sample(tame, (2, 2), "still", generator=gen(0), progress=False)
+    assert torch.equal(x,
                        torch.randn(2, 2, generator=gen(0)))
-    assert isinstance(GaussianDiffusion(SHORT).trajectory(tame, (2, 2), "still"), types.GeneratorType)
+    states = GaussianDiffusion(SHORT).trajectory(tame, (2, 2), "still")
+    assert isinstance(states, types.GeneratorType)
+
+
+def test_options_of_a_samplers_own_are_found_by_its_signature(monkeypatch):
+    "What follows the six arguments of all is handed on; what is not there is refused at once."
+    seen = []
+    def mine(d, model, x, start, clip, generator, order=2, eta=0.0):
+        seen.append((order, eta))
+        yield State(0, x, x)
+    monkeypatch.setitem(SAMPLERS, "mine", mine)
+    d = GaussianDiffusion(SHORT)
+    d.sample(tame, (2, 2), "mine", progress=False)
+    d.sample(tame, (2, 2), "mine", progress=False, order=3, eta=0.5)
+    assert seen == [(2, 0.0), (3, 0.5)]
+    for sampler, has in (("ddpm", "none"), ("ddim", "eta"), ("mine", "order, eta")):
+        with refused(f"sampler '{sampler}' has no option 'churn', it has {has}"):
+            d.trajectory(tame, (2, 2), sampler, churn=1)
+    with refused("eta must lie in .0, 1., and be 0 with any sampler but ddim, mine, got eta=0.5"):
+        d.trajectory(tame, (2, 2), "dpm++", eta=0.5)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_eta_0_suits_every_sampler(sampler):
+    d = GaussianDiffusion(SHORT)
+    a, b = (d.sample(tame, (2, 2), sampler, 5, gen(0), False, **o) for o in ({}, dict(eta=0.0)))
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("weight", [0.25, 0.5, 0.9])
+def test_interpolation_decodes_the_weighted_mean_of_the_latents(weight):
+    "Figure 8: (1 - weight) a + weight b, between its ends too."
+    d, a, b, g = GaussianDiffusion(SHORT), draw(3, 2), draw(3, 2, seed=1), gen(4)
+    def encode(x):
+        noise = torch.randn(3, 2, generator=g, dtype=torch.float64)
+        return d.q_sample(x, torch.full((3,), 9), noise)
+    code_a, code_b = encode(a), encode(b)
+    mixed = (1 - weight) * code_a + weight * code_b
+    want = d.sample(tame, a.shape, generator=g, progress=False, noise=mixed, start=9)
+    close(d.interpolate(tame, a, b, weight, 9, gen(4), progress=False), want)
