@@ -52,9 +52,10 @@ class _Choices:
         "What the height and width of an image must be a multiple of."
         return 2 ** (len(self.channel_multipliers) - 1)
 
-# %% ../nbs/06_unet.ipynb #fb4529e4
+# %% ../nbs/06_unet.ipynb #b63fed4d
 def _whole_numbers(name: str, values: object) -> tuple[int, ...]:
-    if not isinstance(values, (tuple, list)) or not all(isinstance(v, int) and v > 0 for v in values):
+    listed = isinstance(values, (tuple, list))
+    if not listed or not all(isinstance(v, int) and v > 0 for v in values):
         raise ValueError(f"{name} must be a sequence of whole numbers above 0, got {values!r}")
     return tuple(values)
 
@@ -65,7 +66,8 @@ def _check_numbers(c: _Choices) -> None:
         value = getattr(c, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number above 0, got {value!r}")
-    if not c.channel_multipliers: raise ValueError("channel_multipliers must name at least one level")
+    if not c.channel_multipliers:
+        raise ValueError("channel_multipliers must name at least one level")
     if c.base_channels < 4 or c.base_channels % 2:
         raise ValueError(f"base_channels must be even and at least 4, got {c.base_channels}")
     if isinstance(c.dropout, str) or not 0 <= c.dropout < 1:
@@ -307,13 +309,14 @@ class UNet(nn.Module):
             else: h = part(h)
         return self.conv_out(F.silu(self.norm_out(h)))
 
-# %% ../nbs/06_unet.ipynb #883945da
+# %% ../nbs/06_unet.ipynb #510dd0eb
 def _check_input(config: UNetConfig, x: Tensor, t: Tensor) -> None:
     c, s, got = config.in_channels, config.stride, tuple(x.shape)
     if not x.is_floating_point():
         raise ValueError(f"x must be floating point, scaled to [-1, 1], got {x.dtype}")
     if x.ndim != 4 or x.shape[1] != c: raise ValueError(f"x must be (B, {c}, H, W), got {got}")
     if x.shape[2] % s or x.shape[3] % s:
-        raise ValueError(f"the height and width of x must be multiples of {s}, got {got[2]} x {got[3]}")
+        raise ValueError("the height and width of x must be multiples of "
+                         f"{s}, got {got[2]} x {got[3]}")
     if t.ndim != 1 or t.shape[0] != x.shape[0]:
         raise ValueError(f"t must be ({x.shape[0]},), one timestep per image, got {tuple(t.shape)}")

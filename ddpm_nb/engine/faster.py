@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['compiled']
 
-# %% ../../nbs/engine/faster.ipynb #1ab1b83a
+# %% ../../nbs/engine/faster.ipynb #53d371e9
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -18,14 +18,14 @@ from torch.utils.checkpoint import checkpoint
 
 from ..unet import ResidualBlock, UNet, Upsample
 
-# %% ../../nbs/engine/faster.ipynb #20fdbc0a
+# %% ../../nbs/engine/faster.ipynb #e22d48aa
 @cache
 def _group_average(channels: int, groups: int) -> Tensor:   # (channels, channels), float32, CPU
     "The matrix that puts the mean of its group in the place of each channel."
     size = channels // groups
     return torch.block_diag(*[torch.full((size, size), 1 / size, device="cpu")] * groups)
 
-# %% ../../nbs/engine/faster.ipynb #752a9f03
+# %% ../../nbs/engine/faster.ipynb #fb23027e
 class _GroupNorm(nn.GroupNorm):
     "Group normalisation as its formula, for the compiler to join with what stands around it."
     def prepare(self) -> None: self.average = _group_average(self.num_channels, self.num_groups)
@@ -44,12 +44,12 @@ class _GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor: return _recomputed(self.formula, x)
 
-# %% ../../nbs/engine/faster.ipynb #eba6ceeb
+# %% ../../nbs/engine/faster.ipynb #9d7c6720
 def _recomputed(f: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     "f(*inputs), of which nothing inside is kept for the way back: there, f runs again."
     return checkpoint(f, *inputs, use_reentrant=False, preserve_rng_state=False)
 
-# %% ../../nbs/engine/faster.ipynb #accb2d10
+# %% ../../nbs/engine/faster.ipynb #71c8d1c2
 def _seed() -> Tensor:   # (2,), int32
     "The seed of a mask, from PyTorch's generator."
     # A sum, or the compiler joins the drawing to what follows and draws again for every number.
@@ -69,7 +69,7 @@ def _hash_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
     keep = (bits ^ (bits >> 16 & 0xFFFF)) >= round(2**32 * p) - 2**31
     return torch.where(keep, x / (1 - p), 0)
 
-# %% ../../nbs/engine/faster.ipynb #3a4e5a73
+# %% ../../nbs/engine/faster.ipynb #969b04c6
 class _ResidualBlock(ResidualBlock):
     "The residual block, its norms, swishes and dropout recomputed on the way back."
     norm1: _GroupNorm
@@ -86,7 +86,7 @@ class _ResidualBlock(ResidualBlock):
         h = self.conv2(_recomputed(lambda h: self.second(h, seed), h))
         return self.shortcut(x) + h
 
-# %% ../../nbs/engine/faster.ipynb #9ce02f55
+# %% ../../nbs/engine/faster.ipynb #403aae5d
 class _Upsample(Upsample):
     "Each pixel four times, then a convolution: both in one."
     def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class _Upsample(Upsample):
         w = F.pad(w, (0, 1)) + F.pad(w, (1, 0))               # and of its column
         return F.conv_transpose2d(x, w, self.conv.bias, stride=2, padding=1)
 
-# %% ../../nbs/engine/faster.ipynb #9153bafe
+# %% ../../nbs/engine/faster.ipynb #62641183
 _FORMS: dict[str, dict[type, type]] = {   # device -> plain layer -> its faster form
     "cpu": {nn.GroupNorm: _GroupNorm, ResidualBlock: _ResidualBlock, Upsample: _Upsample}}
 
@@ -112,7 +112,7 @@ def _in_forms(module: nn.Module, forms: dict[type, type]) -> nn.Module:
     if isinstance(twin, _GroupNorm): twin.prepare()
     return twin
 
-# %% ../../nbs/engine/faster.ipynb #ecefdce9
+# %% ../../nbs/engine/faster.ipynb #d06769be
 class _Compiled(nn.Module):
     "A network, and its form compiled: one set of weights, one train or eval mode, the network's."
     def __init__(self, net: nn.Module, options: dict[str, Any]):
@@ -121,7 +121,7 @@ class _Compiled(nn.Module):
         form = _in_forms(net, _FORMS.get(device, {}))
         chosen = device != "cuda" or "mode" in options or "options" in options
         graphs = {} if chosen else {"mode": "reduce-overhead"}
-        self._orig_mod, self.options = net, options        # the name that torch.compile uses
+        self._orig_mod, self._options = net, options       # the name that torch.compile uses
         self._layers = list(zip(form.modules(), net.modules()))
         self._runs = {True: torch.compile(form, **options),
                       False: torch.compile(form, **graphs | options)}
@@ -134,9 +134,15 @@ class _Compiled(nn.Module):
         # The next replay of a CUDA graph writes where this one did.
         return out if gradients or not out.is_cuda else out.clone()
 
-    def __reduce__(self) -> tuple: return partial(compiled, **self.options), (self._orig_mod,)
+    @property
+    def training(self) -> bool: return self._orig_mod.training
 
-# %% ../../nbs/engine/faster.ipynb #9f415d9f
+    @training.setter
+    def training(self, mode: bool) -> None: pass            # `train` sets the network's
+
+    def __reduce__(self) -> tuple: return partial(compiled, **self._options), (self._orig_mod,)
+
+# %% ../../nbs/engine/faster.ipynb #f77dca31
 def compiled(net: nn.Module,    # stays as it is; a `UNet` gets the forms of its device
              **options: Any,    # of torch.compile
             ) -> nn.Module:     # called as `net` is
