@@ -456,7 +456,7 @@ def _checked_weights(path: Path, state: Any, expected: dict[str, Tensor]) -> dic
         if not value.isfinite().all(): raise ValueError(f"{where} is not finite")
     return {k: v.float() for k, v in state.items()}
 
-# %% ../../nbs/engine/pretrained.ipynb #a6913e3a
+# %% ../../nbs/engine/pretrained.ipynb #50e65384
 def export_onnx(net: UNet,         # as it is in eval mode
                 path: str | Path,  # of the file, `.onnx`; its folder is made, an old file replaced
                 dtype: torch.dtype = torch.float32,  # of weights and arithmetic; or float16
@@ -469,10 +469,12 @@ def export_onnx(net: UNet,         # as it is in eval mode
     net, c = copy.deepcopy(net).to("cpu", dtype).eval(), net.config
     x = torch.zeros(2, c.in_channels, c.image_size, c.image_size, dtype=dtype)
     batch = torch.export.Dim("batch")
-    program = torch.onnx.export(
-        net, (x, torch.zeros(2, dtype=torch.long)), dynamo=True, verbose=False,
-        input_names=["x", "t"], output_names=["out"],
-        dynamic_shapes={"x": {0: batch}, "t": {0: batch}})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                            # about names of axes
+        program = torch.onnx.export(
+            net, (x, torch.zeros(2, dtype=torch.long)), dynamo=True, verbose=False,
+            input_names=["x", "t"], output_names=["out"],
+            dynamic_shapes={"x": {0: batch}, "t": {0: batch}})
     for node in program.model.graph: node.metadata_props.clear()   # where it came from, with paths
     with replacing(path) as part: program.save(part, external_data=False)
     return path
