@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['compiled']
 
-# %% ../../nbs/engine/faster.ipynb #53d371e9
+# %% ../../nbs/engine/faster.ipynb #585ef6a9
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +18,14 @@ from torch.utils.checkpoint import checkpoint
 
 from ..unet import ResidualBlock, UNet, Upsample
 
-# %% ../../nbs/engine/faster.ipynb #5b583b99
+# %% ../../nbs/engine/faster.ipynb #4188cc84
 @cache
 def _group_sum(channels: int, groups: int) -> Tensor:   # (channels, channels), float32, CPU
     "The matrix that puts the sum of its group in the place of each channel."
     size = channels // groups
     return torch.block_diag(*[torch.ones(size, size, device="cpu")] * groups)
 
-# %% ../../nbs/engine/faster.ipynb #dce2ffeb
+# %% ../../nbs/engine/faster.ipynb #d3ac07ed
 class _GroupNorm(nn.GroupNorm):
     "Group normalisation as its formula, for a compiler to join with what stands around it."
     def prepare(self) -> None: self.group_sum = _group_sum(self.num_channels, self.num_groups)
@@ -42,14 +42,14 @@ class _GroupNorm(nn.GroupNorm):
             shift = bias - mean * scale
             return (h * scale[:, :, None, None] + shift[:, :, None, None]).to(x.dtype)
 
-    def forward(self, x: Tensor) -> Tensor: return _recomputed(self.formula, x)
+    def forward(self, input: Tensor) -> Tensor: return _recomputed(self.formula, input)
 
-# %% ../../nbs/engine/faster.ipynb #0010bd79
+# %% ../../nbs/engine/faster.ipynb #25004ad3
 def _recomputed(f: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     "f(*inputs), of which nothing inside is kept for the way back: there, f runs again."
     return checkpoint(f, *inputs, use_reentrant=False, preserve_rng_state=False)
 
-# %% ../../nbs/engine/faster.ipynb #0212b458
+# %% ../../nbs/engine/faster.ipynb #aa085a5b
 def _seed() -> Tensor:   # (2,), int32
     "The seed of a mask, from PyTorch's generator."
     # A sum, or the compiler joins the drawing to what follows and draws again for every number.
@@ -72,7 +72,7 @@ def _hash_dropout(x: Tensor,      # (B, C, H, W)
     keep = (bits ^ (bits >> 16 & 0xFFFF)) >= round(2**32 * p) - 2**31
     return torch.where(keep, x / (1 - p), 0)
 
-# %% ../../nbs/engine/faster.ipynb #12a0ea7c
+# %% ../../nbs/engine/faster.ipynb #64c3e86c
 class _ResidualBlock(ResidualBlock):
     "The residual block; its norms, swishes and dropout are computed again on the way back."
     norm1: _GroupNorm
@@ -89,7 +89,7 @@ class _ResidualBlock(ResidualBlock):
         h = F.silu(self.norm2.formula(h))
         return h if seed is None else _hash_dropout(h, self.dropout.p, seed)
 
-# %% ../../nbs/engine/faster.ipynb #2503bc9e
+# %% ../../nbs/engine/faster.ipynb #16f45aa1
 class _Upsample(Upsample):
     "Each pixel four times, then a convolution: both in one."
     def forward(self, x: Tensor) -> Tensor:
@@ -98,15 +98,16 @@ class _Upsample(Upsample):
         w = F.pad(w, (0, 1)) + F.pad(w, (1, 0))              # and of its column
         return F.conv_transpose2d(x, w, self.conv.bias, stride=2, padding=1)
 
-# %% ../../nbs/engine/faster.ipynb #595844ef
-_FORMS: dict[str, dict[type, type]] = {   # device -> plain layer -> its form there
+# %% ../../nbs/engine/faster.ipynb #dd6b1d79
+_Forms = dict[type[nn.Module], type[nn.Module]]   # plain layer -> its form
+_FORMS: dict[str, _Forms] = {                     # by device
     "cpu": {nn.GroupNorm: _GroupNorm, ResidualBlock: _ResidualBlock, Upsample: _Upsample}}
 
 
-def _in_forms(layer: nn.Module, forms: dict[type, type]) -> nn.Module:
+def _in_forms(layer: nn.Module, forms: _Forms) -> nn.Module:
     "The same tree of layers, some with other code, around the very same parameters."
     kind = forms.get(type(layer), type(layer))
-    twin = kind.__new__(kind)
+    twin = object.__new__(kind)
     nn.Module.__init__(twin)               # a layer with nothing in it, and without hooks
     own = {k: v for k, v in vars(layer).items() if k not in vars(twin)}
     vars(twin).update(own, _parameters=layer._parameters, _buffers=layer._buffers)
@@ -115,7 +116,7 @@ def _in_forms(layer: nn.Module, forms: dict[type, type]) -> nn.Module:
     if isinstance(twin, _GroupNorm): twin.prepare()
     return twin
 
-# %% ../../nbs/engine/faster.ipynb #b21dc827
+# %% ../../nbs/engine/faster.ipynb #8ee67cbc
 class _Compiled(nn.Module):
     "A network and its form, compiled: one set of weights, one mode, the network's."
     def __init__(self, net: nn.Module, options: dict[str, Any]):
@@ -123,7 +124,7 @@ class _Compiled(nn.Module):
         device = next(net.parameters()).device.type
         form = _in_forms(net, _FORMS.get(device, {}))
         chosen = device != "cuda" or "mode" in options or "options" in options
-        graphs = {} if chosen else {"mode": "reduce-overhead"}
+        graphs: dict[str, Any] = {} if chosen else {"mode": "reduce-overhead"}
         self._orig_mod, self._options = net, options       # the name that torch.compile uses
         self._layers = list(zip(form.modules(), net.modules()))
         self._runs = {True: torch.compile(form, **options),
@@ -137,17 +138,18 @@ class _Compiled(nn.Module):
         return out.clone() if out.is_cuda and not gradients else out
 
     @property
-    def training(self) -> bool: return self._orig_mod.training   # type: ignore[override]
+    def training(self) -> bool: return self._orig_mod.training   # type: ignore
 
     @training.setter
     def training(self, mode: bool) -> None: pass                 # `train` sets the network's
 
     def __reduce__(self) -> tuple: return partial(compiled, **self._options), (self._orig_mod,)
 
-# %% ../../nbs/engine/faster.ipynb #8f5cfedc
+# %% ../../nbs/engine/faster.ipynb #831e5440
 def compiled(net: nn.Module,    # stays as it is; a `UNet` gets the forms of its device
              **options: Any,    # of torch.compile
             ) -> nn.Module:     # called as `net` is
     "`net` in the form that runs fastest compiled: the same weights, outputs and gradients."
     options = {"fullgraph": True} | options
-    return _Compiled(net, options) if isinstance(net, UNet) else torch.compile(net, **options)
+    if isinstance(net, UNet): return _Compiled(net, options)
+    return cast(nn.Module, torch.compile(net, **options))

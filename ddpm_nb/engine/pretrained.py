@@ -39,7 +39,7 @@ def _stage_names(ours: str, part: Stage, theirs: str, i: int) -> dict[str, str]:
     attention = f"{theirs}.attentions.{i}"
     return names | {f"{ours}.attention.{a}": f"{attention}.{b}" for a, b in _ATTENTION.items()}
 
-# %% ../../nbs/engine/pretrained.ipynb #93ab1a2b
+# %% ../../nbs/engine/pretrained.ipynb #eb8655ba
 def _layer_names(net: UNet,           # its structure alone is read: it may live on the meta device
                 ) -> dict[str, str]:  # our name of each layer -> diffusers' name
     "What `diffusers` calls each layer."
@@ -55,7 +55,7 @@ def _layer_names(net: UNet,           # its structure alone is read: it may live
                 names[f"{ours}.{i}.conv"] = f"{theirs}.{level}.{resample}.0.conv"
                 level, place = level + 1, 0
     for i, part in enumerate(net.middle):
-        names |= _stage_names(f"middle.{i}", part, "mid_block", i)
+        if isinstance(part, Stage): names |= _stage_names(f"middle.{i}", part, "mid_block", i)
     return names
 
 # %% ../../nbs/engine/pretrained.ipynb #af5a37bf
@@ -77,7 +77,7 @@ def to_diffusers(state: dict[str, Tensor],   # weights or gradients under our na
         out.update({f"{theirs.format(letter)}.{kind}": part for letter, part in parts})
     return out
 
-# %% ../../nbs/engine/pretrained.ipynb #1d3a1592
+# %% ../../nbs/engine/pretrained.ipynb #2d9d8802
 def from_diffusers(state: dict[str, Tensor],   # weights under `diffusers`' names, all of them
                    net: UNet,                  # the network they are for; the meta device will do
                   ) -> dict[str, Tensor]:      # the same under our names
@@ -119,7 +119,7 @@ def _unet_to_diffusers(c: UNetConfig) -> dict:
             "up_block_types": [f"{a}UpBlock2D" for a in reversed(attention)],
             **{key: values[0] for key, (values, _) in _FIXED.items()}}
 
-# %% ../../nbs/engine/pretrained.ipynb #afcdca39
+# %% ../../nbs/engine/pretrained.ipynb #1d87caf2
 def _check_keys(values: dict) -> None:
     "Every key known, those that are needed there, and those that the paper fixed at its value."
     if values.get("_class_name") != "UNet2DModel":
@@ -136,7 +136,7 @@ def _check_keys(values: dict) -> None:
     missing = [k for k in _NEEDED if values.get(k) is None]
     if missing: raise ValueError(f"the keys {missing} are missing")
 
-# %% ../../nbs/engine/pretrained.ipynb #1b0eef2a
+# %% ../../nbs/engine/pretrained.ipynb #bad036c1
 def _check_blocks(channels: list, down: list, up: list) -> None:
     "One entry a level in all three; known blocks; attention at the same levels both ways."
     lists = (channels, down, up)
@@ -153,7 +153,7 @@ def _check_blocks(channels: list, down: list, up: list) -> None:
     if not whole or any(c % channels[0] for c in channels):
         raise ValueError(f"block_out_channels must be whole multiples of the first, got {channels}")
 
-# %% ../../nbs/engine/pretrained.ipynb #2548c20d
+# %% ../../nbs/engine/pretrained.ipynb #68324a35
 def _unet_from_diffusers(values: dict) -> UNetConfig:
     "Read such a `config.json`; ValueError for what this network cannot be."
     _check_keys(values)
@@ -192,7 +192,7 @@ def _written_betas(s: NoiseSchedule) -> dict:
                 return dict(beta_schedule=name, beta_start=start, beta_end=end, trained_betas=None)
     return dict(beta_schedule="linear", trained_betas=s.betas.tolist())
 
-# %% ../../nbs/engine/pretrained.ipynb #ee34f7a2
+# %% ../../nbs/engine/pretrained.ipynb #02cf8b08
 def _scheduler_to_diffusers(d: GaussianDiffusion) -> dict:
     "The `scheduler_config.json` of a `DDPMScheduler` with this schedule, prediction and variance."
     s = d.schedule
@@ -206,7 +206,7 @@ def _scheduler_to_diffusers(d: GaussianDiffusion) -> dict:
             "variance_type": _VARIANCE_TYPES[d.variance], "clip_sample": True,
             **({} if (d.loss_type, d.decoder) == usual else ours)}
 
-# %% ../../nbs/engine/pretrained.ipynb #ed86fefc
+# %% ../../nbs/engine/pretrained.ipynb #3c30f4c0
 def _schedule_from_diffusers(values: dict) -> NoiseSchedule:
     T, betas = values.get("num_train_timesteps", 1000), values.get("trained_betas")
     if betas is not None:
@@ -219,7 +219,7 @@ def _schedule_from_diffusers(values: dict) -> NoiseSchedule:
                          f"trained_betas be given, got {name!r}")
     return _BETA_SCHEDULES[name](T, values.get("beta_start", 1e-4), values.get("beta_end", 0.02))
 
-# %% ../../nbs/engine/pretrained.ipynb #0ed0191a
+# %% ../../nbs/engine/pretrained.ipynb #cac545a5
 _SCHEDULER_FIXED = dict(thresholding=(False, None), rescale_betas_zero_snr=(False, None),
                         clip_sample_range=(1.0, None))
 
@@ -276,7 +276,7 @@ def _check_channels(config: UNetConfig, d: GaussianDiffusion) -> None:
         raise ValueError(f"variance {d.variance!r} needs a network with {want} channels out for "
                          f"{config.in_channels} in, this one has {config.out_channels}")
 
-# %% ../../nbs/engine/pretrained.ipynb #71016c15
+# %% ../../nbs/engine/pretrained.ipynb #1e64279f
 def save_pretrained(folder: str | Path,            # made; a model saved there before is replaced
                     net: UNet,                     # its weights
                     diffusion: GaussianDiffusion,  # its schedule, prediction and variance
@@ -333,7 +333,7 @@ def load_pretrained(name: str | Path,              # a folder, a packaged model,
     net.load_state_dict(from_diffusers(state, net), assign=True)
     return net.requires_grad_(True).to(memory_format=torch.channels_last).eval(), diffusion
 
-# %% ../../nbs/engine/pretrained.ipynb #503a4cec
+# %% ../../nbs/engine/pretrained.ipynb #196a9362
 def _find(name: str | Path, revision: str | None, cache_dir: str | Path | None,
           local_files_only: bool) -> Path:
     "The folder on this disk that holds the model, downloaded if need be."
@@ -364,7 +364,7 @@ def _download(name: str, revision: str | None, cache_dir: str | Path | None,
         if reason is None: raise
     raise OSError(f"cannot fetch {name!r}: {reason} (nor is there a folder of that name)")
 
-# %% ../../nbs/engine/pretrained.ipynb #e9c3f85e
+# %% ../../nbs/engine/pretrained.ipynb #4b6a9d45
 def _why(e: Exception, revision: str | None, local_files_only: bool) -> str | None:
     "What the hub's error means, in words; None for one that speaks for itself."
     from huggingface_hub import errors
@@ -382,7 +382,7 @@ def _why(e: Exception, revision: str | None, local_files_only: bool) -> str | No
     if isinstance(e, ValueError): return None
     return getattr(e, "strerror", None) or f"{type(e).__name__}: {e}"   # a full disk, say
 
-# %% ../../nbs/engine/pretrained.ipynb #ebe51373
+# %% ../../nbs/engine/pretrained.ipynb #6abd09f5
 _Read = TypeVar("_Read")
 
 
@@ -404,7 +404,7 @@ def _translate(path: Path, read: Callable[[dict], _Read]) -> _Read:
     try: return read(values)
     except (ValueError, TypeError) as e: raise ValueError(f"{path}: {e}") from None
 
-# %% ../../nbs/engine/pretrained.ipynb #1f96d589
+# %% ../../nbs/engine/pretrained.ipynb #166bb627
 def _read_pickle(path: Path) -> Any:
     "A `.bin` file, if it holds tensors and nothing else."
     if torch.__version__ < (2, 6):   # before, weights_only=True could be got round (CVE-2025-32434)
@@ -429,7 +429,7 @@ def _read_state(folder: Path) -> tuple[Path, Any]:
     try: return path, load_file(path)
     except SafetensorError as e: raise ValueError(f"{path} is damaged or cut short: {e}") from None
 
-# %% ../../nbs/engine/pretrained.ipynb #135a7c2b
+# %% ../../nbs/engine/pretrained.ipynb #62bf8b65
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v",   # before diffusers 0.15
               "proj_attn": "to_out.0"}
 
@@ -456,7 +456,7 @@ def _checked_weights(path: Path, state: Any, expected: dict[str, Tensor]) -> dic
         if not value.isfinite().all(): raise ValueError(f"{where} is not finite")
     return {k: v.float() for k, v in state.items()}
 
-# %% ../../nbs/engine/pretrained.ipynb #73c3e6c6
+# %% ../../nbs/engine/pretrained.ipynb #20732af3
 def export_onnx(net: UNet,         # as it is in eval mode
                 path: str | Path,  # of the file, `.onnx`; its folder is made, an old file replaced
                 dtype: torch.dtype = torch.float32,  # of weights and arithmetic; or float16
@@ -475,6 +475,7 @@ def export_onnx(net: UNet,         # as it is in eval mode
             net, (x, torch.zeros(2, dtype=torch.long)), dynamo=True, verbose=False,
             input_names=["x", "t"], output_names=["out"],
             dynamic_shapes={"x": {0: batch}, "t": {0: batch}})
+    assert program is not None                                     # as it would be from TorchScript
     for node in program.model.graph: node.metadata_props.clear()   # where it came from, with paths
     with replacing(path) as part: program.save(part, external_data=False)
     return path
