@@ -173,10 +173,10 @@ def peak_bytes(step, device):
 
 def fast(name, net, device, frozen=False):
     "Compiled, one graph; `frozen` folds the weights into it, for sampling."
-    options = {"options": {"freezing": True}} if frozen else {}
+    options = {"fullgraph": True} | ({"options": {"freezing": True}} if frozen else {})
     if name == "ours": return compiled(net, **options)
-    if device.type == "cuda": options = {"mode": "reduce-overhead"}
-    return torch.compile(net, fullgraph=True, **options)
+    if device.type == "cuda": options["mode"] = "reduce-overhead"
+    return torch.compile(net, **options)
 
 
 def no_grad_call(call, x, t):

@@ -166,13 +166,15 @@ def test_the_compiled_way_back_uses_the_mask_of_the_way_there(backend):
     grad, = torch.autograd.grad(f(x), x)
     slope = (f(x + 1e-5 * along) - f(x - 1e-5 * along)) / 2e-5
     assert slope.item() == pytest.approx((grad * along).sum().item(), rel=1e-6)
-    assert f(x) != f(x, net.eval()) and f(x) == f(x, net)       # dropped before; in eval mode not
+    dropped, plain = f(x).item(), f(x, net.eval()).item()
+    assert dropped != pytest.approx(plain, rel=1e-3)            # some numbers were dropped
+    assert f(x).item() == pytest.approx(plain, rel=1e-12)       # and in eval mode none
 
 
 def test_one_graph_serves_every_timestep_and_the_last_smaller_batch():
     from torch._dynamo.testing import CompileCounter
     counter = CompileCounter()
-    net = compiled(UNet(TINY).eval(), backend=counter)
+    net = compiled(UNet(TINY).eval(), backend=counter, fullgraph=True)
     for batch, t in ((8, 3), (8, 700), (5, 1), (3, 999), (8, 0)):
         x, t = torch.randn(batch, 2, 8, 8), torch.full((batch,), t)
         for o in (x, t): torch._dynamo.mark_dynamic(o, 0)

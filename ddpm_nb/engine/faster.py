@@ -116,7 +116,7 @@ def _in_forms(layer: nn.Module, forms: _Forms) -> nn.Module:
     if isinstance(twin, _GroupNorm): twin.prepare()
     return twin
 
-# %% ../../nbs/engine/faster.ipynb #8ee67cbc
+# %% ../../nbs/engine/faster.ipynb #be8424e6
 class _Compiled(nn.Module):
     "A network and its form, compiled: one set of weights, one mode, the network's."
     def __init__(self, net: nn.Module, options: dict[str, Any]):
@@ -126,7 +126,7 @@ class _Compiled(nn.Module):
         chosen = device != "cuda" or "mode" in options or "options" in options
         graphs: dict[str, Any] = {} if chosen else {"mode": "reduce-overhead"}
         self._orig_mod, self._options = net, options       # the name that torch.compile uses
-        self._layers = list(zip(form.modules(), net.modules()))
+        self._layers = list(zip(form.modules(), net.modules(), strict=True))
         self._runs = {True: torch.compile(form, **options),
                       False: torch.compile(form, **graphs | options)}
 
@@ -145,11 +145,10 @@ class _Compiled(nn.Module):
 
     def __reduce__(self) -> tuple: return partial(compiled, **self._options), (self._orig_mod,)
 
-# %% ../../nbs/engine/faster.ipynb #831e5440
+# %% ../../nbs/engine/faster.ipynb #c29b5fb5
 def compiled(net: nn.Module,    # stays as it is; a `UNet` gets the forms of its device
              **options: Any,    # of torch.compile
             ) -> nn.Module:     # called as `net` is
     "`net` in the form that runs fastest compiled: the same weights, outputs and gradients."
-    options = {"fullgraph": True} | options
     if isinstance(net, UNet): return _Compiled(net, options)
     return cast(nn.Module, torch.compile(net, **options))
