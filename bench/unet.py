@@ -1,30 +1,37 @@
 #!/usr/bin/env python
 """Our network beside its peers: the same weights, the same batch, one run, rounds interleaved.
 
-    python bench/unet.py                 # the paper's CIFAR-10 network, everything (about half an hour on two cores, mostly compiling)
-    python bench/unet.py --quick         # a small network, eager only, two rounds: does the script work? (under a minute)
+    python bench/unet.py             # the paper's CIFAR-10 network, everything (half an hour on
+                                     # two cores, mostly compiling)
+    python bench/unet.py --quick     # a small network, eager, two rounds: does the script work?
     python bench/unet.py --modes compiled --precisions bf16 --peers ours,diffusers
 
-Measured: a forward pass, a training step (forward, backward, clipping, fused Adam), 50 steps of DDIM, and the most memory a training
-step holds. "of peak" is the share of the rate of a large matrix product of the same precision, measured in the same rounds.
-`diffusers` runs with our weights. `denoising-diffusion-pytorch` is another architecture, made as wide as it takes to have
-nearly as many parameters, which are printed. Both peers are optional; a missing one is named and left out.
+Measured: a forward pass, a training step (forward, backward, clipping, fused Adam), 50 steps of
+DDIM, and the most memory a training step holds. "of peak" is the share of the rate of a large
+matrix product of the same precision, measured in the same rounds. Eager, ours is the plain network
+of chapter 6; compiled, it is `ddpm_nb.engine.faster.compiled`, the peers are `torch.compile`d as
+they are. `diffusers` runs with our weights. `denoising-diffusion-pytorch` is another architecture,
+made as wide as it takes to have nearly as many parameters, which are printed. Both peers are
+optional; a missing one is named and left out. On a machine that others use, `--clock cpu` with
+OMP_NUM_THREADS=1 counts this process's processor seconds instead.
 """
 import argparse
 import contextlib
-import math
 import os
 import statistics
 import sys
+import tempfile
 import time
 import types
+from functools import partial
 
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")   # large pages for all alike; PyTorch reads it once
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")   # large pages for all alike
 
 import torch
 from torch import nn
 
-from ddpm_nb.engine.pretrained import to_diffusers, unet_to_diffusers
+from ddpm_nb.engine.faster import _FORMS, _in_forms, compiled
+from ddpm_nb.engine.pretrained import save_pretrained
 from ddpm_nb.sampling import GaussianDiffusion
 from ddpm_nb.schedules import NoiseSchedule
 from ddpm_nb.unet import UNet, UNetConfig
@@ -32,7 +39,7 @@ from ddpm_nb.unet import UNet, UNetConfig
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-# The peers ------------------------------------------------------------------------------------------------------------
+# The peers ----------------------------------------------------------------------------------------
 
 class First(nn.Module):
     "diffusers' network with our calling convention."
@@ -51,27 +58,35 @@ def ours(config, weights):
 
 def diffusers(config, weights):
     from diffusers import UNet2DModel
-    net = UNet2DModel(**{k: v for k, v in unet_to_diffusers(config).items() if k != "_class_name"})
-    net.load_state_dict({k: v.contiguous() for k, v in to_diffusers(weights, ours(config, weights)).items()})
+    with tempfile.TemporaryDirectory() as folder:
+        diffusion = GaussianDiffusion(NoiseSchedule.linear())
+        path = save_pretrained(f"{folder}/model", ours(config, weights), diffusion)
+        net = UNet2DModel.from_pretrained(path, subfolder="unet")
     return First(net.to(memory_format=torch.channels_last))
 
 
 def lucidrains(config, weights):
-    "As near as its options come: the same multipliers, and the width whose number of parameters is nearest; the rest is its own."
-    for name in ("torchvision", "torchvision.transforms", "torchvision.utils"):    # imported at its top, not used by the network
+    "The same multipliers, the width with the nearest number of parameters; the rest is its own."
+    # Imported at its top, not used by the network.
+    for name in ("torchvision", "torchvision.transforms", "torchvision.utils"):
         sys.modules.setdefault(name, types.ModuleType(name))
     sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]
     sys.modules["torchvision"].utils = sys.modules["torchvision.utils"]
     from denoising_diffusion_pytorch.denoising_diffusion_pytorch import Unet
 
     def make(width):
-        return Unet(width, dim_mults=config.channel_multipliers, channels=config.in_channels, dropout=config.dropout)
+        return Unet(width, dim_mults=config.channel_multipliers, channels=config.in_channels,
+                    dropout=config.dropout)
 
     def away(width):
-        with torch.device("meta"): return abs(sum(p.numel() for p in make(width).parameters()) - wanted)
+        with torch.device("meta"): return abs(size(make(width)) - wanted)
 
     wanted = sum(w.numel() for w in weights.values())
-    return make(min(range(8, 2 * config.base_channels, 8), key=away)).to(memory_format=torch.channels_last)
+    net = make(min(range(8, 2 * config.base_channels, 8), key=away))
+    return net.to(memory_format=torch.channels_last)
+
+
+def size(net): return sum(p.numel() for p in net.parameters())
 
 
 PEERS = {"ours": ours, "diffusers": diffusers, "lucidrains": lucidrains}
@@ -86,14 +101,15 @@ def build(names, config, device):
     return nets
 
 
-# The work -------------------------------------------------------------------------------------------------------------
+# The work -----------------------------------------------------------------------------------------
 
 def synchronise(device):
     if device.type == "cuda": torch.cuda.synchronize()
 
 
 def autocast(device, precision):
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    if precision == "bf16": return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
 
 
 def forward_pass(net, x, t, precision):
@@ -113,7 +129,8 @@ def training_step(net, call, optimizer, x, t, target, precision):
 def ddim(net, call, diffusion, shape, steps, precision):
     net.eval()
     with autocast(diffusion.device, precision):
-        return diffusion.sample(call, shape, "ddim", steps=steps, generator=torch.Generator().manual_seed(0), progress=False)
+        return diffusion.sample(call, shape, "ddim", steps=steps, progress=False,
+                                generator=torch.Generator().manual_seed(0))
 
 
 def matmul_rate(precision, device, n):
@@ -132,7 +149,8 @@ def operations(net, x, t):
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
     # as plain matrix products, since the counter does not know the fused attention of a CPU
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad(): net.eval()(x[:1], t[:1])
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter, torch.no_grad(): net.eval()(x[:1], t[:1])
     return counter.get_total_flops()
 
 
@@ -143,7 +161,8 @@ def peak_bytes(step, device):
         before = torch.cuda.memory_allocated()
         step()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as prof: step()
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as prof: step()
     events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
     now = most = 0
     for e in sorted(events, key=lambda e: e.start_ns()):
@@ -152,34 +171,69 @@ def peak_bytes(step, device):
     return most
 
 
-def compiled(net, device, frozen=False):
-    "One graph; `frozen` folds the weights into it, for sampling."
-    options = {"mode": "reduce-overhead"} if device.type == "cuda" else {"options": {"freezing": True}} if frozen else {}
-    return torch.compile(net, fullgraph=True, **options)
+def fast(name, net, device, frozen=False):
+    "Compiled, one graph; `frozen` folds the weights into it, for sampling."
+    options = {"fullgraph": True} | ({"options": {"freezing": True}} if frozen else {})
+    if name == "ours": return compiled(net, **options)
+    if device.type == "cuda": options["mode"] = "reduce-overhead"
+    return torch.compile(net, **options)
 
 
-# The table ------------------------------------------------------------------------------------------------------------
+def no_grad_call(call, x, t):
+    with torch.no_grad(): return call(x, t)
 
-def measure(tasks, warmups, rounds, precision, device, n):
-    "Seconds of each task, and matmul rates: each round runs every task once, so that a slow minute slows all."
+
+# The table ----------------------------------------------------------------------------------------
+
+def measure(tasks, warmups, rounds, rate, device, clock):
+    "Seconds of each task, and the matmul rate; a round runs all, so that a slow minute slows all."
     seconds, rates = {k: [] for k in tasks}, []
     for call in tasks.values():
         for _ in range(warmups): call()                                # compile, fill caches
     for _ in range(rounds):
-        rates.append(matmul_rate(precision, device, n))
+        rates.append(rate())
         for key, call in tasks.items():
             synchronise(device)
-            start = time.perf_counter()
+            start = clock()
             call()
             synchronise(device)
-            seconds[key].append(time.perf_counter() - start)
-    return {k: statistics.median(v) for k, v in seconds.items()}, {k: min(v) for k, v in seconds.items()}, rates
+            seconds[key].append(clock() - start)
+    return seconds, statistics.median(rates)
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+class Table:
+    "Measures and prints, a line for each network."
+    def __init__(self, a, device, flops, n):
+        self.batch, self.rounds, self.device = a.batch, a.rounds, device
+        self.flops, self.n = flops, n
+        self.clock = time.process_time if a.clock == "cpu" else time.perf_counter
+        print(f"\n{'work':8} {'mode':9} {'precision':9} {'network':11} {'images/s':>9} {'best':>7} "
+              f"{'of peak':>8} {'ours is':>9}")
+
+    def lines(self, work, passes, tasks, mode, precision):
+        warmups, rounds = (1, max(1, self.rounds // 3)) if work == "ddim" else (2, self.rounds)
+        rate = lambda: matmul_rate(precision, self.device, self.n)
+        seconds, self.rate = measure(tasks, warmups, rounds, rate, self.device, self.clock)
+        median = {k: statistics.median(v) for k, v in seconds.items()}
+        for k in tasks:
+            ratio = f"{median[k] / median['ours']:.2f}x" if k != "ours" and "ours" in tasks else ""
+            share = self.flops[k, mode] * passes * self.batch / median[k] / self.rate
+            speed = f"{self.batch / median[k]:9.2f} {self.batch / min(seconds[k]):7.2f}"
+            name = f"{work:8} {mode:9} {precision:9} {k:11}"
+            print(f"{name} {speed} {share:8.0%} {ratio:>9}", flush=True)
+
+    def memory(self, tasks, mode, precision):
+        for k, call in tasks.items():
+            mib = peak_bytes(call, self.device) / 2**20
+            print(f"{'memory':8} {mode:9} {precision:9} {k:11} {mib:9.0f} MiB", flush=True)
+
+
+def arguments():
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--quick", action="store_true", help="a small network, eager, two rounds")
-    p.add_argument("--config", choices=["cifar10", "small", "digits"], help="default: cifar10; with --quick: digits")
+    p.add_argument("--config", choices=["cifar10", "small", "digits"],
+                   help="default: cifar10; with --quick: digits")
     p.add_argument("--peers", default=",".join(PEERS))
     p.add_argument("--modes", help="eager, compiled (default: both; with --quick: eager)")
     p.add_argument("--precisions", default="fp32,bf16")
@@ -187,69 +241,67 @@ def main():
     p.add_argument("--batch", type=int, default=8)
     p.add_argument("--rounds", type=int)
     p.add_argument("--steps", type=int, help="of DDIM (default 50; with --quick 5)")
+    p.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     a = p.parse_args()
+    a.rounds, a.steps = a.rounds or (2 if a.quick else 7), a.steps or (5 if a.quick else 50)
+    a.config = a.config or ("digits" if a.quick else "cifar10")
+    a.modes = (a.modes or ("eager" if a.quick else "eager,compiled")).split(",")
+    return a
+
+
+def main():
+    a = arguments()
     device, works = torch.device(a.device), a.works.split(",")
-    config = getattr(UNetConfig, a.config or ("digits" if a.quick else "cifar10"))()
-    modes = (a.modes or ("eager" if a.quick else "eager,compiled")).split(",")
-    rounds, steps, n = a.rounds or (2 if a.quick else 7), a.steps or (5 if a.quick else 50), 512 if a.quick else 2048
+    config, n = getattr(UNetConfig, a.config)(), 512 if a.quick else 2048
     if device.type == "cuda": n *= 4
-
-    size = (a.batch, config.in_channels, config.image_size, config.image_size)
-    x, target = (torch.randn(size, device=device) for _ in range(2))
-    x, t = x.contiguous(memory_format=torch.channels_last), torch.randint(1000, (a.batch,), device=device)
+    shape = (a.batch, config.in_channels, config.image_size, config.image_size)
+    x, target = (torch.randn(shape, device=device) for _ in range(2))
+    x = x.contiguous(memory_format=torch.channels_last)
+    t = torch.randint(1000, (a.batch,), device=device)
     nets = build(a.peers.split(","), config, device)
-    flops = {k: operations(net, x, t) for k, net in nets.items()}
     diffusion = GaussianDiffusion(NoiseSchedule.linear()).to(device)
-    pages = "large" if os.environ["THP_MEM_ALLOC_ENABLE"] == "1" else "ordinary"
-    print(f"torch {torch.__version__}, {device.type}, {torch.get_num_threads()} threads, {pages} pages; "
-          f"batch {a.batch} of {'x'.join(map(str, size[1:]))}")
-    for k, net in nets.items():
-        print(f"{k:11} {sum(p.numel() for p in net.parameters()):>12,} parameters, {flops[k] / 1e9:.2f} GFLOP an image")
-    print(f"\n{'work':8} {'mode':9} {'precision':9} {'network':11} {'images/s':>9} {'best':>7} {'of peak':>8} {'ours is':>9}")
 
-    def report(made, mode, precision):
-        "Measure and print; the matmul rate of the last rounds."
-        rate = math.nan
-        for work, (passes, tasks) in made.items():
-            warmups, times = (1, max(1, rounds // 3)) if work == "ddim" else (2, rounds)
-            median, best, rates = measure(tasks, warmups, times, precision, device, n)
-            rate = statistics.median(rates)
-            for k in tasks:
-                ratio = "" if k == "ours" or "ours" not in tasks else f"{median[k] / median['ours']:.2f}x"
-                share = flops[k] * passes * a.batch / median[k] / rate
-                speed = f"{a.batch / median[k]:9.2f} {a.batch / best[k]:7.2f}"
-                print(f"{work:8} {mode:9} {precision:9} {k:11} {speed} {share:8.0%} {ratio:>9}", flush=True)
-        return rate
+    pages = "large" if os.environ["THP_MEM_ALLOC_ENABLE"] == "1" else "ordinary"
+    print(f"torch {torch.__version__}, {device.type}, {torch.get_num_threads()} threads, "
+          f"{pages} pages; batch {a.batch} of {'x'.join(map(str, shape[1:]))}; {a.clock} clock")
+    flops = {(k, mode): operations(net, x, t) for k, net in nets.items()
+             for mode in ("eager", "compiled")}
+    if "ours" in nets:
+        form = _in_forms(nets["ours"], _FORMS.get(device.type, {}))
+        flops["ours", "compiled"] = operations(form, x, t)
+    for k, net in nets.items():
+        each = " / ".join(f"{flops[k, mode] / 1e9:.2f}" for mode in ("eager", "compiled"))
+        print(f"{k:11} {size(net):>12,} parameters, {each} GFLOP an image, eager / compiled")
+    table = Table(a, device, flops, n)
 
     for precision in a.precisions.split(","):
-        for mode in modes:
-            calls = {k: compiled(net, device) if mode == "compiled" else net for k, net in nets.items()}
-            optimizers = {k: torch.optim.Adam(net.parameters(), lr=1e-6, fused=True) for k, net in nets.items()}
-            made = {}
-            if "forward" in works: made["forward"] = (1, {k: lambda c=c: forward_pass(c, x, t, precision) for k, c in calls.items()})
-            if "train" in works: made["train"] = (3, {
-                k: lambda c=c, k=k: training_step(nets[k], c, optimizers[k], x, t, target, precision) for k, c in calls.items()})
-            if "ddim" in works: made["ddim"] = (steps, {
-                k: lambda c=c, k=k: ddim(nets[k], c, diffusion, size, steps, precision) for k, c in calls.items()})
-            rate = report(made, mode, precision)
-            if "memory" in works and "train" in made:
-                for k, call in made["train"][1].items():
-                    print(f"{'memory':8} {mode:9} {precision:9} {k:11} {peak_bytes(call, device) / 2**20:9.0f} MiB", flush=True)
-            torch._dynamo.reset()      # it keeps count of what it compiled for this code, whichever network it was for
-            if mode == "compiled" and precision == "bf16" and device.type == "cpu" and "frozen" in works:
+        for mode in a.modes:
+            calls = {k: fast(k, net, device) if mode == "compiled" else net
+                     for k, net in nets.items()}
+            optimizers = {k: torch.optim.Adam(net.parameters(), lr=1e-6, fused=True)
+                          for k, net in nets.items()}
+            forward = {k: partial(forward_pass, c, x, t, precision) for k, c in calls.items()}
+            train = {k: partial(training_step, nets[k], c, optimizers[k], x, t, target, precision)
+                     for k, c in calls.items()}
+            sample = {k: partial(ddim, nets[k], c, diffusion, shape, a.steps, precision)
+                      for k, c in calls.items()}
+            if "forward" in works: table.lines("forward", 1, forward, mode, precision)
+            if "train" in works: table.lines("train", 3, train, mode, precision)
+            if "ddim" in works: table.lines("ddim", a.steps, sample, mode, precision)
+            if "memory" in works: table.memory(train, mode, precision)
+            torch._dynamo.reset()      # it counts what it compiled for this code, for any network
+            if (mode, precision, device.type) == ("compiled", "bf16", "cpu") and "frozen" in works:
                 # For sampling alone: weights in bf16, and folded into the compiled code.
-                weights = nets["ours"].state_dict()
-                frozen = {k: compiled(PEERS[k](config, weights).to(torch.bfloat16).eval(), device, frozen=True)
-                          for k in nets if k in ("ours", "diffusers")}
-                rate = report({"frozen": (1, {k: lambda c=c: no_grad_call(c, x.bfloat16(), t) for k, c in frozen.items()})},
-                              mode, precision)
+                weights, frozen = nets["ours"].state_dict(), {}
+                for k in [k for k in nets if k in ("ours", "diffusers")]:
+                    half = PEERS[k](config, weights).to(torch.bfloat16).eval()
+                    call = fast(k, half, device, frozen=True)
+                    frozen[k] = partial(no_grad_call, call, x.bfloat16(), t)
+                table.lines("frozen", 1, frozen, mode, precision)
                 torch._dynamo.reset()
-            print(f"{'matmul':8} {'':9} {precision:9} {n} x {n}: {rate / 1e9:,.0f} GFLOP/s\n", flush=True)
-
-
-def no_grad_call(call, x, t):
-    with torch.no_grad(): return call(x, t)
+            print(f"{'matmul':8} {'':9} {precision:9} {n} x {n}: {table.rate / 1e9:,.0f} GFLOP/s\n",
+                  flush=True)
 
 
 if __name__ == "__main__": main()

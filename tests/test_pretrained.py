@@ -1,4 +1,5 @@
-"""Saving and loading: both directions with diffusers' own pipeline, both layouts, and everything that can be wrong with a folder."""
+"""Saving and loading: both directions with diffusers' own pipeline, both layouts, all that can be
+wrong with a folder; and the network as ONNX."""
 import json
 import os
 import shutil
@@ -10,12 +11,16 @@ from safetensors.torch import load_file, save_file
 
 import ddpm_nb.engine.pretrained as pretrained
 from ddpm_nb.objective import PREDICTIONS, VARIANCES
-from ddpm_nb.engine.pretrained import FILES, WEIGHTS, load_pretrained, save_pretrained, scheduler_from_diffusers, scheduler_to_diffusers
+from ddpm_nb.engine.pretrained import _FILES as FILES
+from ddpm_nb.engine.pretrained import _WEIGHTS as WEIGHTS
+from ddpm_nb.engine.pretrained import (_scheduler_from_diffusers, _scheduler_to_diffusers,
+                                       export_onnx, load_pretrained, save_pretrained)
 from ddpm_nb.sampling import GaussianDiffusion
 from ddpm_nb.schedules import NoiseSchedule
 from ddpm_nb.unet import UNet, UNetConfig
 
-TINY = UNetConfig(image_size=8, in_channels=1, out_channels=1, base_channels=8, channel_multipliers=(1, 2), blocks_per_level=1,
+TINY = UNetConfig(image_size=8, in_channels=1, out_channels=1, base_channels=8,
+                  channel_multipliers=(1, 2), blocks_per_level=1,
                   attention_resolutions=(4,), groups=4, dropout=0.1)
 
 
@@ -30,37 +35,44 @@ def randomised(net, seed=0):
 
 def our_images(net, d, seed):
     c = net.config
-    x = d.sample(net, (3, c.in_channels, c.image_size, c.image_size), generator=torch.Generator().manual_seed(seed), progress=False)
+    shape, generator = (3, c.in_channels, c.image_size, c.image_size), torch.Generator()
+    x = d.sample(net, shape, generator=generator.manual_seed(seed), progress=False)
     return (x / 2 + 0.5).clamp(0, 1)
 
 
 def their_images(pipe, seed):
     pipe.set_progress_bar_config(disable=True)
     steps = pipe.scheduler.config.num_train_timesteps
-    return pipe(3, generator=torch.Generator().manual_seed(seed), num_inference_steps=steps, output_type="pt").images
+    generator = torch.Generator().manual_seed(seed)
+    return pipe(3, generator=generator, num_inference_steps=steps, output_type="pt").images
 
 
 @pytest.fixture
 def saved(tmp_path):
     "A folder with a saved tiny model."
-    return save_pretrained(tmp_path / "model", randomised(UNet(TINY)), GaussianDiffusion(NoiseSchedule.linear(20)))
+    d = GaussianDiffusion(NoiseSchedule.linear(20))
+    return save_pretrained(tmp_path / "model", randomised(UNet(TINY)), d)
 
 
-SCHEDULES = {"linear": NoiseSchedule.linear(30), "quadratic": NoiseSchedule.quadratic(30), "cosine": NoiseSchedule.cosine(30),
-             "constant": NoiseSchedule.constant(30), "listed": NoiseSchedule.from_betas(torch.linspace(0.01, 0.3, 30) ** 1.5)}
+SCHEDULES = {"linear": NoiseSchedule.linear(30), "quadratic": NoiseSchedule.quadratic(30),
+             "cosine": NoiseSchedule.cosine(30), "constant": NoiseSchedule.constant(30),
+             "listed": NoiseSchedule.from_betas(torch.linspace(0.01, 0.3, 30) ** 1.5)}
 
 
 @pytest.mark.parametrize("schedule, prediction, variance", [
-    *(("linear", p, v) for p in ("eps", "x0", "v") for v in ("fixed_small", "fixed_large", "learned_range")),
+    *(("linear", p, v) for p in ("eps", "x0", "v")
+      for v in ("fixed_small", "fixed_large", "learned_range")),
     *((s, "eps", "fixed_large") for s in SCHEDULES if s != "linear")])
-def test_diffusers_samples_the_same_images_from_what_we_save(tmp_path, schedule, prediction, variance):
+def test_diffusers_samples_the_same_images_from_what_we_save(
+        tmp_path, schedule, prediction, variance):
     diffusers = pytest.importorskip("diffusers")
     config = replace(TINY, out_channels=2) if variance == "learned_range" else TINY
     net, d = randomised(UNet(config)), GaussianDiffusion(SCHEDULES[schedule], prediction, variance)
     save_pretrained(tmp_path / "m", net, d)
     theirs = their_images(diffusers.DDPMPipeline.from_pretrained(tmp_path / "m"), seed=1)
     ours = our_images(net, d, seed=1)
-    # float32 tables there: 1 - alpha_bar carries 6e-8, relative to beta_1 = 1e-4 or more; an eighth of a grey level in all.
+    # float32 tables there: 1 - alpha_bar carries 6e-8, relative to beta_1 = 1e-4 or more; an eighth
+    # of a grey level in all.
     assert (ours - theirs).abs().max() < 5e-4 and ours.std() > 0.05
 
 
@@ -70,10 +82,13 @@ def test_diffusers_samples_the_same_images_from_what_we_save(tmp_path, schedule,
 def test_we_sample_the_same_images_from_what_diffusers_saves(tmp_path, flat, pickled, variance):
     diffusers = pytest.importorskip("diffusers")
     ref = diffusers.UNet2DModel(
-        sample_size=8, block_out_channels=(8, 16, 16), layers_per_block=2, norm_num_groups=4, attention_head_dim=4, freq_shift=1,
-        flip_sin_to_cos=False, downsample_padding=0, norm_eps=1e-6, down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        sample_size=8, block_out_channels=(8, 16, 16), layers_per_block=2, norm_num_groups=4,
+        attention_head_dim=4, freq_shift=1,
+        flip_sin_to_cos=False, downsample_padding=0, norm_eps=1e-6,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"))
-    pipe = diffusers.DDPMPipeline(randomised(ref), diffusers.DDPMScheduler(num_train_timesteps=30, variance_type=variance))
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=30, variance_type=variance)
+    pipe = diffusers.DDPMPipeline(randomised(ref), scheduler)
     pipe.save_pretrained(tmp_path / "m", safe_serialization=not pickled)
     folder = tmp_path / "m"
     if flat:                                         # as google/ddpm-cifar10-32 lies on the hub
@@ -87,24 +102,36 @@ def test_we_sample_the_same_images_from_what_diffusers_saves(tmp_path, flat, pic
 
 
 def test_the_published_config_is_the_papers_network():
-    "The two texts of google/ddpm-cifar10-32, keys as they are there, are the paper's configuration (appendix B)."
-    unet = json.loads("""{"_class_name": "UNet2DModel", "_diffusers_version": "0.0.4", "act_fn": "silu", "attention_head_dim": null,
-        "block_out_channels": [128, 256, 256, 256], "center_input_sample": false, "down_block_types": ["DownBlock2D", "AttnDownBlock2D",
-        "DownBlock2D", "DownBlock2D"], "downsample_padding": 0, "flip_sin_to_cos": false, "freq_shift": 1, "in_channels": 3,
-        "layers_per_block": 2, "mid_block_scale_factor": 1, "norm_eps": 1e-06, "norm_num_groups": 32, "out_channels": 3, "sample_size": 32,
-        "time_embedding_type": "positional", "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"]}""")
-    scheduler = json.loads("""{"_class_name": "DDPMScheduler", "_diffusers_version": "0.1.1", "beta_end": 0.02, "beta_schedule": "linear",
-        "beta_start": 0.0001, "clip_sample": true, "num_train_timesteps": 1000, "timestep_values": null, "trained_betas": null,
+    "The two texts of google/ddpm-cifar10-32, keys as they are there: the paper's configuration."
+    unet = json.loads("""{"_class_name": "UNet2DModel", "_diffusers_version": "0.0.4",
+        "act_fn": "silu", "attention_head_dim": null,
+        "block_out_channels": [128, 256, 256, 256], "center_input_sample": false,
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D",
+        "DownBlock2D", "DownBlock2D"], "downsample_padding": 0, "flip_sin_to_cos": false,
+        "freq_shift": 1, "in_channels": 3,
+        "layers_per_block": 2, "mid_block_scale_factor": 1, "norm_eps": 1e-06,
+        "norm_num_groups": 32, "out_channels": 3, "sample_size": 32,
+        "time_embedding_type": "positional",
+        "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"]}""")
+    scheduler = json.loads("""{"_class_name": "DDPMScheduler", "_diffusers_version": "0.1.1",
+        "beta_end": 0.02, "beta_schedule": "linear",
+        "beta_start": 0.0001, "clip_sample": true, "num_train_timesteps": 1000,
+        "timestep_values": null, "trained_betas": null,
         "variance_type": "fixed_large"}""")
-    assert pretrained.unet_from_diffusers(unet) == replace(UNetConfig.cifar10(), dropout=0.0)
-    d = scheduler_from_diffusers(scheduler)
-    assert d.schedule == NoiseSchedule.linear() and (d.prediction, d.variance) == ("eps", "fixed_large")
+    assert pretrained._unet_from_diffusers(unet) == replace(UNetConfig.cifar10(), dropout=0.0)
+    d = _scheduler_from_diffusers(scheduler)
+    assert d.schedule == NoiseSchedule.linear()
+    assert (d.prediction, d.variance) == ("eps", "fixed_large")
 
 
 def test_the_old_names_of_attention_are_read(saved):
-    "Files from before diffusers 0.15, the published CIFAR-10 weights among them, say query, key, value, proj_attn."
+    "Files from before diffusers 0.15, the published CIFAR-10 weights among them."
     state = load_file(saved / FILES[2])
-    old = {k.replace("to_q.", "query.").replace("to_k.", "key.").replace("to_v.", "value.").replace("to_out.0.", "proj_attn."): v
+    olds = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
+    def rename(k):
+        for new, old in olds.items(): k = k.replace(new, old)
+        return k
+    old = {rename(k): v
            for k, v in state.items()}
     assert old.keys() != state.keys()
     want = load_pretrained(saved)[0].state_dict()
@@ -119,17 +146,20 @@ def test_the_old_names_of_attention_are_read(saved):
 def test_every_diffusion_comes_back_to_the_last_bit(schedule, prediction, variance):
     for loss, decoder in ((None, "discretized"), ("vlb", "gaussian")):
         d = GaussianDiffusion(SCHEDULES[schedule], prediction, variance, loss, decoder)
-        back = scheduler_from_diffusers(json.loads(json.dumps(scheduler_to_diffusers(d))))
+        back = _scheduler_from_diffusers(json.loads(json.dumps(_scheduler_to_diffusers(d))))
         assert torch.equal(back.schedule.betas, d.schedule.betas)
-        for name in ("prediction", "variance", "loss_type", "decoder"): assert getattr(back, name) == getattr(d, name)
+        for name in ("prediction", "variance", "loss_type", "decoder"):
+            assert getattr(back, name) == getattr(d, name)
 
 
 @pytest.mark.parametrize("prediction, variance", [("mu", "fixed_large"), ("eps", "learned")])
 def test_diffusers_refuses_what_it_would_misread(tmp_path, prediction, variance):
     diffusers = pytest.importorskip("diffusers")
     config = replace(TINY, out_channels=2) if variance == "learned" else TINY
-    save_pretrained(tmp_path / "m", randomised(UNet(config)), GaussianDiffusion(NoiseSchedule.linear(5), prediction, variance))
-    with pytest.raises((ValueError, RuntimeError)): their_images(diffusers.DDPMPipeline.from_pretrained(tmp_path / "m"), 0)
+    d = GaussianDiffusion(NoiseSchedule.linear(5), prediction, variance)
+    save_pretrained(tmp_path / "m", randomised(UNet(config)), d)
+    with pytest.raises((ValueError, RuntimeError)):
+        their_images(diffusers.DDPMPipeline.from_pretrained(tmp_path / "m"), 0)
 
 
 def test_loading_gives_the_same_weights_in_float32_and_draws_no_random_number(saved):
@@ -139,9 +169,11 @@ def test_loading_gives_the_same_weights_in_float32_and_draws_no_random_number(sa
     torch.manual_seed(3)
     net, d = load_pretrained(saved)
     assert torch.equal(torch.rand(4), expected)
-    for k, v in net.state_dict().items(): assert torch.equal(v, want[k]) and v.dtype == torch.float32 and v.device.type == "cpu"
-    assert all(p.requires_grad for p in net.parameters()) and net.config == TINY and d.schedule == NoiseSchedule.linear(20)
-    net.train()(torch.randn(2, 1, 8, 8), torch.zeros(2)).mean().backward()     # it can be trained on
+    for k, v in net.state_dict().items():
+        assert torch.equal(v, want[k]) and v.dtype == torch.float32 and v.device.type == "cpu"
+    assert all(p.requires_grad for p in net.parameters())
+    assert net.config == TINY and d.schedule == NoiseSchedule.linear(20)
+    net.train()(torch.randn(2, 1, 8, 8), torch.zeros(2)).mean().backward()   # it can be trained on
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -156,23 +188,40 @@ def test_saving_again_replaces_the_model_and_leaves_nothing_beside_it(saved):
     net = randomised(UNet(TINY), seed=9)
     save_pretrained(saved, net, GaussianDiffusion(NoiseSchedule.cosine(7)))
     loaded, d = load_pretrained(saved)
-    assert torch.equal(loaded.conv_in.weight, net.conv_in.weight) and d.schedule == NoiseSchedule.cosine(7)
+    assert torch.equal(loaded.conv_in.weight, net.conv_in.weight)
+    assert d.schedule == NoiseSchedule.cosine(7)
     assert [p.name for p in saved.parent.iterdir()] == ["model"]
-    assert sorted(p.relative_to(saved).as_posix() for p in saved.rglob("*") if p.is_file()) == sorted(FILES)
+    files = [p.relative_to(saved).as_posix() for p in saved.rglob("*") if p.is_file()]
+    assert sorted(files) == sorted(FILES)
 
 
 @pytest.mark.parametrize("when", ["writing", "moving"])
 def test_a_save_that_breaks_off_leaves_the_old_model(saved, monkeypatch, when):
     before = {f: (saved / f).read_bytes() for f in FILES}
     if when == "writing":
-        monkeypatch.setattr("safetensors.torch.save", lambda *a, **k: (_ for _ in ()).throw(OSError("the disk is full")))
+        def fail(*args, **kwargs): raise OSError("the disk is full")
+        monkeypatch.setattr("safetensors.torch.save", fail)
     else:
-        real = type(saved).rename
-        monkeypatch.setattr(type(saved), "rename", lambda self, to: real(self, to) if self == saved or self.name.endswith("-old") else
-                            (_ for _ in ()).throw(OSError("no")))
-    with pytest.raises(OSError): save_pretrained(saved, randomised(UNet(TINY), 5), GaussianDiffusion(NoiseSchedule.linear(3)))
+        real, moved = os.rename, []
+
+        def rename(a, b):                            # the old one aside, the new one there: fails
+            moved.append(b)
+            if len(moved) == 2: raise OSError("no")
+            real(a, b)
+        monkeypatch.setattr(os, "rename", rename)
+    net, d = randomised(UNet(TINY), 5), GaussianDiffusion(NoiseSchedule.linear(3))
+    with pytest.raises(OSError): save_pretrained(saved, net, d)
+    assert when == "writing" or len(moved) == 3      # the third move brings the old one back
     assert {f: (saved / f).read_bytes() for f in FILES} == before
     assert [p.name for p in saved.parent.iterdir()] == ["model"]
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    d = GaussianDiffusion(NoiseSchedule.linear(5))
+    assert save_pretrained("~/m", randomised(UNet(TINY)), d) == tmp_path / "m"
+    assert load_pretrained("~/m")[0].config == TINY
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
@@ -189,14 +238,17 @@ def test_a_folder_with_other_things_in_it_is_not_touched(tmp_path):
 
 def test_saving_refuses_in_words(tmp_path):
     net, d = UNet(TINY), GaussianDiffusion(NoiseSchedule.linear(10))
-    with pytest.raises(ValueError, match="must be a UNet, got Linear"): save_pretrained(tmp_path / "m", torch.nn.Linear(1, 1), d)
-    with pytest.raises(ValueError, match="must be a GaussianDiffusion"): save_pretrained(tmp_path / "m", net, NoiseSchedule.linear(3))
-    with pytest.raises(ValueError, match="respaced"): save_pretrained(tmp_path / "m", net, d.respaced(5))
-    with pytest.raises(ValueError, match="float32, float16 or bfloat16"): save_pretrained(tmp_path / "m", net, d, dtype=torch.int8)
-    with pytest.raises(ValueError, match="2 channels out"):
-        save_pretrained(tmp_path / "m", net, GaussianDiffusion(NoiseSchedule.linear(3), variance="learned_range"))
+    def refused(words, *args, **options):
+        with pytest.raises(ValueError, match=words):
+            save_pretrained(tmp_path / "m", *args, **options)
+    refused("must be a UNet, got Linear", torch.nn.Linear(1, 1), d)
+    refused("must be a GaussianDiffusion", net, NoiseSchedule.linear(3))
+    refused("respaced", net, d.respaced(5))
+    refused("float32, float16 or bfloat16", net, d, dtype=torch.int8)
+    learned = GaussianDiffusion(NoiseSchedule.linear(3), variance="learned_range")
+    refused("2 channels out", net, learned)
     with torch.no_grad(): net.conv_in.bias[0] = 1e6
-    with pytest.raises(ValueError, match="not finite.*conv_in.bias"): save_pretrained(tmp_path / "m", net, d, dtype=torch.float16)
+    refused("not finite.*conv_in.bias", net, d, dtype=torch.float16)
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError): save_pretrained(tmp_path / "file", UNet(TINY), d)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
@@ -224,6 +276,13 @@ def pickled(value):
     return run
 
 
+def in_place_of_the_weights(data):
+    def run(folder):
+        (folder / FILES[2]).unlink()
+        (folder / "unet" / f"{WEIGHTS}.bin").write_bytes(data)
+    return run
+
+
 def cut(folder):
     whole = (folder / FILES[2]).read_bytes()
     (folder / FILES[2]).write_bytes(whole[:-100])
@@ -237,54 +296,72 @@ class Trap:
     "empty": (lambda f: (shutil.rmtree(f), f.mkdir()), "has no config.json"),
     "no config": (lambda f: (f / FILES[1]).unlink(), "has no unet/config.json"),
     "no scheduler": (lambda f: (f / FILES[3]).unlink(), "has no scheduler/scheduler_config.json"),
-    "no weights": (lambda f: (f / FILES[2]).unlink(), "has no weights: neither .*safetensors nor .*bin"),
+    "no weights": (lambda f: (f / FILES[2]).unlink(),
+        "has no weights: neither .*safetensors nor .*bin"),
     "not json": (lambda f: (f / FILES[1]).write_text("{"), "unet/config.json is not a JSON file"),
     "not text": (lambda f: (f / FILES[1]).write_bytes(b"\xff\xfe\x00"), "is not a JSON file"),
     "not a table": (lambda f: (f / FILES[3]).write_text("[1]"), "table of keys"),
-    "class": (edit(FILES[1], _class_name="UNet2DConditionModel"), "UNet2DModel, got 'UNet2DConditionModel'"),
+    "class": (edit(FILES[1], _class_name="UNet2DConditionModel"),
+        "UNet2DModel, got 'UNet2DConditionModel'"),
     "no class": (edit(FILES[1], _class_name=...), "UNet2DModel, got None"),
-    "scheduler class": (edit(FILES[3], _class_name="PNDMScheduler"), "DDPMScheduler, got 'PNDMScheduler'"),
+    "scheduler class": (edit(FILES[3], _class_name="PNDMScheduler"),
+        "DDPMScheduler, got 'PNDMScheduler'"),
     "clock": (edit(FILES[1], flip_sin_to_cos=True), "flip_sin_to_cos must be False"),
-    "default clock": (edit(FILES[1], flip_sin_to_cos=...), "diffusers' value where the key is absent"),
+    "default clock": (edit(FILES[1], flip_sin_to_cos=...),
+        "diffusers' value where the key is absent"),
     "eps": (edit(FILES[1], norm_eps=1e-5), "norm_eps must be 1e-06"),
     "padding": (edit(FILES[1], downsample_padding=1), "downsample_padding must be 0"),
     "classes": (edit(FILES[1], num_class_embeds=10), "num_class_embeds"),
-    "unknown": (edit(FILES[1], addition_embed_type="text"), "unknown keys \\['addition_embed_type'\\]"),
-    "blocks": (edit(FILES[1], down_block_types=["DownBlock2D", "SkipDownBlock2D"]), "DownBlock2D or AttnDownBlock2D, got"),
-    "lopsided": (edit(FILES[1], up_block_types=["UpBlock2D", "UpBlock2D"]), "way up must have its attention"),
+    "unknown": (edit(FILES[1], addition_embed_type="text"),
+        "unknown keys \\['addition_embed_type'\\]"),
+    "blocks": (edit(FILES[1], down_block_types=["DownBlock2D", "SkipDownBlock2D"]),
+        "DownBlock2D or AttnDownBlock2D, got"),
+    "lopsided": (edit(FILES[1], up_block_types=["UpBlock2D", "UpBlock2D"]),
+        "way up must have its attention"),
     "lengths": (edit(FILES[1], block_out_channels=[8]), "lists of one length"),
     "channels": (edit(FILES[1], block_out_channels=[8, 12]), "whole multiples of the first"),
     "missing key": (edit(FILES[1], sample_size=...), "\\['sample_size'\\] are missing"),
     "groups": (edit(FILES[1], norm_num_groups=3), "groups must divide"),
-    "schedule": (edit(FILES[3], beta_schedule="sigmoid"), "one of linear, scaled_linear, squaredcos_cap_v2"),
+    "schedule": (edit(FILES[3], beta_schedule="sigmoid"),
+        "one of linear, scaled_linear, squaredcos_cap_v2"),
     "betas": (edit(FILES[3], trained_betas=[0.1, 2.0], num_train_timesteps=2), "betas must lie in"),
-    "beta count": (edit(FILES[3], trained_betas=[0.1, 0.2]), "2 entries, num_train_timesteps is 20"),
+    "beta count": (edit(FILES[3], trained_betas=[0.1, 0.2]),
+        "2 entries, num_train_timesteps is 20"),
     "steps": (edit(FILES[3], num_train_timesteps="many"), "scheduler_config.json: T must be"),
     "variance": (edit(FILES[3], variance_type="learned"), "variance_type must be one of"),
-    "prediction": (edit(FILES[3], prediction_type="flow"), "prediction_type must be one of epsilon"),
+    "prediction": (edit(FILES[3], prediction_type="flow"),
+        "prediction_type must be one of epsilon"),
     "thresholding": (edit(FILES[3], thresholding=True), "thresholding must be False"),
-    "variance channels": (edit(FILES[3], variance_type="learned_range"), "needs a network with 2 channels out"),
+    "variance channels": (edit(FILES[3], variance_type="learned_range"),
+        "needs a network with 2 channels out"),
     "cut": (cut, "safetensors is damaged or cut short"),
     "garbage": (lambda f: (f / FILES[2]).write_bytes(b"garbage"), "damaged or cut short"),
-    "missing": (rewrite(lambda s: s.pop("conv_in.weight")), "lacks 1 of .* tensors, the first: conv_in.weight"),
-    "foreign": (rewrite(lambda s: s.update(extra=torch.zeros(1))), "1 tensors too many, the first: extra"),
-    "shape": (rewrite(lambda s: s.update({"conv_in.bias": torch.zeros(7)})), r"conv_in.bias has shape \(7,\), the config says \(8,\)"),
-    "dtype": (rewrite(lambda s: s.update({"conv_in.bias": torch.zeros(8, dtype=torch.int32)})), "conv_in.bias has dtype torch.int32"),
+    "missing": (rewrite(lambda s: s.pop("conv_in.weight")),
+        "lacks 1 of .* tensors, the first: conv_in.weight"),
+    "foreign": (rewrite(lambda s: s.update(extra=torch.zeros(1))),
+        "1 tensors too many, the first: extra"),
+    "shape": (rewrite(lambda s: s.update({"conv_in.bias": torch.zeros(7)})),
+        r"conv_in.bias has shape \(7,\), the config says \(8,\)"),
+    "dtype": (rewrite(lambda s: s.update({"conv_in.bias": torch.zeros(8, dtype=torch.int32)})),
+        "conv_in.bias has dtype torch.int32"),
     "nan": (rewrite(lambda s: s["conv_in.bias"].fill_(float("nan"))), "conv_in.bias is not finite"),
     "trap": (pickled({"conv_in.weight": Trap()}), "not safe to load"),
-    "bin garbage": (lambda f: ((f / FILES[2]).unlink(), (f / "unet" / f"{WEIGHTS}.bin").write_bytes(b"garbage")), "damaged"),
-    "bin empty": (lambda f: ((f / FILES[2]).unlink(), (f / "unet" / f"{WEIGHTS}.bin").write_bytes(b"")), "damaged"),
+    "bin garbage": (in_place_of_the_weights(b"garbage"), "damaged"),
+    "bin empty": (in_place_of_the_weights(b""), "damaged"),
     "bin list": (pickled([torch.zeros(2)]), "table of tensors"),
 }.values(), ids=lambda v: None)
-def test_a_damaged_folder_is_refused_in_words_before_anything_is_built(saved, monkeypatch, damage, words):
+def test_a_damaged_folder_is_refused_in_words_before_anything_is_built(
+        saved, monkeypatch, damage, words):
     damage(saved)
-    monkeypatch.setattr(UNet, "load_state_dict", lambda *a, **k: pytest.fail("something was half loaded"))
+    monkeypatch.setattr(UNet, "load_state_dict",
+                        lambda *a, **k: pytest.fail("something was half loaded"))
     with pytest.raises((ValueError, OSError), match=words): load_pretrained(saved)
 
 
 def test_names_that_lead_nowhere(tmp_path, monkeypatch):
     for name in (tmp_path / "absent", "absent", "a/b/c", "/absent/folder", ""):
-        with pytest.raises(OSError, match="hub name such as|is not a saved model"): load_pretrained(name)
+        with pytest.raises(OSError, match="hub name such as|is not a saved model"):
+            load_pretrained(name)
 
 
 @pytest.mark.parametrize("error, words", [
@@ -309,9 +386,11 @@ def test_hub_options_are_passed_on_and_safetensors_are_preferred(saved, monkeypa
         asked.append((repo, options))
         return str(saved)
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    net, _ = load_pretrained("someone/model", revision="abc", cache_dir=tmp_path, local_files_only=True)
+    net, _ = load_pretrained("someone/model", revision="abc", cache_dir=tmp_path,
+                             local_files_only=True)
     (repo, options), = asked
-    assert repo == "someone/model" and options["revision"] == "abc" and options["cache_dir"] == tmp_path and options["local_files_only"]
+    assert repo == "someone/model" and options["revision"] == "abc"
+    assert options["cache_dir"] == tmp_path and options["local_files_only"]
     assert not any(p.endswith(".bin") for p in options["allow_patterns"]) and net.config == TINY
     state = load_file(saved / FILES[2])
     (saved / FILES[2]).unlink()
@@ -321,16 +400,67 @@ def test_hub_options_are_passed_on_and_safetensors_are_preferred(saved, monkeypa
 
 
 def test_packaged_models_load_by_name(saved, monkeypatch):
-    monkeypatch.setattr(pretrained, "ASSETS", saved.parent)
+    monkeypatch.setattr(pretrained, "_ASSETS", saved.parent)
     monkeypatch.chdir(saved)                         # where no folder has that name
     assert pretrained.packaged() == ["model"]
     assert load_pretrained("model")[0].config == TINY
     with pytest.raises(OSError, match="packaged model \\(model\\)"): load_pretrained("modle")
 
 
-@pytest.mark.parametrize("name", pretrained.packaged() or [pytest.param(None, marks=pytest.mark.skip("none packaged"))])
+NONE = [pytest.param(None, marks=pytest.mark.skip("none packaged"))]
+
+
+@pytest.mark.parametrize("name", pretrained.packaged() or NONE)
 def test_every_packaged_model_is_whole(name):
     net, d = load_pretrained(name)
     c = net.config
-    x = d.sample(net, (2, c.in_channels, c.image_size, c.image_size), "dpm++", steps=5, progress=False)
+    shape = (2, c.in_channels, c.image_size, c.image_size)
+    x = d.sample(net, shape, "dpm++", steps=5, progress=False)
     assert x.isfinite().all()
+
+
+# --- ONNX ----------------------------------------------------------------------------------------
+
+def test_the_exported_graph_is_the_plain_network():
+    "One norm, one swish, one doubling for each there is: nothing that is meant for a compiler."
+    net, d = randomised(UNet(TINY)), {}
+    batch = torch.export.Dim("batch")
+    x, t = torch.randn(3, 1, 8, 8), torch.tensor([3, 500, 999])
+    program = torch.export.export(net, (x, t), dynamic_shapes={"x": {0: batch}, "t": {0: batch}})
+    for node in program.graph.nodes:
+        name = str(node.target).split(".")[1] if "aten." in str(node.target) else ""
+        d[name] = d.get(name, 0) + 1
+    count = lambda kind: sum(isinstance(m, kind) for m in net.modules())
+    assert d["group_norm"] == count(torch.nn.GroupNorm) and d["conv2d"] == count(torch.nn.Conv2d)
+    assert d["upsample_nearest2d"] == 1 and "mean" not in d and "bitwise_xor" not in d
+    for b in (1, 5):
+        x, t = torch.randn(b, 1, 8, 8), torch.arange(b) * 100
+        with torch.no_grad(): assert torch.allclose(program.module()(x, t), net(x, t), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float16, 1e-2)])
+def test_onnxruntime_gives_the_networks_answers(tmp_path, dtype, tolerance):
+    onnx, ort = (pytest.importorskip(m) for m in ("onnx", "onnxruntime"))
+    pytest.importorskip("onnxscript")
+    net = randomised(UNet(replace(TINY, head_channels=4)))
+    file = export_onnx(net.train(), tmp_path / "net.onnx", dtype)
+    assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]         # weights and all
+    assert net.training and net.conv_in.weight.dtype == torch.float32   # and the network as it was
+    model = onnx.load(file)
+    onnx.checker.check_model(model, full_check=True)
+    assert __file__ not in str(model) and "site-packages" not in str(model)
+    session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
+    net.eval()
+    for b in (1, 2, 7):
+        x, t = torch.randn(b, 1, 8, 8), torch.randint(1000, (b,))
+        out, = session.run(None, {"x": x.to(dtype).numpy(), "t": t.numpy()})
+        with torch.no_grad(): want = net(x, t)
+        assert out.shape == want.shape
+        assert (torch.from_numpy(out).float() - want).abs().max() <= tolerance * want.abs().max()
+
+
+def test_export_refuses_in_words(tmp_path):
+    with pytest.raises(ValueError, match="must be a UNet, got Linear"):
+        export_onnx(torch.nn.Linear(1, 1), tmp_path / "x.onnx")
+    with pytest.raises(ValueError, match="float32 or float16"):
+        export_onnx(UNet(TINY), tmp_path / "x.onnx", torch.int8)
