@@ -7,106 +7,90 @@ __all__ = ['SCHEDULES', 'NoiseSchedule', 'look_up']
 
 # %% ../nbs/01_schedules.ipynb #beed00ba
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from numbers import Integral
+from typing import Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/01_schedules.ipynb #4c8acad3
-class NoiseSchedule:
-    """The variances beta_1 .. beta_T of the forward process, and all that follows from them alone.
+# %% ../nbs/01_schedules.ipynb #af2edd6c
+def _vector(name: str, values: object, dtype: torch.dtype) -> Tensor:
+    "A copy on the CPU, if it is a non-empty vector of real numbers."
+    given = None if isinstance(values, Tensor) else dtype      # a tensor's own is looked at below
+    try: v = torch.as_tensor(values, device="cpu", dtype=given)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise ValueError(f"{name} must be a vector of numbers: {e}") from None
+    if v.ndim != 1 or len(v) == 0:
+        shape = tuple(v.shape)
+        raise ValueError(f"{name} must be a non-empty vector of shape (T,), got shape {shape}")
+    if v.is_complex() or (dtype == torch.long and v.is_floating_point()):
+        kind = "whole" if dtype == torch.long else "real"
+        raise ValueError(f"{name} must be {kind} numbers, got {v.dtype}")
+    return v.detach().to(dtype, copy=True)
 
-    Every table is a float64 tensor of shape `(T,)` on the CPU; index `t` is the paper's step `t + 1`.
-    """
+# %% ../nbs/01_schedules.ipynb #d1be75a5
+def _variances(betas: object) -> Tensor:
+    "The betas in float64, if each lies in (0, 1]."
+    v = _vector("betas", betas, torch.float64)
+    bad = ~((v > 0) & (v <= 1))                # a NaN compares false, so it is caught too
+    if bad.any():
+        i = int(bad.nonzero()[0])
+        raise ValueError(f"betas must lie in (0, 1], but betas[{i}] = {v[i].item()}")
+    return v
+
+
+def _increasing(timesteps: object, T: int) -> Tensor:
+    "T whole numbers from 0, each larger than the one before; `None` is 0 .. T-1."
+    v = _vector("timesteps", range(T) if timesteps is None else timesteps, torch.long)
+    if len(v) != T or v[0] < 0 or (v.diff() <= 0).any():
+        raise ValueError(f"timesteps must be {T} increasing whole numbers from 0, got {v.tolist()}")
+    return v
+
+# %% ../nbs/01_schedules.ipynb #153a9bf6
+_Numbers = Tensor | Iterable[float]     # a tensor, an array or a list
+
+
+class _Betas:
+    "T variances and their timesteps, checked and copied."
 
     def __init__(self,
-                 betas,              # variances, T real numbers (tensor, array or list), each in (0, 1]
-                 timesteps=None,     # T increasing whole numbers from 0, what the network is told; 0 .. T-1 if absent
-                 ):
-        self.betas = betas = _vector("betas", betas, torch.float64)
-        bad = ~((betas > 0) & (betas <= 1))        # a NaN compares false, so it is caught too
-        if bad.any():
-            i = int(bad.nonzero()[0])
-            raise ValueError(f"betas must lie in (0, 1], but betas[{i}] = {betas[i].item()}")
-        steps = range(len(betas)) if timesteps is None else timesteps
-        self.timesteps = _vector("timesteps", steps, torch.long)
-        if self.timesteps.shape != betas.shape or self.timesteps[0] < 0 or (self.timesteps.diff() <= 0).any():
-            raise ValueError(f"timesteps must be {len(betas)} increasing whole numbers from 0, got "
-                             f"{self.timesteps.tolist()}")
-        self.alphas = 1 - betas
-        # log1p and expm1: 1 - alpha_bar would lose the digits of beta_1 = 1e-4.
-        self.log_alpha_bars = torch.log1p(-betas).cumsum(0)
-        self.alpha_bars = self.log_alpha_bars.exp()
-        self.one_minus_alpha_bars = -torch.expm1(self.log_alpha_bars)
-        self.alpha_bars_prev = F.pad(self.alpha_bars[:-1], (1, 0),
-                                     value=1.0)                     # alpha_bar_0 = 1: the data
-        self.one_minus_alpha_bars_prev = F.pad(self.one_minus_alpha_bars[:-1], (1, 0), value=0.0)
-
-    @classmethod
-    def linear(cls,
-               T: int = 1000,              # number of steps
-               beta_start: float = 1e-4,   # first beta, in (0, 1]
-               beta_end: float = 0.02,     # last beta, in (0, 1]
-               ) -> "NoiseSchedule":
-        "The paper's schedule: beta grows in equal steps."
-        _check(T, beta_start=beta_start, beta_end=beta_end)
-        return cls(torch.linspace(beta_start, beta_end, T, dtype=torch.float64, device="cpu"))
-
-    @classmethod
-    def quadratic(cls,
-                  T: int = 1000,              # number of steps
-                  beta_start: float = 1e-4,   # first beta, in (0, 1]
-                  beta_end: float = 0.02,     # last beta, in (0, 1]
-                  ) -> "NoiseSchedule":
-        "The square root of beta grows in equal steps."
-        _check(T, beta_start=beta_start, beta_end=beta_end)
-        return cls(torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float64, device="cpu") ** 2)
-
-    @classmethod
-    def constant(cls,
-                 T: int = 1000,            # number of steps
-                 beta_end: float = 0.02,   # the beta of every step, in (0, 1]
-                 ) -> "NoiseSchedule":
-        "The same beta at every step."
-        _check(T, beta_end=beta_end)
-        return cls([beta_end] * T)
-
-    @classmethod
-    def jsd(cls,
-            T: int = 1000,   # number of steps
-            ) -> "NoiseSchedule":
-        "beta = 1/T, 1/(T-1), ..., 1: the signal's share falls in equal steps, to exactly 0."
-        _check(T)
-        return cls([1 / k for k in range(T, 0, -1)])
-
-    @classmethod
-    def cosine(cls,
-               T: int = 1000,             # number of steps
-               s: float = 0.008,          # offset that keeps the first beta from vanishing, 0 or more
-               max_beta: float = 0.999,   # where beta is clipped, in (0, 1]
-               ) -> "NoiseSchedule":
-        "Nichol and Dhariwal's schedule: alpha_bar is a squared cosine; beta is clipped at `max_beta`."
-        _check(T, max_beta=max_beta)
-        if not 0 <= s < math.inf: raise ValueError(f"s must be 0 or more, and finite, got {s}")
-        step = math.pi / 2 / (1 + s) / T
-        theta = (torch.arange(T, dtype=torch.float64, device="cpu") + s * T) * step      # before each step
-        # 1 - cos(theta + step)^2 / cos(theta)^2, without the subtraction
-        betas = torch.sin(2 * theta + step) * math.sin(step) / torch.cos(theta) ** 2
-        return cls(betas.clamp(max=max_beta))
-
-    @classmethod
-    def from_betas(cls,
-                   betas,   # T real numbers (tensor, array or list), each in (0, 1]
-                   ) -> "NoiseSchedule":
-        "A schedule of one's own."
-        return cls(betas)
+                 betas: _Numbers,                     # T real numbers, each in (0, 1]
+                 timesteps: _Numbers | None = None,   # T whole numbers for the network; 0 .. T-1
+                 ) -> None:
+        self.betas: Tensor = _variances(betas)
+        self.timesteps: Tensor = _increasing(timesteps, len(self.betas))
 
     @property
     def T(self) -> int:
         "The number of steps."
         return len(self.betas)
+
+    def __len__(self) -> int: return self.T
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Betas): return False
+        return torch.equal(self.betas, other.betas) and torch.equal(self.timesteps, other.timesteps)
+
+# %% ../nbs/01_schedules.ipynb #34b0c148
+def _before(table: Tensor, start: float) -> Tensor:
+    "A table's values one step earlier; `start` is that of the data."
+    return F.pad(table[:-1], (1, 0), value=start)
+
+# %% ../nbs/01_schedules.ipynb #0a7d8d29
+class _Tables(_Betas):
+    "All that follows from the betas alone: float64, shape (T,), on the CPU."
+
+    def __init__(self, betas: _Numbers, timesteps: _Numbers | None = None) -> None:
+        super().__init__(betas, timesteps)
+        self.alphas: Tensor = 1 - self.betas
+        # log1p and expm1: 1 - alpha_bar would lose the digits of beta_1 = 1e-4.
+        self.log_alpha_bars: Tensor = torch.log1p(-self.betas).cumsum(0)
+        self.alpha_bars: Tensor = self.log_alpha_bars.exp()
+        self.one_minus_alpha_bars: Tensor = -torch.expm1(self.log_alpha_bars)
+        self.alpha_bars_prev: Tensor = _before(self.alpha_bars, 1.0)
+        self.one_minus_alpha_bars_prev: Tensor = _before(self.one_minus_alpha_bars, 0.0)
 
     @property
     def snr(self) -> Tensor:
@@ -118,60 +102,146 @@ class NoiseSchedule:
         "Natural logarithm of `snr`, float64, shape (T,); -inf where no signal is left."
         return self.log_alpha_bars - self.one_minus_alpha_bars.log()
 
+# %% ../nbs/01_schedules.ipynb #e194135e
+def _even(start: float, end: float, T: int) -> Tensor:
+    "T numbers in equal steps; float64 and on the CPU, whatever PyTorch's defaults are."
+    return torch.linspace(start, end, T, dtype=torch.float64, device="cpu")
+
+# %% ../nbs/01_schedules.ipynb #260580b5
+def _linear(T: int, beta_start: float, beta_end: float) -> Tensor:
+    return _even(beta_start, beta_end, T)
+
+# %% ../nbs/01_schedules.ipynb #68cb0521
+def _quadratic(T: int, beta_start: float, beta_end: float) -> Tensor:
+    return _even(beta_start**0.5, beta_end**0.5, T) ** 2
+
+# %% ../nbs/01_schedules.ipynb #6d8de809
+def _constant(T: int, beta_end: float) -> Tensor:
+    return torch.full((T,), beta_end, dtype=torch.float64, device="cpu")
+
+# %% ../nbs/01_schedules.ipynb #9c358b79
+def _jsd(T: int) -> Tensor: return 1 / torch.arange(T, 0, -1, dtype=torch.float64, device="cpu")
+
+# %% ../nbs/01_schedules.ipynb #af888012
+def _check(T: int, **betas: float) -> None:
+    "Refuse a wrong number of steps, and betas outside (0, 1]."
+    if not (isinstance(T, Integral) and T >= 1):
+        raise ValueError(f"T must be a whole number, 1 or more, got {T!r}")
+    for name, beta in betas.items():
+        if not 0 < beta <= 1: raise ValueError(f"{name} must lie in (0, 1], got {beta}")
+
+# %% ../nbs/01_schedules.ipynb #89eb0620
+class _PaperSchedules(_Tables):
+    "The four schedules of the paper's code, by name."
+
+    @classmethod
+    def linear(cls,
+               T: int = 1000,              # number of steps
+               beta_start: float = 1e-4,   # first beta, in (0, 1]
+               beta_end: float = 0.02,     # last beta, in (0, 1]
+               ) -> Self:
+        "The paper's schedule: beta grows in equal steps."
+        _check(T, beta_start=beta_start, beta_end=beta_end)
+        return cls(_linear(T, beta_start, beta_end))
+
+    @classmethod
+    def quadratic(cls,
+                  T: int = 1000,              # number of steps
+                  beta_start: float = 1e-4,   # first beta, in (0, 1]
+                  beta_end: float = 0.02,     # last beta, in (0, 1]
+                  ) -> Self:
+        "The square root of beta grows in equal steps."
+        _check(T, beta_start=beta_start, beta_end=beta_end)
+        return cls(_quadratic(T, beta_start, beta_end))
+
+    @classmethod
+    def constant(cls,
+                 T: int = 1000,            # number of steps
+                 beta_end: float = 0.02,   # the beta of every step, in (0, 1]
+                 ) -> Self:
+        "The same beta at every step."
+        _check(T, beta_end=beta_end)
+        return cls(_constant(T, beta_end))
+
+    @classmethod
+    def jsd(cls, T: int = 1000) -> Self:
+        "beta = 1/T, 1/(T-1), ..., 1: the signal's share falls in equal steps, to exactly 0."
+        _check(T)
+        return cls(_jsd(T))
+
+# %% ../nbs/01_schedules.ipynb #3645cdca
+def _cosine(T: int, s: float, max_beta: float) -> Tensor:
+    step = math.pi / 2 / (1 + s) / T
+    t = torch.arange(T, dtype=torch.float64, device="cpu")
+    theta = (t + s * T) * step                                       # before each step
+    betas = torch.sin(2 * theta + step) * math.sin(step) / torch.cos(theta) ** 2
+    return betas.clamp(max=max_beta)
+
+# %% ../nbs/01_schedules.ipynb #4c8acad3
+class NoiseSchedule(_PaperSchedules):
+    """The variances beta_1 .. beta_T of the forward process, and all that follows from them alone.
+
+    Every table is float64, of shape `(T,)`, on the CPU; index `t` is the paper's step `t + 1`.
+    """
+
+    @classmethod
+    def cosine(cls,
+               T: int = 1000,             # number of steps
+               s: float = 0.008,          # offset that keeps the first beta from vanishing, >= 0
+               max_beta: float = 0.999,   # where beta is clipped, in (0, 1]
+               ) -> Self:
+        "Nichol and Dhariwal's schedule: alpha_bar is a squared cosine, beta at most `max_beta`."
+        _check(T, max_beta=max_beta)
+        if not 0 <= s < math.inf: raise ValueError(f"s must be 0 or more, and finite, got {s}")
+        return cls(_cosine(T, s, max_beta))
+
+    @classmethod
+    def from_betas(cls,
+                   betas: _Numbers,   # T real numbers (tensor, array or list), each in (0, 1]
+                   ) -> Self:
+        "A schedule of one's own."
+        return cls(betas)
+
     def respaced(self,
-                 steps: int,               # how many steps to keep, 1 .. T
-                 ) -> "NoiseSchedule":     # schedule of `steps` steps, whose `timesteps` point into this one
-        "The same process seen at fewer times: each ends one of `steps` equal stretches; alpha_bars there are unchanged."
+                 steps: int,   # how many steps to keep, 1 .. T
+                 ) -> Self:    # schedule of `steps` steps, whose `timesteps` point into this one
+        "The same process seen where `steps` equal stretches end; alpha_bars there are unchanged."
         if not (isinstance(steps, Integral) and 1 <= steps <= self.T):
             raise ValueError(f"steps must be a whole number in 1 .. {self.T}, got {steps!r}")
-        ends = (torch.arange(1, steps + 1, dtype=torch.float64, device="cpu") * self.T / steps).round().long()
-        # A stretch keeps the product of its alphas, and one step is a stretch already.
-        stretches = self.betas.tensor_split(ends[:-1])
-        betas = [b[0] if len(b) == 1 else -torch.expm1(torch.log1p(-b).sum()) for b in stretches]
-        return type(self)(torch.stack(betas), self.timesteps[ends - 1])
-
-    def __len__(self) -> int: return self.T
-
-    def __eq__(self, other) -> bool:
-        if not isinstance(other, NoiseSchedule): return False
-        return torch.equal(self.betas, other.betas) and torch.equal(self.timesteps, other.timesteps)
-
-    __hash__ = None
+        ends = _ends(self.T, steps)
+        return type(self)(_stretched(self.betas, ends), self.timesteps[ends - 1])
 
     def __repr__(self) -> str:
         return (f"NoiseSchedule(T={self.T}, beta {self.betas[0]:.3g} .. {self.betas[-1]:.3g}, "
                 f"final alpha_bar {self.alpha_bars[-1]:.3g})")
 
-
-def _vector(name: str, values, dtype: torch.dtype) -> Tensor:
-    "A copy on the CPU, if it is a non-empty vector of real numbers."
-    try: v = torch.as_tensor(values, device="cpu", dtype=None if isinstance(values, Tensor) else dtype)
-    except (TypeError, ValueError,
-            RuntimeError) as e: raise ValueError(f"{name} must be a vector of numbers: {e}") from None
-    if v.ndim != 1 or len(v) == 0: raise ValueError(f"{name} must be a non-empty vector of shape (T,), got shape "
-                                                    f"{tuple(v.shape)}")
-    if v.is_complex() or (dtype == torch.long and v.is_floating_point()):
-        raise ValueError(f"{name} must be {'whole' if dtype == torch.long else 'real'} numbers, got {v.dtype}")
-    return v.detach().to(dtype, copy=True)
-
-
-def _check(T: int, **betas: float) -> None:
-    "Refuse a wrong number of steps, and betas outside (0, 1]."
-    if not (isinstance(T, Integral) and T >= 1): raise ValueError(f"T must be a whole number, 1 or more, got {T!r}")
-    for name, beta in betas.items():
-        if not 0 < beta <= 1: raise ValueError(f"{name} must lie in (0, 1], got {beta}")
+# %% ../nbs/01_schedules.ipynb #58c8d246
+SCHEDULES: dict[str, Callable[..., NoiseSchedule]] = {   # by name; open to a schedule of your own
+    "linear": NoiseSchedule.linear, "quadratic": NoiseSchedule.quadratic,
+    "constant": NoiseSchedule.constant, "jsd": NoiseSchedule.jsd, "cosine": NoiseSchedule.cosine}
 
 # %% ../nbs/01_schedules.ipynb #f96d5e0d
-def look_up(what: str,         # what is asked for, as the caller calls it: "sampler"
-            name: str,         # its name
-            table: dict,       # all there are, by name
-            ):                 # the entry
+_Entry = TypeVar("_Entry")
+
+
+def look_up(what: str,                  # what is asked for, as the caller calls it: "sampler"
+            name: str,                  # its name
+            table: dict[str, _Entry],   # all there are, by name
+            ) -> _Entry:                # the entry
     "An entry of a table, by its name; ValueError that lists the names there are."
     if not (isinstance(name, str) and name in table):
         raise ValueError(f"{what} must be one of {', '.join(table)}, got {name!r}")
     return table[name]
 
-# %% ../nbs/01_schedules.ipynb #58c8d246
-SCHEDULES: dict[str, Callable[..., NoiseSchedule]] = {   # by name; open to a schedule of your own
-    "linear": NoiseSchedule.linear, "quadratic": NoiseSchedule.quadratic,
-    "constant": NoiseSchedule.constant, "jsd": NoiseSchedule.jsd, "cosine": NoiseSchedule.cosine}
+# %% ../nbs/01_schedules.ipynb #bce120e6
+def _ends(T: int, steps: int) -> Tensor:
+    "tau_1 .. tau_S: where `steps` equal stretches of 1 .. T end, long, shape (steps,)."
+    i = torch.arange(1, steps + 1, dtype=torch.float64, device="cpu")
+    return (i * T / steps).round().long()
+
+# %% ../nbs/01_schedules.ipynb #ea45964d
+def _stretched(betas: Tensor, ends: Tensor) -> Tensor:
+    "The beta of each stretch as one long step, float64, shape of `ends`."
+    stretches = betas.tensor_split(ends[:-1])
+    one_step = lambda b: b[0] if len(b) == 1 else -torch.expm1(torch.log1p(-b).sum())
+    return torch.stack([one_step(b) for b in stretches])

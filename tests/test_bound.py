@@ -10,7 +10,7 @@ from scipy import stats
 
 from ddpm_nb import (ForwardProcess, NoiseSchedule, discretized_gaussian_log_likelihood, gaussian_kl, gaussian_log_likelihood,
                      variational_bound)
-from ddpm_nb.bound import DECODERS, ReverseStep, decoder_nll, posterior_kl, prior_bits_per_dim, to_bits_per_dim
+from ddpm_nb.bound import DECODERS, ReverseStep, decoder_nll, posterior_kl, prior_bits_per_dim, _bits_per_dim
 
 f64, LOG2 = torch.float64, math.log(2)
 LEVELS = torch.arange(256, dtype=f64) / 127.5 - 1
@@ -56,8 +56,8 @@ def test_log_likelihood_equals_scipy():
 
 def test_bits_per_dim_averages_all_but_the_batch():
     nats = torch.arange(12.0).view(2, 2, 3) * LOG2
-    assert to_bits_per_dim(nats).tolist() == pytest.approx([2.5, 8.5])
-    assert to_bits_per_dim(torch.tensor([LOG2, 0.0])).tolist() == pytest.approx([1, 0])
+    assert _bits_per_dim(nats).tolist() == pytest.approx([2.5, 8.5])
+    assert _bits_per_dim(torch.tensor([LOG2, 0.0])).tolist() == pytest.approx([1, 0])
 
 
 # --- the decoder -----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from mpmath import mp, mpf
 
 from ddpm_nb import NoiseSchedule
+from ddpm_nb.schedules import SCHEDULES, look_up
 
 ALL = ("linear", "quadratic", "constant", "jsd", "cosine")
 some_betas = st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=40)
@@ -18,7 +19,7 @@ some_betas = st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=40)
 def make(name, *args): return getattr(NoiseSchedule, name)(*args)
 
 
-# --- the tables ------------------------------------------------------------------------------------------------------
+# --- the tables ----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("T", (1, 2, 37, 1000))
@@ -28,27 +29,28 @@ def test_tables_equal_50_digit_arithmetic(name, T):
     s, bar = make(name, T), mpf(1)
     for i, beta in enumerate(s.betas.tolist()):
         before, bar = bar, bar * (1 - mpf(beta))
-        assert abs(s.alpha_bars[i].item() - bar) <= 3e-15 * max(1e-300, bar) * (1 + abs(float(mp.log(bar)) if bar
-                                                                                        else 0))
+        size = 1 + abs(float(mp.log(bar)) if bar else 0)
+        assert abs(s.alpha_bars[i].item() - bar) <= 3e-15 * max(1e-300, bar) * size
         assert abs(s.one_minus_alpha_bars[i].item() / (1 - bar) - 1) < 2e-15
         assert s.alpha_bars_prev[i].item() == pytest.approx(float(before), rel=1e-13)
         assert s.one_minus_alpha_bars_prev[i].item() == pytest.approx(float(1 - before), rel=2e-15)
         if bar:
             assert s.snr[i].item() == pytest.approx(float(bar / (1 - bar)), rel=1e-13)
             assert s.log_snr[i].item() == pytest.approx(float(mp.log(bar / (1 - bar))), abs=1e-13)
-    assert all(getattr(s, table).dtype == torch.float64 and getattr(s, table).shape == (T,)
-               and getattr(s, table).device.type == "cpu"
-               for table in "betas alphas alpha_bars alpha_bars_prev log_alpha_bars one_minus_alpha_bars "
-                            "one_minus_alpha_bars_prev snr log_snr".split())
+    for name in ("betas alphas alpha_bars alpha_bars_prev log_alpha_bars one_minus_alpha_bars "
+                 "one_minus_alpha_bars_prev snr log_snr").split():
+        table = getattr(s, name)
+        assert table.dtype == torch.float64 and table.shape == (T,) and table.device.type == "cpu"
 
 
 @pytest.mark.parametrize("T", (2, 37, 1000))
 def test_betas_equal_the_official_formulas(T):
-    expected = dict(
-        linear=np.linspace(1e-4, 0.02, T), quadratic=np.linspace(1e-4**0.5, 0.02**0.5, T) ** 2,
+    expected = dict(linear=np.linspace(1e-4, 0.02, T),
+                    quadratic=np.linspace(1e-4**0.5, 0.02**0.5, T) ** 2,
                     constant=np.full(T, 0.02),
-        jsd=1 / np.linspace(T, 1, T))
-    for name, betas in expected.items(): np.testing.assert_allclose(make(name, T).betas, betas, rtol=1e-13)
+                    jsd=1 / np.linspace(T, 1, T))
+    for name, betas in expected.items():
+        np.testing.assert_allclose(make(name, T).betas, betas, rtol=1e-13)
 
 
 @pytest.mark.parametrize("T", (1, 4, 1000))
@@ -66,23 +68,25 @@ def test_cosine_clips_the_last_beta_alone():
     assert NoiseSchedule.cosine(max_beta=1.0).alpha_bars[-1] < 1e-30
 
 
-@pytest.mark.parametrize("name, scheduler", (("linear", dict(beta_schedule="linear")),
-                                             ("quadratic", dict(beta_schedule="scaled_linear")),
-                                             ("cosine", dict(beta_schedule="squaredcos_cap_v2")), ("jsd", {}),
-                                             ("constant", {})))
+@pytest.mark.parametrize("name, scheduler", (
+    ("linear", dict(beta_schedule="linear")), ("quadratic", dict(beta_schedule="scaled_linear")),
+    ("cosine", dict(beta_schedule="squaredcos_cap_v2")), ("jsd", {}), ("constant", {})))
 def test_tables_equal_those_of_diffusers(name, scheduler):
     "At the precision of theirs, which is float32."
     from diffusers import DDPMScheduler
     s = make(name)
-    theirs = DDPMScheduler(1000, beta_start=1e-4, beta_end=0.02, **(scheduler or dict(trained_betas=s.betas.numpy())))
+    scheduler = scheduler or dict(trained_betas=s.betas.numpy())
+    theirs = DDPMScheduler(1000, beta_start=1e-4, beta_end=0.02, **scheduler)
     torch.testing.assert_close(theirs.betas.double(), s.betas, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(theirs.alphas_cumprod.double(), s.alpha_bars, rtol=0, atol=1e-6)
 
 
 def test_jsd_falls_in_equal_steps_to_zero():
     s = NoiseSchedule.jsd(50)
-    torch.testing.assert_close(s.alpha_bars, 1 - torch.arange(1, 51, dtype=torch.float64) / 50, rtol=0, atol=1e-14)
-    assert s.alpha_bars[-1] == 0 and s.one_minus_alpha_bars[-1] == 1 and s.snr[-1] == 0 and s.log_snr[-1] == -math.inf
+    line = 1 - torch.arange(1, 51, dtype=torch.float64) / 50
+    torch.testing.assert_close(s.alpha_bars, line, rtol=0, atol=1e-14)
+    assert s.alpha_bars[-1] == 0 and s.one_minus_alpha_bars[-1] == 1
+    assert s.snr[-1] == 0 and s.log_snr[-1] == -math.inf
 
 
 def test_defaults_are_the_papers():
@@ -97,13 +101,13 @@ def test_defaults_are_the_papers():
 def test_any_schedule_only_loses_signal(betas):
     s = NoiseSchedule.from_betas(betas)
     assert (s.alpha_bars.diff() <= 0).all() and (s.log_snr.diff()[s.snr[1:] > 0] < 1e-12).all()
-    torch.testing.assert_close(s.alpha_bars + s.one_minus_alpha_bars, torch.ones(s.T, dtype=torch.float64), rtol=0,
-                               atol=1e-15)
+    ones = torch.ones(s.T, dtype=torch.float64)
+    torch.testing.assert_close(s.alpha_bars + s.one_minus_alpha_bars, ones, rtol=0, atol=1e-15)
     assert s.alpha_bars_prev[0] == 1 and s.one_minus_alpha_bars_prev[0] == 0
     assert torch.equal(s.alpha_bars_prev[1:], s.alpha_bars[:-1])
 
 
-# --- respaced --------------------------------------------------------------------------------------------------------
+# --- respaced ------------------------------------------------------------------------------------
 
 @settings(max_examples=60, deadline=None)
 @given(some_betas, st.data())
@@ -139,13 +143,15 @@ def test_respaced_times_equal_diffusers_trailing_ones(steps):
     from diffusers import DDIMScheduler
     theirs = DDIMScheduler(1000, timestep_spacing="trailing")
     theirs.set_timesteps(steps)
-    assert NoiseSchedule.linear().respaced(steps).timesteps.flip(0).tolist() == theirs.timesteps.tolist()
+    ours = NoiseSchedule.linear().respaced(steps).timesteps.flip(0)
+    assert ours.tolist() == theirs.timesteps.tolist()
 
 
 def test_respaced_twice_points_into_the_first():
     s = NoiseSchedule.linear()
     assert torch.equal(s.respaced(100).respaced(20).timesteps, s.respaced(20).timesteps)
-    torch.testing.assert_close(s.respaced(100).respaced(20).betas, s.respaced(20).betas, rtol=1e-13, atol=0)
+    torch.testing.assert_close(s.respaced(100).respaced(20).betas, s.respaced(20).betas,
+                               rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("steps", (0, -1, 1001, 10.0, "10", None))
@@ -153,24 +159,51 @@ def test_respaced_refuses_what_is_no_number_of_steps(steps):
     with pytest.raises(ValueError, match=r"1 \.\. 1000"): NoiseSchedule.linear().respaced(steps)
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- by name -------------------------------------------------------------------------------------
+
+def test_look_up_finds_an_entry_or_lists_what_there_is():
+    for name in ALL: assert look_up("schedule", name, SCHEDULES)(T=5) == make(name, 5)
+    for wrong in ("cosin", "", None, ["linear"], 3):
+        with pytest.raises(ValueError) as error: look_up("schedule", wrong, SCHEDULES)
+        assert str(error.value) == f"schedule must be one of {', '.join(ALL)}, got {wrong!r}"
+
+
+def test_a_schedule_of_ones_own_is_one_entry(monkeypatch):
+    "And its options are its own."
+    def flat(T=10, beta=0.5): return NoiseSchedule.from_betas([beta] * T)
+    monkeypatch.setitem(SCHEDULES, "flat", flat)
+    assert look_up("schedule", "flat", SCHEDULES)(beta=0.25).betas.tolist() == [0.25] * 10
+    with pytest.raises(ValueError, match="cosine, flat, got 'flatt'"):
+        look_up("schedule", "flatt", SCHEDULES)
+
+
+def test_a_subclass_makes_its_own_kind():
+    class Mine(NoiseSchedule): pass
+    made = [getattr(Mine, name)(10) for name in ALL]
+    assert all(type(s) is Mine and type(s.respaced(3)) is Mine for s in made)
+
+
+# --- what is refused -----------------------------------------------------------------------------
 
 @pytest.mark.parametrize("betas, says", (
-    ([0.1, 0.0], r"betas\[1\] = 0.0"), ([0.1, -0.1], r"\(0, 1\]"), ([1.1, 0.1], r"betas\[0\] = 1.1"),
-                                         ([0.1, math.nan], r"betas\[1\] = nan"), ([math.inf], r"\(0, 1\]"),
-    ([], "non-empty"), ([[0.1, 0.2]], r"\(1, 2\)"), (0.1, r"shape \(\)"), (torch.zeros(2, 0), r"\(2, 0\)"),
+    ([0.1, 0.0], r"betas\[1\] = 0.0"), ([0.1, -0.1], r"\(0, 1\]"),
+    ([1.1, 0.1], r"betas\[0\] = 1.1"),
+    ([0.1, math.nan], r"betas\[1\] = nan"), ([math.inf], r"\(0, 1\]"),
+    ([], "non-empty"), ([[0.1, 0.2]], r"\(1, 2\)"),
+    (0.1, r"shape \(\)"), (torch.zeros(2, 0), r"\(2, 0\)"),
     (None, "vector of numbers"), ("linear", "vector of numbers"), (["a"], "vector of numbers"),
-                                         ([0.1, [0.2]], "vector of numbers"),
-    (torch.tensor([0.1j]), "real"), (torch.full((3,), 0.1, device="meta"), "vector of numbers")))
+    ([0.1, [0.2]], "vector of numbers"), (torch.tensor([0.1j]), "real"),
+    (torch.full((3,), 0.1, device="meta"), "vector of numbers")))
 def test_bad_betas_are_refused(betas, says):
     for build in (NoiseSchedule, NoiseSchedule.from_betas):
         with pytest.raises(ValueError, match=says): build(betas)
 
 
-@pytest.mark.parametrize("timesteps", ([0], [1, 0], [0, 0], [-1, 0], [0.0, 1.0], [[0, 1]], "ab", [0, 1, 2]))
+@pytest.mark.parametrize("timesteps", (
+    [0], [1, 0], [0, 0], [-1, 0], [0.0, 1.0], [[0, 1]], "ab", [0, 1, 2]))
 def test_bad_timesteps_are_refused(timesteps):
-    with pytest.raises(ValueError, match="timesteps"): NoiseSchedule([0.1, 0.2], torch.tensor(timesteps)
-                                                                     if timesteps == [0.0, 1.0] else timesteps)
+    if timesteps == [0.0, 1.0]: timesteps = torch.tensor(timesteps)
+    with pytest.raises(ValueError, match="timesteps"): NoiseSchedule([0.1, 0.2], timesteps)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -181,15 +214,15 @@ def test_bad_T_is_refused(name, T):
 
 @pytest.mark.parametrize("call", (
     lambda: NoiseSchedule.linear(10, beta_start=-1), lambda: NoiseSchedule.linear(10, beta_end=2),
-                                  lambda: NoiseSchedule.quadratic(10, beta_start=-1),
+    lambda: NoiseSchedule.quadratic(10, beta_start=-1),
     lambda: NoiseSchedule.quadratic(10, beta_end=math.nan), lambda: NoiseSchedule.constant(10, 0),
-                                  lambda: NoiseSchedule.cosine(10, s=-1),
-    lambda: NoiseSchedule.cosine(10, s=math.inf), lambda: NoiseSchedule.cosine(10, max_beta=0)))
+    lambda: NoiseSchedule.cosine(10, s=-1), lambda: NoiseSchedule.cosine(10, s=math.inf),
+    lambda: NoiseSchedule.cosine(10, max_beta=0)))
 def test_bad_parameters_are_refused(call):
     with pytest.raises(ValueError): call()
 
 
-# --- how it behaves --------------------------------------------------------------------------------------------------
+# --- how it behaves ------------------------------------------------------------------------------
 
 def test_betas_are_copied():
     betas = torch.full((4,), 0.1, dtype=torch.float64)
@@ -198,9 +231,9 @@ def test_betas_are_copied():
     assert s.betas[0] == 0.1
 
 
-@pytest.mark.parametrize("betas", ([0.1, 0.2], (0.1, 0.2), np.array([0.1, 0.2]),
-                                   torch.tensor([0.1, 0.2], dtype=torch.float64),
-                                   torch.tensor([0.1, 0.2], dtype=torch.float64, requires_grad=True)))
+@pytest.mark.parametrize("betas", (
+    [0.1, 0.2], (0.1, 0.2), np.array([0.1, 0.2]), torch.tensor([0.1, 0.2], dtype=torch.float64),
+    torch.tensor([0.1, 0.2], dtype=torch.float64, requires_grad=True)))
 def test_betas_may_come_in_any_form(betas):
     s = NoiseSchedule.from_betas(betas)
     assert s.betas.tolist() == [0.1, 0.2] and not s.betas.requires_grad
@@ -209,17 +242,21 @@ def test_betas_may_come_in_any_form(betas):
 
 def test_default_device_and_dtype_do_not_matter():
     with torch.device("meta"):
-        made = [make(name, 20) for name in ALL] + [NoiseSchedule.linear(20).respaced(3), NoiseSchedule.from_betas([0.1, 0.2])]
+        made = [NoiseSchedule.linear(20).respaced(3), NoiseSchedule.from_betas([0.1, 0.2]),
+                *(make(name, 20) for name in ALL)]
     assert all(s.alpha_bars.device.type == s.timesteps.device.type == "cpu" for s in made)
     usual = [make(name) for name in ALL]
     torch.set_default_dtype(torch.float16)
     try: assert [make(name) for name in ALL] == usual
     finally: torch.set_default_dtype(torch.float32)
-    assert all(s.alpha_bars.dtype == torch.float64 for s in usual) and NoiseSchedule.jsd().betas[2].item() == 1 / 998
+    assert all(s.alpha_bars.dtype == torch.float64 for s in usual)
+    assert NoiseSchedule.jsd().betas[2].item() == 1 / 998
 
 
 def test_equality_copies_and_words():
     s = NoiseSchedule.linear(10)
     assert s == NoiseSchedule.linear(10) == copy.deepcopy(s) == pickle.loads(pickle.dumps(s))
-    for other in (NoiseSchedule.linear(11), NoiseSchedule.cosine(10), NoiseSchedule(s.betas, range(10, 20)), "linear"): assert s != other
+    for other in (NoiseSchedule.linear(11), NoiseSchedule.cosine(10),
+                  NoiseSchedule(s.betas, range(10, 20)), "linear"): assert s != other
+    with pytest.raises(TypeError, match="unhashable"): hash(s)
     assert "T=10" in repr(s) and "0.0001 .. 0.02" in repr(s)
