@@ -1,11 +1,5 @@
-"Data: every way in which a file, a download or an archive can be wrong, and the promises of the batch source."
-import hashlib
-import http.server
-import io
+"Data: pixels and back, CIFAR-10's format, the promises of the batch source, the toys."
 import math
-import tarfile
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +7,8 @@ import pytest
 import torch
 
 from ddpm_nb import data
-from ddpm_nb.data import Batches, Mixture, digits, fingerprint, swiss_roll, to_model, to_uint8
-from ddpm_nb.engine.images import ImageFiles, cache_folder, cifar10, download_file, image_folder, load_image, unpack
+from ddpm_nb.data import (CIFAR10_CLASSES, Batches, Mixture, digits, fingerprint, read_cifar10,
+                          swiss_roll, to_model, to_uint8)
 
 # Pixels
 
@@ -32,7 +26,8 @@ def test_scaled_values_are_the_centres_of_the_256_bins_of_the_decoder():
 
 
 def test_to_uint8_takes_the_nearest_value_and_clips():
-    assert to_uint8(torch.tensor([-9.0, -1 + 0.9 / 255, -1 + 1.1 / 255, 1.2])).tolist() == [0, 0, 1, 255]
+    x = torch.tensor([-9.0, -1 + 0.9 / 255, -1 + 1.1 / 255, 1.2])
+    assert to_uint8(x).tolist() == [0, 0, 1, 255]
 
 
 def test_wrong_dtypes_are_refused():
@@ -65,279 +60,40 @@ def test_digits_come_with_their_source_and_licence():
     assert "CC BY 4.0" in text and "UCI" in text
 
 
-# CIFAR-10 from a small stand-in of its archive
+# CIFAR-10's format
 
 
-def small_files(monkeypatch, records=20):
-    monkeypatch.setattr(data, "RECORDS", records)
-    rng = np.random.default_rng(0)
-    files = {}
-    for name in (*data.CIFAR10_TRAIN, *data.CIFAR10_TEST):
-        rows = rng.integers(0, 256, (records, data.RECORD), dtype=np.uint8)
-        rows[:, 0] %= 10
-        files[name] = rows.tobytes()
-    return files
+def test_cifar10_is_read_from_its_folder_labels_first_then_the_three_colours(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "_RECORDS", 2)
+    for i, name in enumerate((*data._TRAIN_FILES, *data._TEST_FILES)):
+        rows = np.arange(2 * data._RECORD).reshape(2, data._RECORD) % 251
+        rows[:, 0] = i, 9 - i
+        (tmp_path / name).write_bytes(rows.astype(np.uint8).tobytes())
+    x, y = read_cifar10(tmp_path)
+    assert x.shape == (10, 3, 32, 32) and x.dtype == torch.uint8 and y.dtype == torch.long
+    assert y.tolist() == [0, 9, 1, 8, 2, 7, 3, 6, 4, 5]
+    assert [x[0, 0, 0, 0], x[0, 0, 0, 1], x[0, 0, 1, 0], x[0, 1, 0, 0]] == [1, 2, 33, 1025 % 251]
+    assert read_cifar10(str(tmp_path), train=False)[1].tolist() == [5, 4]
+    (tmp_path / "data_batch_4.bin").unlink()
+    with pytest.raises(FileNotFoundError, match="missing: data_batch_4.bin.*download=True"):
+        read_cifar10(tmp_path, train=False)
 
 
-def archive_of(files, folder=data.CIFAR10_FOLDER):
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(f"{folder}/{name}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def write_files(folder, files):
-    folder.mkdir(parents=True)
-    for name, content in files.items(): (folder / name).write_bytes(content)
-
-
-class Server:
-    "Serves one file on 127.0.0.1; `fault` makes it misbehave. Notes the Range headers that it was asked for."
-    def __init__(self, content, fault=None):
-        self.asked, server = [], self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                wanted = self.headers.get("Range")
-                server.asked.append(wanted)
-                if server.fault == "missing": return self.send_error(404)
-                start = int(wanted[6:-1]) if wanted and server.fault != "no ranges" else 0
-                if wanted and start >= len(content): return self.send_error(416)
-                body = content[start:]
-                self.send_response(206 if wanted and server.fault != "no ranges" else 200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                if server.fault == "corrupt": body = bytes(len(body))
-                if server.fault == "truncated": body = body[:len(body) // 2]
-                self.wfile.write(body)
-
-            def log_message(self, *args): pass
-
-        self.fault = fault
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.http.server_port}/cifar-10-binary.tar.gz"
-
-    def __enter__(self): return self
-    def __exit__(self, *exc): self.http.shutdown(), self.http.server_close()
-
-
-def test_cifar10_downloads_unpacks_and_is_then_used_as_it_is(tmp_path, monkeypatch):
-    files = small_files(monkeypatch)
-    packed = archive_of({"readme.html": b"hello", **files})
-    monkeypatch.setattr(data, "CIFAR10_MD5", hashlib.md5(packed).hexdigest())
-    with Server(packed) as server:
-        monkeypatch.setattr(data, "CIFAR10_URL", server.url)
-        x, y = cifar10(tmp_path, download=True)
-        assert len(server.asked) == 1
-        again, _ = cifar10(tmp_path, download=True)
-        assert len(server.asked) == 1
-    assert x.shape == (100, 3, 32, 32) and x.dtype == torch.uint8 and y.dtype == torch.long
-    first = np.frombuffer(files["data_batch_1.bin"], np.uint8)
-    assert y[0] == first[0] and (x[0].numpy().ravel() == first[1:3073]).all() and torch.equal(x, again)
-    assert cifar10(tmp_path / data.CIFAR10_FOLDER, train=False)[0].shape == (20, 3, 32, 32)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [data.CIFAR10_FOLDER]      # no archive, no scratch folder left
-
-
-def test_programs_that_fetch_cifar10_at_once_do_it_once(tmp_path, monkeypatch):
-    packed = archive_of(small_files(monkeypatch))
-    monkeypatch.setattr(data, "CIFAR10_MD5", hashlib.md5(packed).hexdigest())
-    with Server(packed) as server, ThreadPoolExecutor(4) as pool:
-        monkeypatch.setattr(data, "CIFAR10_URL", server.url)
-        found = list(pool.map(lambda _: cifar10(tmp_path, download=True)[0], range(4)))
-        assert server.asked == [None]
-    assert all(torch.equal(x, found[0]) for x in found)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [data.CIFAR10_FOLDER]
-
-
-def test_cifar10_says_what_is_missing_and_what_to_do(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="download=True"): cifar10(tmp_path)
-    files = small_files(monkeypatch)
-    del files["data_batch_3.bin"]
-    write_files(tmp_path / data.CIFAR10_FOLDER, files)
-    with pytest.raises(FileNotFoundError, match="missing: data_batch_3.bin"): cifar10(tmp_path)
-    with pytest.raises(FileExistsError, match="incomplete.*data_batch_3.bin"): cifar10(tmp_path, download=True)
-
-
-def test_cifar10_refuses_files_of_the_wrong_size_or_with_impossible_labels(tmp_path, monkeypatch):
-    files = small_files(monkeypatch)
-    write_files(tmp_path / "a" / data.CIFAR10_FOLDER, {**files, "data_batch_2.bin": files["data_batch_2.bin"][:-1]})
-    with pytest.raises(ValueError, match=r"data_batch_2.bin has 61,459 bytes instead of 61,460"): cifar10(tmp_path / "a")
-    bad = bytearray(files["test_batch.bin"])
-    bad[data.RECORD * 7] = 200
-    write_files(tmp_path / "b" / data.CIFAR10_FOLDER, {**files, "test_batch.bin": bytes(bad)})
-    with pytest.raises(ValueError, match="label 200"): cifar10(tmp_path / "b", train=False)
-
-
-@pytest.mark.parametrize("train", [True, False])
-def test_real_cifar10_has_its_published_statistics(train):
-    if not (cache_folder() / data.CIFAR10_FOLDER).is_dir(): pytest.skip(f"CIFAR-10 is not in {cache_folder()}")
-    x, y = cifar10(train=train)
-    assert x.shape == ((50_000 if train else 10_000), 3, 32, 32)
-    assert y.bincount().tolist() == [5000 if train else 1000] * 10
-    if train:
-        assert y[:5].tolist() == [6, 9, 9, 4, 1]
-        c = x.permute(1, 0, 2, 3).reshape(3, -1).double() / 255
-        assert torch.allclose(c.mean(1), torch.tensor([.4914, .4822, .4465], dtype=torch.float64), atol=5e-5)
-        assert torch.allclose(c.std(1), torch.tensor([.2470, .2435, .2616], dtype=torch.float64), atol=5e-5)
-
-
-# Downloads
-
-
-CONTENT = bytes(range(256)) * 2000
-MD5 = hashlib.md5(CONTENT).hexdigest()
-
-
-def fetch(server, path): return download_file(server.url, path, MD5, progress=False, timeout=5)
-
-
-def test_an_interrupted_download_goes_on_where_it_stopped(tmp_path):
-    path = tmp_path / "deep" / "file"
-    with Server(CONTENT, "truncated") as server:
-        with pytest.raises(OSError, match="stopped after 256,000 of 512,000 bytes.*call again"): fetch(server, path)
-        assert not path.exists()
-        server.fault = None
-        fetch(server, path)
-        assert server.asked == [None, "bytes=256000-"]
-    assert path.read_bytes() == CONTENT and [p.name for p in path.parent.iterdir()] == ["file"]
-
-
-def test_a_server_that_knows_no_ranges_sends_everything_again(tmp_path):
-    (tmp_path / "file.part").write_bytes(b"an older beginning")
-    with Server(CONTENT, "no ranges") as server: fetch(server, tmp_path / "file")
-    assert (tmp_path / "file").read_bytes() == CONTENT
-
-
-def test_a_part_that_is_already_whole_needs_no_more_bytes(tmp_path):
-    (tmp_path / "file.part").write_bytes(CONTENT)
-    with Server(CONTENT) as server: fetch(server, tmp_path / "file")
-    assert (tmp_path / "file").read_bytes() == CONTENT
-
-
-def test_corrupt_bytes_are_thrown_away_and_the_next_call_begins_anew(tmp_path):
-    with Server(CONTENT, "corrupt") as server:
-        with pytest.raises(OSError, match=f"instead of {MD5}"): fetch(server, tmp_path / "file")
-        assert list(tmp_path.iterdir()) == []
-        server.fault = None
-        assert fetch(server, tmp_path / "file").read_bytes() == CONTENT
-
-
-def test_a_missing_page_and_a_silent_host_are_told_in_one_line(tmp_path):
-    with Server(CONTENT, "missing") as server:
-        with pytest.raises(OSError, match="answers 404"): fetch(server, tmp_path / "file")
-    with pytest.raises(OSError, match="cannot reach"): fetch(server, tmp_path / "file")     # it is down now
-
-
-def test_a_whole_file_is_not_fetched_again(tmp_path):
-    (tmp_path / "file").write_bytes(CONTENT)
-    with Server(CONTENT) as server:
-        fetch(server, tmp_path / "file")
-        assert server.asked == []
-
-
-# Archives
-
-
-def tar_with(tmp_path, *members):
-    path = tmp_path / "archive.tar"
-    with tarfile.open(path, "w") as tar:
-        for m in members: tar.addfile(m, io.BytesIO(b"x" * m.size))
-    return path
-
-
-def member(name, kind=tarfile.REGTYPE, target="", size=1):
-    m = tarfile.TarInfo(name)
-    m.type, m.linkname, m.size = kind, target, size if kind == tarfile.REGTYPE else 0
-    return m
-
-
-@pytest.mark.parametrize("bad", [
-    member("../escape"), member("/etc/escape"), member("box/../../escape"), member("other/file"),
-    member("box/link", tarfile.SYMTYPE, "/etc/passwd"), member("box/hard", tarfile.LNKTYPE, "box/good"),
-    member("box/device", tarfile.CHRTYPE), member("box/pipe", tarfile.FIFOTYPE)],
-    ids=lambda m: m.name)
-def test_unsafe_archives_are_refused_and_nothing_is_unpacked(tmp_path, bad):
-    archive = tar_with(tmp_path, member("box/good"), bad)
-    with pytest.raises(ValueError, match="nothing was unpacked"): unpack(archive, tmp_path / "box")
-    assert [p.name for p in tmp_path.iterdir()] == ["archive.tar"]
-
-
-def test_an_archive_unpacks_whole(tmp_path):
-    unpack(tar_with(tmp_path, member("box", tarfile.DIRTYPE), member("box/a", size=3), member("box/deep/b")), tmp_path / "box")
-    assert (tmp_path / "box" / "a").read_bytes() == b"xxx" and (tmp_path / "box" / "deep" / "b").exists()
-
-
-# Folders of images
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    from PIL import Image
-    rng = np.random.default_rng(0)
-    for name, size, mode in [("a/1.png", (40, 30), "RGB"), ("a/2.PNG", (16, 16), "L"), ("b/3.jpg", (33, 50), "RGB"),
-                             ("b/4.webp", (20, 20), "RGBA"), ("5.bmp", (16, 16), "P")]:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        shape = {"L": size[::-1], "P": size[::-1], "RGB": (*size[::-1], 3), "RGBA": (*size[::-1], 4)}[mode]
-        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).convert(mode).save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("not an image")
-    return tmp_path
-
-
-def test_a_folder_in_memory_equals_the_same_folder_streamed(pictures):
-    held, labels = image_folder(pictures, 16)
-    streamed, same = image_folder(pictures, 16, memory=0)
-    assert isinstance(held, torch.Tensor) and isinstance(streamed, ImageFiles)
-    assert held.shape == streamed.shape == (5, 3, 16, 16) and held.dtype == streamed.dtype == torch.uint8
-    assert torch.equal(streamed[torch.arange(5)], held) and torch.equal(labels, same) and labels.tolist() == [0, 1, 1, 2, 2]
-    a, b = (Batches(x, 3, seed=4, flip=True) for x in (held, streamed))
-    for _ in range(7): assert torch.equal(next(a), next(b))
-    b.load_state_dict(a.state_dict() | {"position": 6})
-    a.position = 6
-    assert torch.equal(next(a), next(b))
-
-
-def test_an_image_is_cropped_to_its_middle(tmp_path):
-    from PIL import Image
-    wide = np.zeros((10, 30, 3), np.uint8)
-    wide[:, 10:20] = 200
-    Image.fromarray(wide).save(tmp_path / "wide.png")
-    assert (load_image(tmp_path / "wide.png", 10) == 200).all()
-
-
-def test_deep_and_transparent_images_keep_what_they_show(tmp_path):
-    from PIL import Image
-    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
-    Image.fromarray(ramp).save(tmp_path / "a.png")
-    Image.fromarray(ramp).save(tmp_path / "b.tif")
-    clear = np.zeros((16, 16, 4), np.uint8)
-    clear[:8] = (255, 0, 0, 255)
-    Image.fromarray(clear, "RGBA").save(tmp_path / "c.png")
-    (tmp_path / "._a.png").write_bytes(b"not an image")
-    images, _ = image_folder(tmp_path, 16)
-    assert len(images) == 3
-    for x in images[:2]: assert torch.equal(x, torch.arange(256, dtype=torch.uint8).reshape(16, 16).expand(3, 16, 16))
-    assert (images[2, :, :8] == torch.tensor([255, 0, 0])[:, None, None]).all() and (images[2, :, 8:] == 255).all()
-    Image.fromarray(np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)).save(tmp_path / "d.tif")
-    with pytest.raises(ValueError, match="d.tif cannot be read as an image: its values .mode F. have no known range"):
-        image_folder(tmp_path, 16)
-
-
-def test_broken_images_and_empty_folders_are_named(pictures, tmp_path_factory):
-    (pictures / "b" / "0.png").write_bytes(b"not a PNG")
-    with pytest.raises(ValueError, match=r"0\.png cannot be read as an image"): image_folder(pictures, 16)
-    with pytest.raises(ValueError, match=r"no image in .*looked for \.png"): image_folder(tmp_path_factory.mktemp("empty"), 16)
-    with pytest.raises(FileNotFoundError, match="there is no folder"): image_folder(pictures / "nowhere", 16)
-    with pytest.raises(ValueError, match="above 0"): image_folder(pictures, 0)
+def test_the_classes_are_in_the_archives_own_order():
+    "batches.meta.txt of the archive."
+    assert CIFAR10_CLASSES == ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog",
+                               "horse", "ship", "truck")
 
 
 # Batches
 
 
 IMAGES = torch.arange(30, dtype=torch.uint8).view(30, 1, 1, 1).expand(30, 1, 2, 2).contiguous()
+
+
+def colours():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (30, 3, 4, 4), dtype=torch.uint8, generator=generator)
 
 
 def values(x): return (x[:, 0, 0, 0].double() * 127.5 + 127.5).round().long().tolist()
@@ -362,19 +118,22 @@ def test_the_order_depends_on_the_seed_alone():
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_processes_share_the_very_batch_that_one_process_would_see(world):
-    images = torch.randint(256, (30, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    one, several = Batches(images, 8, flip=True), [Batches(images, 8, flip=True, rank=r, world=world) for r in range(world)]
+    images, one = colours(), Batches(colours(), 8, flip=True)
+    several = [Batches(images, 8, flip=True, rank=r, world=world) for r in range(world)]
     for _ in range(12): assert torch.equal(next(one), torch.cat([next(s) for s in several]))
 
 
 def test_a_saved_position_goes_on_with_the_very_next_batch():
-    images = torch.randint(256, (30, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = colours()
     a = Batches(images, 7, flip=True)
     for _ in range(9): next(a)
     b = Batches(images, 7, flip=True)
     b.load_state_dict(a.state_dict())
     for _ in range(9): assert torch.equal(next(a), next(b))
-    with pytest.raises(ValueError, match="seed: 0 there, 1 here"): Batches(images, 7, seed=1).load_state_dict(a.state_dict())
+    with pytest.raises(ValueError, match="seed: 0 there, 1 here"):
+        Batches(images, 7, seed=1).load_state_dict(a.state_dict())
+    with pytest.raises(ValueError, match="images: 30 there, 29 here"):
+        Batches(images[:29], 7).load_state_dict(a.state_dict())
 
 
 def test_half_of_the_images_are_mirrored_and_the_others_untouched():
@@ -385,13 +144,112 @@ def test_half_of_the_images_are_mirrored_and_the_others_untouched():
     assert torch.equal(x.sort(-1).values.flatten(1).sort(0).values, images.flatten(1))
 
 
+def test_who_is_mirrored_depends_on_the_seed_and_the_number_of_the_batch_alone():
+    "Any batch can be asked for first, and every batch draws anew."
+    a, b = (Batches(colours(), 8, seed=3, flip=True) for _ in range(2))
+    batches = [next(a) for _ in range(9)]
+    for step in (7, 2, 4, 4, 0):
+        b.step = step
+        assert torch.equal(next(b), batches[step]) and b.step == step + 1
+    flips = torch.stack([b.mirrored(step) for step in range(9)])
+    assert len(set(map(tuple, flips.tolist()))) == 9
+    other = Batches(colours(), 8, seed=4, flip=True)
+    assert not torch.equal(other.mirrored(0), b.mirrored(0))
+
+
+def test_an_image_is_mirrored_in_some_passes_and_not_in_others():
+    "Drawn for the place in the batch, not once for the image: in 40 passes, all are both."
+    b = Batches(colours(), 30, flip=True)
+    mirrored = torch.zeros(30, dtype=torch.long)
+    for step in range(40): mirrored[b.indices(step)] += b.mirrored(step).long()
+    assert (mirrored > 0).all() and (mirrored < 40).all()
+    assert abs(mirrored.double().mean() - 20) < 5 * math.sqrt(40 / 4 / 30)
+
+
+def test_batches_do_not_touch_the_global_random_numbers_nor_the_default_dtype():
+    before, expected = torch.get_rng_state(), next(Batches(colours(), 8, flip=True))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.set_default_dtype(torch.float64)
+    try: x = next(Batches(colours(), 8, flip=True))
+    finally: torch.set_default_dtype(torch.float32)
+    assert torch.equal(x, expected)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_labels_stay_with_their_images(world):
+    numbers = torch.arange(30, dtype=torch.int32)
+    parts = [Batches(IMAGES, 8, flip=True, rank=r, world=world, labels=numbers)
+             for r in range(world)]
+    plain = Batches(IMAGES, 8, flip=True)
+    for _ in range(12):
+        images, labels = (torch.cat(v) for v in zip(*map(next, parts)))
+        assert labels.dtype == torch.long and labels.tolist() == values(images)
+        assert torch.equal(images, next(plain))                # labels change nothing
+
+
+def test_wrong_labels_are_refused_in_words():
+    for labels in (torch.arange(29), torch.zeros(30), torch.zeros(30, 2, dtype=torch.long)):
+        with pytest.raises(ValueError, match="labels must be 30 whole numbers, one an image"):
+            Batches(IMAGES, 8, labels=labels)
+
+
+def test_the_state_is_a_place_and_what_it_belongs_to_and_older_places_are_read():
+    "They counted images: at the start of a batch that is a place, elsewhere it is not."
+    a = Batches(IMAGES, 8, seed=5)
+    for _ in range(3): next(a)
+    assert a.state_dict() == {"step": 3, "seed": 5, "images": 30}
+    b = Batches(IMAGES, 8, seed=5)
+    b.load_state_dict({"position": 24, "seed": 5, "images": 30})
+    assert torch.equal(next(b), next(a))
+    with pytest.raises(ValueError, match="position 20 is not at the start of a batch of 8"):
+        b.load_state_dict({"position": 20, "seed": 5, "images": 30})
+    assert b.step == 4                                         # a refused place moves nothing
+
+
+class Slow:
+    "Images that are read when asked for; notes what was asked for, and fails where told to."
+    shape, dtype, ndim = torch.Size((30, 1, 2, 2)), torch.uint8, 4
+
+    def __init__(self): self.asked, self.broken = [], False
+    def __len__(self): return 30
+
+    def __getitem__(self, indices):
+        self.asked.append(indices.tolist())
+        if self.broken: raise ValueError("cannot be read")
+        return IMAGES[indices]
+
+
+def test_streamed_images_are_read_one_batch_ahead():
+    slow, held = Slow(), Batches(IMAGES, 8, flip=True)
+    streamed = Batches(slow, 8, flip=True)
+    for step in range(6):
+        assert torch.equal(next(streamed), next(held))
+        streamed._reader.ahead[step + 1].result()              # the thread has read the next one
+        assert slow.asked[-1] == held.indices(step + 1).tolist()
+    assert streamed.streamed and not held.streamed
+    assert len(fingerprint(slow)) == 8                         # files or not, they have a name
+
+
+def test_an_image_that_cannot_be_read_moves_nothing():
+    slow, held = Slow(), Batches(IMAGES, 8)
+    streamed = Batches(slow, 8)
+    next(streamed), next(held)
+    slow.broken, streamed.step = True, 3           # elsewhere: nothing is read ahead there
+    for _ in range(2):
+        with pytest.raises(ValueError, match="cannot be read"): next(streamed)
+        assert streamed.step == 3
+    slow.broken, held.step = False, 3
+    assert torch.equal(next(streamed), next(held)) and streamed.step == 4
+
+
 def test_float_data_pass_through_unscaled():
     points = swiss_roll(64)
     assert torch.equal(next(Batches(points, 64)).sort(0).values, points.sort(0).values)
 
 
 def test_wrong_arguments_are_refused_in_words():
-    for words, match in [(dict(batch_size=0), "batch_size"), (dict(batch_size=9, world=2), "multiple of the 2 processes"),
+    for words, match in [(dict(batch_size=0), "batch_size"),
+                         (dict(batch_size=9, world=2), "multiple of the 2 processes"),
                          (dict(batch_size=8, rank=2, world=2), "rank must lie in 0 .. 1")]:
         with pytest.raises(ValueError, match=match): Batches(IMAGES, **words)
     with pytest.raises(ValueError, match="flip needs images"): Batches(swiss_roll(8), 4, flip=True)
@@ -419,7 +277,8 @@ def test_noised_mixture_is_what_the_forward_process_makes_of_it():
     "The law of x_t under eq. 4, in its first two moments."
     generator, n, alpha_bar = torch.Generator().manual_seed(0), 200_000, 0.3
     m = Mixture.grid(3, 1.0, 0.2)
-    x = math.sqrt(alpha_bar) * m.sample(n, generator) + math.sqrt(1 - alpha_bar) * torch.randn(n, 2, generator=generator)
+    x0, eps = m.sample(n, generator), torch.randn(n, 2, generator=generator)
+    x = math.sqrt(alpha_bar) * x0 + math.sqrt(1 - alpha_bar) * eps
     z = m.noised(alpha_bar).sample(n, torch.Generator().manual_seed(1))
     for power in (1, 2, 4):
         a, b = x**power, z**power

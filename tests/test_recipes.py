@@ -1,0 +1,233 @@
+"Recipes: a run as data, data sets and schedules by name, each open to a reader's own."
+import json
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from ddpm_nb.data import digits
+from ddpm_nb.engine import recipes
+from ddpm_nb.engine.images import ImageFiles, image_folder
+from ddpm_nb.engine.recipes import DATASETS, RECIPES, Recipe, diffusion_options, recipe
+from ddpm_nb.engine.runs import Trainer
+from ddpm_nb.sampling import GaussianDiffusion
+from ddpm_nb.schedules import SCHEDULES, NoiseSchedule
+from ddpm_nb.training import TrainConfig
+from ddpm_nb.unet import UNet, UNetConfig
+
+
+@pytest.mark.parametrize("data, size", [(d, s) for d in RECIPES for s in RECIPES[d]])
+def test_every_recipe_is_whole_and_survives_json(data, size):
+    r = recipe(data, size)
+    assert Recipe.from_dict(json.loads(json.dumps(r.to_dict()))) == r
+    with torch.device("meta"): assert UNet(r.unet).config == r.unet
+    assert r.process().T == 1000 and r.unet.image_size in (16, 32)
+
+
+def test_the_papers_recipe_is_the_papers():
+    r = recipe("cifar10", "paper")
+    assert r.unet == UNetConfig.cifar10() and r.process().schedule == NoiseSchedule.linear()
+    for key in ("steps", "batch_size", "lr", "warmup", "grad_clip", "ema_decay", "flip",
+                "cooldown", "ema_warmup"):
+        assert getattr(r.train, key) == getattr(TrainConfig(), key)
+
+
+def test_all_digits_recipes_and_the_packaged_network_are_of_one_size():
+    from ddpm_nb.engine.pretrained import load_pretrained
+    for r in RECIPES["digits"].values():
+        assert r.unet == UNetConfig.digits()
+        assert sum(p.numel() for p in r.network().parameters()) == 438_145
+    assert load_pretrained("digits")[0].config == UNetConfig.digits()
+
+
+def test_unknown_recipes_and_options_are_refused_in_words():
+    with pytest.raises(ValueError, match="one of digits, cifar10, folder, got 'mnist'"):
+        recipe("mnist")
+    with pytest.raises(ValueError, match="one of paper, small, smoke, got 'huge'"):
+        recipe("cifar10", "huge")
+    with pytest.raises(ValueError, match="the size for digits must be one of demo, smoke, got ''"):
+        recipe("digits", "")
+    with pytest.raises(ValueError, match="unknown UNetConfig keys"):
+        recipe("digits").replace(unet=dict(depth=3))
+    with pytest.raises(ValueError, match="unknown TrainConfig keys"):
+        recipe("digits").replace(depth=3)
+    with pytest.raises(ValueError, match="schedule must be one of linear"):
+        recipe("digits").replace(diffusion=dict(schedule="sigmoid"))
+    with pytest.raises(ValueError, match="does not take these options"):
+        recipe("digits").replace(diffusion=dict(colour=3))
+    with pytest.raises(ValueError, match="the data set must be one of digits, cifar10, folder"):
+        recipe("digits").replace(data="mnist").images()
+
+
+def test_a_recipe_changes_in_each_of_its_parts_and_the_old_one_stays():
+    before = recipe("digits").to_dict()
+    r = recipe("digits").replace(lr=1e-4, unet=dict(dropout=0.2), root="/data",
+                                 diffusion=dict(prediction="v"))
+    assert (r.train.lr, r.unet.dropout, r.root, r.process().prediction) == (1e-4, 0.2, "/data", "v")
+    assert r.train == replace(recipe("digits").train, lr=1e-4)
+    assert r.diffusion == {"schedule": "linear", "T": 1000, "prediction": "v"}
+    assert recipe("digits").to_dict() == before
+    before["diffusion"]["T"] = 3                       # what was handed out is a copy
+    assert recipe("digits").process().T == 1000
+
+
+def test_differences_name_what_matters_to_what_is_learnt():
+    a = recipe("digits")
+    b = a.replace(lr=1e-4, save_every=7, unet=dict(dropout=0.2), root="/data",
+                  diffusion=dict(schedule="cosine", s=0.02))
+    assert a.differences(a) == a.differences(a.replace(save_every=7, root="/data")) == []
+    assert sorted(line.split()[0] for line in a.differences(b)) == [
+        "diffusion.s", "diffusion.schedule", "train.lr", "unet.dropout"]
+    assert a.differences(a.replace(data="folder")) == ["data is 'digits' there and 'folder' here"]
+
+
+def test_a_network_has_its_recipes_seed_and_leaves_the_global_random_numbers_alone():
+    def weights(r): return torch.cat([p.flatten() for p in r.network().parameters()])
+    before = torch.get_rng_state()
+    first = weights(recipe("digits"))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert torch.equal(weights(recipe("digits")), first)
+    assert not torch.equal(weights(recipe("digits").replace(seed=1)), first)
+
+
+# The diffusion
+
+
+@pytest.mark.parametrize("options, schedule", [
+    ({}, NoiseSchedule.linear()),
+    (dict(beta_start=1e-3, beta_end=0.1, T=50), NoiseSchedule.linear(50, 1e-3, 0.1)),
+    (dict(schedule="quadratic", beta_end=0.03), NoiseSchedule.quadratic(beta_end=0.03)),
+    (dict(schedule="constant", beta_end=0.01), NoiseSchedule.constant(beta_end=0.01)),
+    (dict(schedule="cosine", s=0.02), NoiseSchedule.cosine(s=0.02)),
+    (dict(schedule="cosine", max_beta=0.9, T=70), NoiseSchedule.cosine(70, max_beta=0.9)),
+])
+def test_every_option_of_a_schedule_is_reachable_from_a_recipe(options, schedule):
+    r = recipe("digits").replace(diffusion=options)
+    assert r.process().schedule == schedule
+    assert Recipe.from_dict(json.loads(json.dumps(r.to_dict()))).process().schedule == schedule
+
+
+def test_every_option_that_is_listed_is_taken():
+    "Each listed key, with the value that it has when it is left out, changes nothing."
+    from inspect import signature
+    for name, make in SCHEDULES.items():
+        own = {k: p.default for k, p in signature(make).parameters.items()}
+        mine = dict(prediction="eps", variance="fixed_large", loss="simple", decoder="discretized")
+        options = diffusion_options(name)
+        assert options[:len(own) + 1] == ("schedule", *own) and set(mine) < set(options)
+        if name == "jsd": mine["prediction"] = "v"      # no signal is left at the end of jsd
+        r = recipe("digits").replace(diffusion=dict(schedule=name, **own, **mine))
+        assert isinstance(r.process(), GaussianDiffusion) and r.process().schedule == make()
+
+
+@pytest.mark.parametrize("name, wrong, right", [
+    ("linear", "s", "schedule, T, beta_start, beta_end, prediction, variance, loss, decoder"),
+    ("cosine", "beta_end", "schedule, T, s, max_beta, prediction, variance, loss, decoder"),
+    ("jsd", "beta_end", "schedule, T, prediction, variance, loss, decoder")])
+def test_an_option_of_another_schedule_is_refused_with_the_list_of_its_own(name, wrong, right):
+    words = f"options: {wrong}; allowed with the schedule {name}: {right}"
+    with pytest.raises(ValueError, match=words):
+        recipe("digits").replace(diffusion={"schedule": name, wrong: 0.01})
+
+
+def test_values_that_fit_no_option_are_refused_in_words():
+    for options, match in [(dict(T=0), "T must be"), (dict(T="many"), "T must be"),
+                           (dict(schedule="cosine", s=-1), "s must be 0 or more"),
+                           (dict(schedule="cosine", s="big"), "does not take these options"),
+                           (dict(prediction="noise"), "eps, x0, mu, v")]:
+        with pytest.raises(ValueError, match=match): recipe("digits").replace(diffusion=options)
+
+
+def test_another_schedule_leaves_the_options_of_the_former_behind():
+    r = recipe("digits").replace(diffusion=dict(schedule="cosine", s=0.02, T=70, prediction="v"))
+    back = r.replace(diffusion=dict(schedule="linear"))
+    assert back.diffusion == {"schedule": "linear", "T": 70, "prediction": "v"}
+
+
+# A reader's own
+
+
+def test_a_readers_own_schedule_is_used_by_its_name_with_its_own_options(monkeypatch):
+    def halving(T=8, *, first=0.1, factor=0.5, **unnamed):
+        return NoiseSchedule.from_betas([first * factor**i for i in range(T)])
+    monkeypatch.setitem(SCHEDULES, "halving", halving)
+    assert diffusion_options("halving")[:4] == ("schedule", "T", "first", "factor")
+    r = recipe("digits").replace(diffusion=dict(schedule="halving", T=5, factor=0.9))
+    assert r.process().schedule == halving(5, factor=0.9)
+    with pytest.raises(ValueError, match="unnamed; allowed with the schedule halving: schedule, T"):
+        r.replace(diffusion=dict(unnamed=1))
+
+
+def test_a_readers_own_data_set_is_trained_on_by_its_name(monkeypatch):
+    asked = []
+
+    def mine(train, root, download, size):
+        asked.append((train, root, download, size))
+        labels = torch.arange(40 if train else 10) % 2
+        return (labels * 255).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, size, size), labels
+    monkeypatch.setitem(DATASETS, "mine", mine)
+    r = recipe("digits", "smoke").replace(data="mine", root="/somewhere", steps=2,
+                                          unet=dict(base_channels=8, image_size=8,
+                                                    attention_resolutions=[]))
+    images, labels = r.dataset(train=False, download=True)
+    assert images.shape == (10, 1, 8, 8) and labels.tolist() == [0, 1] * 5
+    trained = r.trainer(device="cpu", progress=False).train()
+    assert isinstance(trained, Trainer) and trained.step == 2 and len(trained.batches.images) == 40
+    assert asked == [(False, "/somewhere", True, 8), (True, "/somewhere", False, 8)]
+
+
+# Data sets
+
+
+def test_labels_come_with_the_images_of_every_data_set():
+    images, labels = recipe("digits").dataset(train=False)
+    assert torch.equal(images, digits(False)[0]) and torch.equal(labels, digits(False)[1])
+    assert torch.equal(recipe("digits").images(), digits(True)[0])
+
+
+def test_cifar10_is_trained_on_one_part_and_measured_on_the_other(monkeypatch):
+    "The recipe's `train`, `root` and `download` reach the reader of the archive."
+    asked = []
+
+    def stand_in(root, train, download):
+        asked.append((root, train, download))
+        return torch.zeros(3, 3, 32, 32, dtype=torch.uint8), torch.tensor([6, 9, 4])
+    monkeypatch.setattr(recipes, "cifar10", stand_in)
+    r = recipe("cifar10", "smoke").replace(root="/data")
+    assert r.dataset(False)[1].tolist() == [6, 9, 4] and r.images(True, download=True).shape[0] == 3
+    assert asked == [("/data", False, False), ("/data", True, True)]
+
+
+@pytest.mark.parametrize("memory", [10**9, 0])
+def test_every_tenth_image_of_a_folder_is_held_out_with_its_label(tmp_path, monkeypatch, memory):
+    "Number i is a grey of i, in the folder of its last bit: so the even ones come first."
+    from PIL import Image
+    monkeypatch.setattr(recipes, "image_folder", partial(image_folder, memory=memory))
+    for i in range(25):
+        (tmp_path / str(i % 2)).mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / str(i % 2) / f"{i:02}.png")
+    order = [*range(0, 25, 2), *range(1, 25, 2)]
+    for train, places in [(False, [9, 19]), (True, [i for i in range(25) if i not in (9, 19)])]:
+        images, labels = DATASETS["folder"](train, str(tmp_path), False, 8)
+        assert isinstance(images, ImageFiles if memory == 0 else torch.Tensor)
+        shown = images[torch.arange(len(images))][:, 0, 0, 0].tolist()
+        assert shown == [order[i] for i in places] and images.shape == (len(places), 3, 8, 8)
+        assert labels.tolist() == [number % 2 for number in shown]
+
+
+def test_a_folder_that_is_not_named_or_too_small_is_refused_in_words(tmp_path):
+    from PIL import Image
+    with pytest.raises(ValueError, match=r"needs their folder: root .in the shell: --root FOLDER."):
+        recipe("folder", "smoke").images()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="has only 1 images: every tenth would be held out"):
+        recipe("folder", "smoke").replace(root=str(tmp_path)).images(train=False)
+
+
+def test_images_of_another_size_than_the_networks_are_refused_with_the_keys_to_set():
+    words = r"shape \(1, 16, 16\), the network is for \(1, 32, 32\): set unet.in_channels"
+    with pytest.raises(ValueError, match=words):
+        recipe("digits").replace(unet=dict(image_size=32)).images()
