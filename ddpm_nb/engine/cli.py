@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 # %% auto #0
 __all__ = ['parser', 'main']
 
-# %% ../../nbs/engine/cli.ipynb #b6e1c231
+# %% ../../nbs/engine/cli.ipynb #0972dc98
 if TYPE_CHECKING:      # for type checkers alone: a command that is only parsed imports no torch
     from torch import Tensor, nn
-    from ddpm_nb.engine.images import ImageFiles
+    from ddpm_nb.data import Images
     from ddpm_nb.engine.recipes import Recipe
     from ddpm_nb.engine.runs import Trainer
     from ddpm_nb.sampling import GaussianDiffusion
@@ -91,25 +91,28 @@ def _definition(module: str, name: str) -> ast.ClassDef | ast.FunctionDef:
             with suppress(LookupError): return _definition(module, f"{ast.unparse(base)}.{method}")
     raise LookupError(f"ddpm_nb/{module}.py defines no {name}")
 
-# %% ../../nbs/engine/cli.ipynb #1c151e46
-def _defaults(found: ast.ClassDef | ast.FunctionDef,
+# %% ../../nbs/engine/cli.ipynb #2ebcafb6
+def _defaults(module: str, name: str,
              ) -> Iterator[tuple[str, ast.arg | ast.stmt, ast.expr]]:  # name, where, default
     "The fields of a dataclass, or the arguments of a function, that have a default."
-    if isinstance(found, ast.ClassDef):
-        for line in found.body:
-            match line:
-                case ast.AnnAssign(ast.Name(name), _, ast.expr() as value): yield name, line, value
-    else:
+    found = _definition(module, name)
+    if isinstance(found, ast.FunctionDef):
         arguments, values = found.args.args, found.args.defaults
         for a, value in zip(arguments[-len(values):], values): yield a.arg, a, value
+        return
+    for base in found.bases:                    # those that stand in this module
+        with suppress(LookupError): yield from _defaults(module, ast.unparse(base))
+    for line in found.body:
+        match line:
+            case ast.AnnAssign(ast.Name(field), _, ast.expr() as value): yield field, line, value
 
-# %% ../../nbs/engine/cli.ipynb #ebd6a1be
+# %% ../../nbs/engine/cli.ipynb #e6430c82
 def _options(module: str,  # its path in the package: "engine/recipes"
              name: str,    # a dataclass or a function in it
             ) -> dict[str, tuple[object, str]]:  # name -> default, meaning
     "What a dataclass or a function takes by name, with default and meaning."
     return {option: (ast.literal_eval(value), _meaning(module, where, value))
-            for option, where, value in _defaults(_definition(module, name))}
+            for option, where, value in _defaults(module, name)}
 
 # %% ../../nbs/engine/cli.ipynb #c8c9c9d5
 def _schedule_options() -> dict[str, tuple[object, str]]:
@@ -138,16 +141,16 @@ def _as_typed(value: object) -> str:
     "A value as one types it after KEY=."
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
-# %% ../../nbs/engine/cli.ipynb #bfa7b837
+# %% ../../nbs/engine/cli.ipynb #ccb2a742
 def _help_on_set() -> str:
     "KEY=DEFAULT and its meaning, a key a line, as wide as the terminal."
     width = max(60, shutil.get_terminal_size().columns - 2)
     names = lambda m: "one of " + ", ".join(_table(m[1])) if m[1] in _TABLES else m[0]
     lines = ["keys of --set, with the defaults of the paper (a recipe has its own for some):"]
     for key, (value, meaning) in _set_keys().items():
-        meaning = re.sub(r"a name in `([A-Z]+)`", names, meaning)
-        begin = f"  {key}={_as_typed(value)} ".ljust(36)
-        lines += textwrap.wrap(meaning, width, initial_indent=begin, subsequent_indent=" " * 36,
+        meaning = re.sub(r"(?:a name )?in `([A-Z]+)`", names, meaning)
+        begin = f"  {key}={_as_typed(value)} ".ljust(38)
+        lines += textwrap.wrap(meaning, width, initial_indent=begin, subsequent_indent=" " * 38,
                                break_on_hyphens=False)
     return "\n".join(lines)
 
@@ -262,7 +265,7 @@ def _check_keys(parts: dict[str, dict[str, object]],  # as `_grouped` has them
                 raise ValueError(f"unknown key {full(name)!r}; "
                                  f"allowed: {', '.join(map(full, allowed[part]))}")
 
-# %% ../../nbs/engine/cli.ipynb #6f2803eb
+# %% ../../nbs/engine/cli.ipynb #7510ba2a
 def _with_settings(recipe: Recipe,                       # to start from
                    settings: list[tuple[str, object]],   # KEY=VALUE, as `--set` has them
                    steps: int | None,                    # --steps
@@ -270,7 +273,7 @@ def _with_settings(recipe: Recipe,                       # to start from
                   ) -> Recipe:
     "A recipe, changed by the words of a command."
     parts = _grouped(settings)
-    _check_keys(parts, recipe.diffusion.get("schedule", "linear"))
+    _check_keys(parts, str(recipe.diffusion.get("schedule", "linear")))
     changes = {**parts.pop(""), **{part: changed for part, changed in parts.items() if changed}}
     if steps: changes["steps"] = steps
     if root: changes["root"] = str(root.expanduser().absolute())
@@ -301,10 +304,10 @@ def _plan_resumed(args: argparse.Namespace) -> tuple[Path, Recipe]:
         raise ValueError(f"there is no run to resume in {run}")
     return run, _with_settings(before, args.settings, args.steps, args.root)
 
-# %% ../../nbs/engine/cli.ipynb #121ea7b8
+# %% ../../nbs/engine/cli.ipynb #688007ac
 def _plan(args: argparse.Namespace) -> tuple[Path, Recipe]:
     "The run folder, and the recipe that the words of a train command ask for."
-    from ddpm_nb.engine.recipes import RECIPES, differences_of_recipes, recipe
+    from ddpm_nb.engine.recipes import RECIPES, recipe
     from ddpm_nb.engine.runs import checkpoints
     if args.resume: return _plan_resumed(args)
     if not args.data:
@@ -312,7 +315,7 @@ def _plan(args: argparse.Namespace) -> tuple[Path, Recipe]:
     wanted = _with_settings(recipe(args.data, args.size), args.settings, args.steps, args.root)
     out = args.out or Path("runs") / f"{args.data}-{args.size or next(iter(RECIPES[args.data]))}"
     before = _read_recipe(out)
-    differ = differences_of_recipes(before, wanted) if before and checkpoints(out) else []
+    differ = before.differences(wanted) if before and checkpoints(out) else []
     if differ:
         raise ValueError(f"{out} holds a run of another configuration ({'; '.join(differ)}); "
                          f"choose another --out, or delete it")
@@ -591,10 +594,10 @@ def _origin(path: Path) -> tuple[bool, Recipe | None]:
     if (path / "state.json").is_file(): return True, _read_recipe(path.parent.parent)
     return False, None
 
-# %% ../../nbs/engine/cli.ipynb #4b9640e9
+# %% ../../nbs/engine/cli.ipynb #757acf3f
 def _images(args: argparse.Namespace,      # the words of `evaluate`
             image: tuple[int, int, int],   # (C, H, W) that the model is for
-           ) -> tuple[str, Tensor | ImageFiles]:  # name of the data set; uint8 (N, C, H, W)
+           ) -> tuple[str, Tensor | Images]:  # name of the data set; uint8 (N, C, H, W)
     "The images to measure on."
     from ddpm_nb.engine.recipes import DATASETS
     is_run, made_by = _origin(Path(args.model))
@@ -604,7 +607,7 @@ def _images(args: argparse.Namespace,      # the words of `evaluate`
         raise ValueError(f"say with --data on what to measure, one of {', '.join(DATASETS)}; "
                          f"got {name!r}")
     root = args.root or (made_by.root if made_by and made_by.data == name else None)
-    images = DATASETS[name](args.split == "train", root, args.download, image[-1])
+    images, _ = DATASETS[name](args.split == "train", root, args.download, image[-1])
     if (shape := tuple(images.shape[1:])) != image:
         raise ValueError(f"the model is for images of shape {image}, those of {name} have {shape}: "
                          f"choose another --data")
