@@ -25,8 +25,8 @@ def cost(words):
     "Wall and processor seconds of a fresh interpreter with these words."
     used = lambda: (lambda r: r.ru_utime + r.ru_stime)(resource.getrusage(resource.RUSAGE_CHILDREN))
     before, start = used(), time.perf_counter()
-    subprocess.run([sys.executable, *words], env=ENV, stdout=subprocess.DEVNULL,
-                   stderr=subprocess.DEVNULL)
+    done = subprocess.run([sys.executable, *words], env=ENV, capture_output=True, text=True)
+    if "Traceback" in done.stderr: sys.exit(done.stderr)
     return time.perf_counter() - start, used() - before
 
 
@@ -40,7 +40,7 @@ def medians(cases, runs):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="What it costs to begin.")
     parser.add_argument("--runs", type=int, default=7, help="of each (default: 7)")
     runs = parser.parse_args().runs
     cases = {code: ["-c", code] for code in IMPORTS}

@@ -11,18 +11,19 @@ from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from pkgutil import get_data
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # %% auto #0
 __all__ = ['parser', 'main']
 
-# %% ../../nbs/engine/cli.ipynb #0972dc98
+# %% ../../nbs/engine/cli.ipynb #bc9234cc
 if TYPE_CHECKING:      # for type checkers alone: a command that is only parsed imports no torch
-    from torch import Tensor, nn
+    from torch import Generator, Tensor, nn
     from ddpm_nb.data import Images
     from ddpm_nb.engine.recipes import Recipe
     from ddpm_nb.engine.runs import Trainer
     from ddpm_nb.sampling import GaussianDiffusion
+    from ddpm_nb.unet import UNet
 
 # %% ../../nbs/engine/cli.ipynb #8ddb374c
 @cache
@@ -54,14 +55,15 @@ def _table(name: str,               # a name in `_TABLES`
                 if n == name: found[key] = value
     return found
 
-# %% ../../nbs/engine/cli.ipynb #78e55613
+# %% ../../nbs/engine/cli.ipynb #c138fa94
 def _entries(value: ast.expr | None) -> dict[str, ast.expr]:
     "The entries of a dict, or the names in a tuple."
     match value:
         case ast.Dict(keys, values): pairs = zip(keys, values)
         case ast.Tuple(values): pairs = zip(values, values)
         case _: pairs = ()
-    return {key.value: value for key, value in pairs if isinstance(key, ast.Constant)}
+    return {key.value: value for key, value in pairs
+            if isinstance(key, ast.Constant) and isinstance(key.value, str)}
 
 # %% ../../nbs/engine/cli.ipynb #281de77f
 def _meaning(module: str, start: ast.arg | ast.stmt, end: ast.expr) -> str:
@@ -365,7 +367,7 @@ def _record(diffusion: GaussianDiffusion,
             seed: int,                # of the noise
             progress: bool,           # show a bar
             count: int = 40,          # states to keep, about
-            **options,                # to `diffusion.trajectory`
+            **options: Any,           # to `diffusion.trajectory`
            ) -> tuple[list[Tensor], list[str]]:  # states x, from noise to image; a label for each
     "Sample, and keep some of the states on the way."
     import torch
@@ -437,12 +439,16 @@ def _sample_arguments(p: _Parser) -> None:
 def _load_model(name: str,        # a run, one of its checkpoints, or what `load_pretrained` takes
                 averaged: bool,   # of a run: the averaged weights, or the last ones
                 device: str,      # where to put it
-               ) -> tuple[nn.Module, GaussianDiffusion]:  # the network in eval mode, its diffusion
+               ) -> tuple[UNet, GaussianDiffusion]:   # the network in eval mode, its diffusion
     "A trained model, wherever it is."
     from ddpm_nb.engine.pretrained import load_pretrained
     from ddpm_nb.engine.runs import checkpoints, load_run
+    from ddpm_nb.unet import UNet
     path = Path(name)
-    if checkpoints(path) or (path / "state.json").is_file(): return load_run(path, averaged, device)
+    if checkpoints(path) or (path / "state.json").is_file():
+        net, diffusion = load_run(path, averaged, device)
+        assert isinstance(net, UNet)          # it makes no other by itself
+        return net, diffusion
     saved = any((path / part).is_file() for part in ("model_index.json", "config.json"))
     if path.is_dir() and not saved:
         raise ValueError(f"{name} is no run folder (it has no checkpoint), and no saved model "
@@ -450,8 +456,8 @@ def _load_model(name: str,        # a run, one of its checkpoints, or what `load
     model, diffusion = load_pretrained(name)
     return model.requires_grad_(False).to(device), diffusion.to(device)
 
-# %% ../../nbs/engine/cli.ipynb #6975e050
-def _image_shape(model: nn.Module) -> tuple[int, int, int]:
+# %% ../../nbs/engine/cli.ipynb #ea1fec1a
+def _image_shape(model: UNet) -> tuple[int, int, int]:
     "(C, H, W) of the images that a network is for."
     c = model.config
     return c.in_channels, c.image_size, c.image_size
@@ -477,7 +483,7 @@ def _inference(model: nn.Module,  # in eval mode
         with torch.autocast(device, half, enabled=half is not None): return net(x, t)[:n].float()
     return predict
 
-# %% ../../nbs/engine/cli.ipynb #e5985df4
+# %% ../../nbs/engine/cli.ipynb #86ebb1b3
 def _batches(diffusion: GaussianDiffusion,
              model: Callable[[Tensor, Tensor], Tensor],
              n: int,                 # samples in all
@@ -485,7 +491,7 @@ def _batches(diffusion: GaussianDiffusion,
              image: tuple[int, ...], # (C, H, W)
              seed: int,              # of the noise
              progress: bool,         # show a bar: of images, or of steps if there is only one batch
-             **options,              # to `diffusion.sample`
+             **options: Any,         # to `diffusion.sample`
             ) -> Iterator[Tensor]:   # uint8 (B, C, H, W)
     "Draw samples, batch by batch."
     import torch
@@ -545,13 +551,13 @@ def _sample(args: argparse.Namespace) -> int:
     print(f"{args.n} samples in {args.out}")
     return 0
 
-# %% ../../nbs/engine/cli.ipynb #dc8f875a
+# %% ../../nbs/engine/cli.ipynb #339ed1bb
 def _write_samples(path: Path,                                 # its ending says what to write
                    args: argparse.Namespace,                   # the words of `sample`
                    diffusion: GaussianDiffusion,
                    net: Callable[[Tensor, Tensor], Tensor],
                    image: tuple[int, ...],                     # (C, H, W)
-                   options: dict[str, object],                 # to `diffusion.sample`
+                   options: dict[str, Any],                    # to `diffusion.sample`
                   ) -> None:
     "A grid, an archive or an animation of samples."
     import torch
@@ -613,12 +619,12 @@ def _images(args: argparse.Namespace,      # the words of `evaluate`
                          f"choose another --data")
     return name, images
 
-# %% ../../nbs/engine/cli.ipynb #4ac5bceb
+# %% ../../nbs/engine/cli.ipynb #6630f941
 def _bits_per_dim(diffusion: GaussianDiffusion,
                   net: Callable[[Tensor, Tensor], Tensor],
                   images: Tensor,        # uint8 (N, C, H, W)
                   batch: int,            # at once
-                  generator,             # a CPU torch.Generator: of the noise
+                  generator: Generator,  # on the CPU, of the noise
                   progress: bool,        # show a bar
                  ) -> Tensor:            # (N,), float64
     "The bound of each image, in bits per dimension."
