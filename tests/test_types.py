@@ -13,7 +13,10 @@ import pytest
 import ddpm_nb
 
 ROOT = Path(__file__).resolve().parent.parent
-ENV = {**os.environ, "PYTHONPATH": str(ROOT), "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
+# pyright asks the first `python` on the path what is installed; with --verifytypes nothing else
+# tells it, and without torch every Tensor would be of unknown type.
+ENV = {**os.environ, "PYTHONPATH": str(ROOT), "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1",
+       "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
 LEAST = 0.9       # of the public symbols have a type that needs no guess
 
 USER = f"""
@@ -71,9 +74,9 @@ MISSPELT = "from ddpm_nb import NoiseShedule\n"
 def pyright(*words, cwd):
     "Its answer as JSON; the test is skipped where the checker is not installed, or not to be had."
     if not importlib.util.find_spec("pyright"): pytest.skip("pyright is not installed")
-    command, options = [sys.executable, "-m", "pyright"], ["--pythonpath", sys.executable]
+    command = [sys.executable, "-m", "pyright"]
     run = partial(subprocess.run, cwd=cwd, env=ENV, capture_output=True, text=True, timeout=600)
-    done = run([*command, *options, "--outputjson", *words])
+    done = run([*command, "--outputjson", *words])
     try: return json.loads(done.stdout)
     except ValueError:
         if run([*command, "--version"]).returncode:
