@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 # %% auto #0
 __all__ = ['parser', 'main']
 
-# %% ../../nbs/engine/cli.ipynb #b69eb3b5
+# %% ../../nbs/engine/cli.ipynb #bc9234cc
 if TYPE_CHECKING:      # for type checkers alone: a command that is only parsed imports no torch
     from torch import Generator, Tensor, nn
     from ddpm_nb.data import Images
@@ -25,7 +25,7 @@ if TYPE_CHECKING:      # for type checkers alone: a command that is only parsed 
     from ddpm_nb.sampling import GaussianDiffusion
     from ddpm_nb.unet import UNet
 
-# %% ../../nbs/engine/cli.ipynb #e8015e9a
+# %% ../../nbs/engine/cli.ipynb #8ddb374c
 @cache
 def _source(module: str) -> bytes:      # its text
     "The source of a module of this package, which is not imported: \"engine/recipes\"."
@@ -37,12 +37,12 @@ def _source(module: str) -> bytes:      # its text
 @cache
 def _tree(module: str) -> ast.Module: return ast.parse(_source(module))
 
-# %% ../../nbs/engine/cli.ipynb #c3286073
+# %% ../../nbs/engine/cli.ipynb #afeb21f9
 _TABLES = {"SCHEDULES": "schedules", "DECODERS": "bound", "PREDICTIONS": "objective",
            "VARIANCES": "objective", "LOSSES": "objective", "SAMPLERS": "sampling",
            "PRECISIONS": "training", "DATASETS": "engine/recipes", "RECIPES": "engine/recipes"}
 
-# %% ../../nbs/engine/cli.ipynb #d63af7f4
+# %% ../../nbs/engine/cli.ipynb #e99c67eb
 def _table(name: str,               # a name in `_TABLES`
           ) -> dict[str, ast.expr]: # its keys, and what stands beside them, not evaluated
     "What a table, public or not (`_NAME`), holds once its module is imported; read from its text."
@@ -55,7 +55,7 @@ def _table(name: str,               # a name in `_TABLES`
                 if n.lstrip("_") == name: found[key] = value
     return found
 
-# %% ../../nbs/engine/cli.ipynb #616ea617
+# %% ../../nbs/engine/cli.ipynb #c138fa94
 def _entries(value: ast.expr | None) -> dict[str, ast.expr]:
     "The entries of a dict, or the names in a tuple."
     match value:
@@ -65,7 +65,7 @@ def _entries(value: ast.expr | None) -> dict[str, ast.expr]:
     return {key.value: value for key, value in pairs
             if isinstance(key, ast.Constant) and isinstance(key.value, str)}
 
-# %% ../../nbs/engine/cli.ipynb #20c62dcb
+# %% ../../nbs/engine/cli.ipynb #281de77f
 def _meaning(module: str, start: ast.arg | ast.stmt, end: ast.expr) -> str:
     "The comment after a field or an argument, and in the lines under it where it goes on there."
     lines = _source(module).splitlines()
@@ -75,13 +75,13 @@ def _meaning(module: str, start: ast.arg | ast.stmt, end: ast.expr) -> str:
     more = [line.strip(b" #") for line in takewhile(goes_on, lines[last:])]
     return " ".join(b" ".join([comment, *more]).decode().split())
 
-# %% ../../nbs/engine/cli.ipynb #9ee9bdb9
+# %% ../../nbs/engine/cli.ipynb #99ba751c
 def _find(body: list[ast.stmt], name: str) -> ast.ClassDef | ast.FunctionDef | None:
     "The class or function of that name."
     for line in body:
         if isinstance(line, ast.ClassDef | ast.FunctionDef) and line.name == name: return line
 
-# %% ../../nbs/engine/cli.ipynb #27b15024
+# %% ../../nbs/engine/cli.ipynb #2e769622
 def _definition(module: str, name: str) -> ast.ClassDef | ast.FunctionDef:
     "A class, a function, or `Class.method`, which may stand in a base class of that module."
     owner, _, method = name.partition(".")
@@ -93,7 +93,7 @@ def _definition(module: str, name: str) -> ast.ClassDef | ast.FunctionDef:
             with suppress(LookupError): return _definition(module, f"{ast.unparse(base)}.{method}")
     raise LookupError(f"ddpm_nb/{module}.py defines no {name}")
 
-# %% ../../nbs/engine/cli.ipynb #0ecdfa1e
+# %% ../../nbs/engine/cli.ipynb #2ebcafb6
 def _defaults(module: str, name: str,
              ) -> Iterator[tuple[str, ast.arg | ast.stmt, ast.expr]]:  # name, where, default
     "The fields of a dataclass, or the arguments of a function, that have a default."
@@ -108,7 +108,7 @@ def _defaults(module: str, name: str,
         match line:
             case ast.AnnAssign(ast.Name(field), _, ast.expr() as value): yield field, line, value
 
-# %% ../../nbs/engine/cli.ipynb #036eec86
+# %% ../../nbs/engine/cli.ipynb #e6430c82
 def _options(module: str,  # its path in the package: "engine/recipes"
              name: str,    # a dataclass or a function in it
             ) -> dict[str, tuple[object, str]]:  # name -> default, meaning
@@ -116,7 +116,7 @@ def _options(module: str,  # its path in the package: "engine/recipes"
     return {option: (ast.literal_eval(value), _meaning(module, where, value))
             for option, where, value in _defaults(module, name)}
 
-# %% ../../nbs/engine/cli.ipynb #06a9d7b8
+# %% ../../nbs/engine/cli.ipynb #c8c9c9d5
 def _schedule_options() -> dict[str, tuple[object, str]]:
     "What the schedules take; an option that only some of them have names those."
     found: dict[str, tuple[object, str]] = {}
@@ -129,7 +129,7 @@ def _schedule_options() -> dict[str, tuple[object, str]]:
     only = lambda names: "" if len(names) == len(schedules) else f" ({', '.join(names)})"
     return {key: (value, meaning + only(takers[key])) for key, (value, meaning) in found.items()}
 
-# %% ../../nbs/engine/cli.ipynb #d097f6c9
+# %% ../../nbs/engine/cli.ipynb #dbe51b2c
 def _set_keys() -> dict[str, tuple[object, str]]:  # key -> default, meaning
     "All that `--set` takes."
     diffusion = {"schedule": ("linear", "of the betas: a name in `SCHEDULES`")}
@@ -138,12 +138,12 @@ def _set_keys() -> dict[str, tuple[object, str]]:  # key -> default, meaning
             **{f"unet.{key}": told for key, told in _options("unet", "UNetConfig").items()},
             **{f"diffusion.{key}": told for key, told in diffusion.items()}}
 
-# %% ../../nbs/engine/cli.ipynb #01351fce
+# %% ../../nbs/engine/cli.ipynb #8a2a50ed
 def _as_typed(value: object) -> str:
     "A value as one types it after KEY=."
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
-# %% ../../nbs/engine/cli.ipynb #78a1f04e
+# %% ../../nbs/engine/cli.ipynb #041ed939
 def _help_on_set() -> str:
     "KEY=DEFAULT and its meaning, a key a line, as wide as the terminal."
     width = max(60, shutil.get_terminal_size().columns - 2)
@@ -163,7 +163,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
-# %% ../../nbs/engine/cli.ipynb #3b3ba23a
+# %% ../../nbs/engine/cli.ipynb #dba5718a
 def _setting(text: str) -> tuple[str, object]:
     "KEY=VALUE, the value read as JSON where it is JSON: lr=1e-3, compile=true, sampler=ddim."
     key, equals, value = text.partition("=")
@@ -171,7 +171,7 @@ def _setting(text: str) -> tuple[str, object]:
     try: return key, json.loads(value)
     except ValueError: return key, value
 
-# %% ../../nbs/engine/cli.ipynb #33f8a2df
+# %% ../../nbs/engine/cli.ipynb #f8132b45
 def _positive_int(text: str) -> int:
     "A whole number above 0."
     try: number = int(text)
@@ -179,18 +179,18 @@ def _positive_int(text: str) -> int:
     if number > 0: return number
     raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
 
-# %% ../../nbs/engine/cli.ipynb #d7bde23a
+# %% ../../nbs/engine/cli.ipynb #497a0bb2
 def _either(names: list[str]) -> str:
     "a, b or c"
     return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
-# %% ../../nbs/engine/cli.ipynb #a9d323b9
+# %% ../../nbs/engine/cli.ipynb #5280727f
 def _device_arguments(p: _Parser) -> None:
     "Where a command computes, and what it shows meanwhile."
     p.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
     p.add_argument("--quiet", action="store_true", help="no progress bar, but that of a download")
 
-# %% ../../nbs/engine/cli.ipynb #ebd02ca9
+# %% ../../nbs/engine/cli.ipynb #ed0fb1b6
 def _network_arguments(p: _Parser) -> None:
     "Which weights, and in which form they run."
     p.add_argument("--weights", choices=("averaged", "last"), default="averaged",
@@ -200,7 +200,7 @@ def _network_arguments(p: _Parser) -> None:
     p.add_argument("--compile", action="store_true",
                    help="compile the network first, a minute or more: for many images")
 
-# %% ../../nbs/engine/cli.ipynb #8454178c
+# %% ../../nbs/engine/cli.ipynb #6ccdba93
 def _train_arguments(p: _Parser) -> None:
     "The words of `ddpm-nb train`."
     sizes = {data: list(_entries(value)) for data, value in _table("RECIPES").items()}
@@ -226,7 +226,7 @@ def _log(*words: object) -> None:
     "Word of what goes on, to stderr: stdout is for results."
     print(*words, file=sys.stderr)
 
-# %% ../../nbs/engine/cli.ipynb #e97eb444
+# %% ../../nbs/engine/cli.ipynb #a0853539
 def _check_device(device: str | None) -> str:
     "The device asked for, or the best there is."
     from ddpm_nb.engine.runs import devices
@@ -235,7 +235,7 @@ def _check_device(device: str | None) -> str:
     if device in allowed: return device
     raise ValueError(f"device must be one of {', '.join(allowed)} on this machine, got {device!r}")
 
-# %% ../../nbs/engine/cli.ipynb #092e592f
+# %% ../../nbs/engine/cli.ipynb #c834e93a
 def _grouped(settings: list[tuple[str, object]]) -> dict[str, dict[str, object]]:
     "The settings of the training, the network and the diffusion, each part's by itself."
     parts: dict[str, dict[str, object]] = {"": {}, "unet": {}, "diffusion": {}}
@@ -247,7 +247,7 @@ def _grouped(settings: list[tuple[str, object]]) -> dict[str, dict[str, object]]
         parts[part][name] = value
     return parts
 
-# %% ../../nbs/engine/cli.ipynb #3e509950
+# %% ../../nbs/engine/cli.ipynb #3c7e182e
 def _check_keys(parts: dict[str, dict[str, object]],  # as `_grouped` has them
                 schedule: str,                        # the recipe's
                ) -> None:
@@ -267,7 +267,7 @@ def _check_keys(parts: dict[str, dict[str, object]],  # as `_grouped` has them
                 raise ValueError(f"unknown key {full(name)!r}; "
                                  f"allowed: {', '.join(map(full, allowed[part]))}")
 
-# %% ../../nbs/engine/cli.ipynb #6d3081e5
+# %% ../../nbs/engine/cli.ipynb #7510ba2a
 def _with_settings(recipe: Recipe,                       # to start from
                    settings: list[tuple[str, object]],   # KEY=VALUE, as `--set` has them
                    steps: int | None,                    # --steps
@@ -282,7 +282,7 @@ def _with_settings(recipe: Recipe,                       # to start from
     try: return recipe.replace(**changes)
     except TypeError as e: raise ValueError(f"these settings do not fit together: {e}") from None
 
-# %% ../../nbs/engine/cli.ipynb #97033573
+# %% ../../nbs/engine/cli.ipynb #7e2e374b
 def _read_recipe(run: Path) -> Recipe | None:
     "The recipe that a run folder was made by; None if it was not made by `ddpm-nb train`."
     from ddpm_nb.engine.recipes import Recipe
@@ -292,7 +292,7 @@ def _read_recipe(run: Path) -> Recipe | None:
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{path} is damaged ({e})") from None
 
-# %% ../../nbs/engine/cli.ipynb #c4851f74
+# %% ../../nbs/engine/cli.ipynb #159740f8
 def _plan_resumed(args: argparse.Namespace) -> tuple[Path, Recipe]:
     "The run folder of `--resume`, and its recipe as the words change it."
     from ddpm_nb.engine.runs import checkpoints
@@ -306,7 +306,7 @@ def _plan_resumed(args: argparse.Namespace) -> tuple[Path, Recipe]:
         raise ValueError(f"there is no run to resume in {run}")
     return run, _with_settings(before, args.settings, args.steps, args.root)
 
-# %% ../../nbs/engine/cli.ipynb #9cb62d0f
+# %% ../../nbs/engine/cli.ipynb #688007ac
 def _plan(args: argparse.Namespace) -> tuple[Path, Recipe]:
     "The run folder, and the recipe that the words of a train command ask for."
     from ddpm_nb.engine.recipes import RECIPES, recipe
@@ -323,7 +323,7 @@ def _plan(args: argparse.Namespace) -> tuple[Path, Recipe]:
                          f"choose another --out, or delete it")
     return out, wanted
 
-# %% ../../nbs/engine/cli.ipynb #7f3db8f1
+# %% ../../nbs/engine/cli.ipynb #30ef9bfa
 def _beginning(out: Path, wanted: Recipe, trainer: Trainer, found: bool) -> str:
     "The line that a training begins with."
     if not found:
@@ -335,7 +335,7 @@ def _beginning(out: Path, wanted: Recipe, trainer: Trainer, found: bool) -> str:
     return (f"{out}: finished, {trainer.step} of {wanted.train.steps} steps made: "
             f"drawing its pictures again")
 
-# %% ../../nbs/engine/cli.ipynb #8b913468
+# %% ../../nbs/engine/cli.ipynb #af2ddf47
 def _train(args: argparse.Namespace) -> int:
     "Train by a recipe, or go on with a run. Ctrl-C stops and saves."
     from ddpm_nb.engine.files import check_writable, replacing
@@ -384,7 +384,7 @@ def _record(diffusion: GaussianDiffusion,
             labels.append(f"t = {timesteps[state.t - 1] + 1 if state.t else 0}")
     return frames, labels
 
-# %% ../../nbs/engine/cli.ipynb #32202c1f
+# %% ../../nbs/engine/cli.ipynb #e5467e6d
 def _draw_losses(trainer: Trainer, out: Path) -> None:
     "loss.png and loss_by_t.png."
     from ddpm_nb.plotting import lines
@@ -398,7 +398,7 @@ def _draw_losses(trainer: Trainer, out: Path) -> None:
           "t", "training loss", logy=True, path=out / "loss_by_t.png",
           title="The loss by t, over the last thousand updates or so")
 
-# %% ../../nbs/engine/cli.ipynb #87a1f2da
+# %% ../../nbs/engine/cli.ipynb #3ca9549c
 def _draw_pictures(trainer: Trainer, out: Path, progress: bool) -> None:
     "samples.png, reverse.gif and the losses; the last line says what to look at."
     from ddpm_nb.plotting import animate, save_grid
@@ -413,7 +413,7 @@ def _draw_pictures(trainer: Trainer, out: Path, progress: bool) -> None:
     print(f"Look at {out / 'samples.png'}: {c.sample_count} images that the model made from noise "
           f"({out / 'reverse.gif'} shows how, {out / 'loss.png'} how it learnt)")
 
-# %% ../../nbs/engine/cli.ipynb #9eddaaad
+# %% ../../nbs/engine/cli.ipynb #448d45e2
 def _sample_arguments(p: _Parser) -> None:
     "The words of `ddpm-nb sample`."
     p.add_argument("model", help="a run folder, one of its checkpoints, or what load_pretrained "
@@ -456,13 +456,13 @@ def _load_model(name: str,        # a run, one of its checkpoints, or what `load
     model, diffusion = load_pretrained(name)
     return model.requires_grad_(False).to(device), diffusion.to(device)
 
-# %% ../../nbs/engine/cli.ipynb #cad610f2
+# %% ../../nbs/engine/cli.ipynb #ea1fec1a
 def _image_shape(model: UNet) -> tuple[int, int, int]:
     "(C, H, W) of the images that a network is for."
     c = model.config
     return c.in_channels, c.image_size, c.image_size
 
-# %% ../../nbs/engine/cli.ipynb #0d723bf1
+# %% ../../nbs/engine/cli.ipynb #4628e120
 def _inference(model: nn.Module,  # in eval mode
                batch: int,        # images at once
                precision: str,    # fp32, bf16 or fp16
@@ -483,7 +483,7 @@ def _inference(model: nn.Module,  # in eval mode
         with torch.autocast(device, half, enabled=half is not None): return net(x, t)[:n].float()
     return predict
 
-# %% ../../nbs/engine/cli.ipynb #bc208cc1
+# %% ../../nbs/engine/cli.ipynb #86ebb1b3
 def _batches(diffusion: GaussianDiffusion,
              model: Callable[[Tensor, Tensor], Tensor],
              n: int,                 # samples in all
@@ -506,7 +506,7 @@ def _batches(diffusion: GaussianDiffusion,
             yield to_uint8(x).cpu()
             bar.update(len(x))
 
-# %% ../../nbs/engine/cli.ipynb #ce9faab9
+# %% ../../nbs/engine/cli.ipynb #f38bf65a
 def _write_npz(path: Path,                 # the archive
                batches: Iterator[Tensor],  # uint8 (B, C, H, W)
                n: int,                     # images in all of them
@@ -522,7 +522,7 @@ def _write_npz(path: Path,                 # the archive
         np.lib.format.write_array_header_1_0(f, header)
         for x in batches: f.write(np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy()).data)
 
-# %% ../../nbs/engine/cli.ipynb #1f00d378
+# %% ../../nbs/engine/cli.ipynb #ca558f17
 def _check_sample(args: argparse.Namespace) -> None:
     "What can be wrong with the words of `sample`, before a network is loaded."
     from ddpm_nb.sampling import SAMPLERS
@@ -533,7 +533,7 @@ def _check_sample(args: argparse.Namespace) -> None:
     look_up("sampler", args.sampler, SAMPLERS)
     if args.out.is_dir(): raise ValueError(f"--out must be a file, {args.out} is a folder")
 
-# %% ../../nbs/engine/cli.ipynb #ed17385f
+# %% ../../nbs/engine/cli.ipynb #a631250e
 def _sample(args: argparse.Namespace) -> int:
     "Draw images from a trained model."
     from ddpm_nb.engine.files import replacing
@@ -551,7 +551,7 @@ def _sample(args: argparse.Namespace) -> int:
     print(f"{args.n} samples in {args.out}")
     return 0
 
-# %% ../../nbs/engine/cli.ipynb #59f73547
+# %% ../../nbs/engine/cli.ipynb #339ed1bb
 def _write_samples(path: Path,                                 # its ending says what to write
                    args: argparse.Namespace,                   # the words of `sample`
                    diffusion: GaussianDiffusion,
@@ -573,7 +573,7 @@ def _write_samples(path: Path,                                 # its ending says
     if path.suffix == ".npz": _write_npz(path, batches, args.n, image)
     else: save_grid(torch.cat(list(batches)), path, scale=2 if image[1] < 64 else 1)
 
-# %% ../../nbs/engine/cli.ipynb #f9572c85
+# %% ../../nbs/engine/cli.ipynb #7863e737
 def _evaluate_arguments(p: _Parser) -> None:
     "The words of `ddpm-nb evaluate`."
     p.add_argument("model", help="as for sample")
@@ -600,7 +600,7 @@ def _origin(path: Path) -> tuple[bool, Recipe | None]:
     if (path / "state.json").is_file(): return True, _read_recipe(path.parent.parent)
     return False, None
 
-# %% ../../nbs/engine/cli.ipynb #7296103d
+# %% ../../nbs/engine/cli.ipynb #757acf3f
 def _images(args: argparse.Namespace,      # the words of `evaluate`
             image: tuple[int, int, int],   # (C, H, W) that the model is for
            ) -> tuple[str, Tensor | Images]:  # name of the data set; uint8 (N, C, H, W)
@@ -619,7 +619,7 @@ def _images(args: argparse.Namespace,      # the words of `evaluate`
                          f"choose another --data")
     return name, images
 
-# %% ../../nbs/engine/cli.ipynb #aa254add
+# %% ../../nbs/engine/cli.ipynb #6630f941
 def _bits_per_dim(diffusion: GaussianDiffusion,
                   net: Callable[[Tensor, Tensor], Tensor],
                   images: Tensor,        # uint8 (N, C, H, W)
@@ -640,7 +640,7 @@ def _bits_per_dim(diffusion: GaussianDiffusion,
             bar.update(len(x))
     return torch.cat(totals).double()
 
-# %% ../../nbs/engine/cli.ipynb #4caccb20
+# %% ../../nbs/engine/cli.ipynb #14a4f603
 def _evaluate(args: argparse.Namespace) -> int:
     "Measure the bound on held-out images, in bits per dimension, with its standard error."
     import torch
@@ -658,18 +658,18 @@ def _evaluate(args: argparse.Namespace) -> int:
           f"{time.monotonic() - start:.0f} s on {device})")
     return 0
 
-# %% ../../nbs/engine/cli.ipynb #bf8d7525
+# %% ../../nbs/engine/cli.ipynb #2070ef61
 def _info_arguments(p: _Parser) -> None:
     "The words of `ddpm-nb info`."
     p.add_argument("model", type=Path, nargs="?", help="a run folder")
 
-# %% ../../nbs/engine/cli.ipynb #c4216874
+# %% ../../nbs/engine/cli.ipynb #43ce3472
 def _info(args: argparse.Namespace) -> int:
     "Say what there is on this machine, or in a run folder."
     for line in _about_run(args.model) if args.model else _about_machine(): print(line)
     return 0
 
-# %% ../../nbs/engine/cli.ipynb #c34574cf
+# %% ../../nbs/engine/cli.ipynb #e4c55b8d
 def _about_machine() -> Iterator[str]:
     "Versions, devices, recipes, samplers, models, and where data sets are."
     import torch
@@ -686,7 +686,7 @@ def _about_machine() -> Iterator[str]:
            "such as google/ddpm-cifar10-32")
     yield f"data      {cache_folder()}"
 
-# %% ../../nbs/engine/cli.ipynb #e3738559
+# %% ../../nbs/engine/cli.ipynb #69d07ac9
 def _about_run(run: Path) -> Iterator[str]:
     "What its newest checkpoint and its log say of a run."
     from ddpm_nb.engine.runs import checkpoints, read_checkpoint
@@ -707,7 +707,7 @@ def _about_run(run: Path) -> Iterator[str]:
         mine = {k.split(".", 1)[1]: v for k, v in config.items() if k.startswith(part + ".")}
         yield f"{part:<12} " + ", ".join(f"{k}={v}" for k, v in mine.items())
 
-# %% ../../nbs/engine/cli.ipynb #bd314f9f
+# %% ../../nbs/engine/cli.ipynb #7665899f
 def _read_log(path: Path) -> list[dict]:
     "The rows of a run's log, but one that was cut short."
     rows = []
@@ -715,11 +715,11 @@ def _read_log(path: Path) -> list[dict]:
         with suppress(ValueError): rows.append(json.loads(line))
     return rows
 
-# %% ../../nbs/engine/cli.ipynb #42045e64
+# %% ../../nbs/engine/cli.ipynb #65446dd9
 _COMMANDS = {"train": (_train_arguments, _train), "sample": (_sample_arguments, _sample),
              "evaluate": (_evaluate_arguments, _evaluate), "info": (_info_arguments, _info)}
 
-# %% ../../nbs/engine/cli.ipynb #67493665
+# %% ../../nbs/engine/cli.ipynb #0f8c8635
 def parser() -> argparse.ArgumentParser:
     "The whole command line; `parser().parse_args(words).run` is the function that does it."
     from ddpm_nb import __version__
@@ -758,6 +758,6 @@ def main(argv: list[str] | None = None,  # the words after `ddpm-nb`; None: the 
         _log("ddpm-nb: " + " ".join(str(e).split()))
         return 1 if isinstance(e, ArithmeticError) else 2
 
-# %% ../../nbs/engine/cli.ipynb #15ca6b78
+# %% ../../nbs/engine/cli.ipynb #4d0e7a21
 if __name__ == "__main__" and sys.argv[0].endswith("cli.py"):     # python -m ddpm_nb.engine.cli
     sys.exit(main())
