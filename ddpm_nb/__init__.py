@@ -3,15 +3,15 @@
 __version__ = "0.1.0"
 
 from importlib import import_module as _import_module
-from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import TYPE_CHECKING
 
-# The public surface, in the order of the book. What else is public stands in its module's `__all__`.
+# The public names, in the order of the book. What else is public stands in its module's `__all__`.
 __all__ = [
     "NoiseSchedule", "SCHEDULES",
     "ForwardProcess",
     "discretized_gaussian_log_likelihood", "gaussian_kl", "gaussian_log_likelihood",
     "variational_bound",
-    "IdealDenoiser", "PREDICTIONS", "ReverseProcess", "VARIANCES",
+    "IdealDenoiser", "LOSSES", "PREDICTIONS", "ReverseProcess", "VARIANCES",
     "GaussianDiffusion", "SAMPLERS",
     "UNet", "UNetConfig",
     "Mixture", "digits", "swiss_roll", "to_model", "to_uint8",
@@ -20,42 +20,31 @@ __all__ = [
     "Trainer", "cifar10", "image_folder", "load_pretrained", "save_pretrained",
 ]
 
-# Where they stand: a module is imported when one of its names is first asked for (PEP 562).
-_HOME = {name: module for module, names in {
-    "schedules": "NoiseSchedule SCHEDULES",
-    "diffusion": "ForwardProcess",
-    "bound": "discretized_gaussian_log_likelihood gaussian_kl gaussian_log_likelihood "
-             "variational_bound",
-    "objective": "IdealDenoiser PREDICTIONS ReverseProcess VARIANCES",
-    "sampling": "GaussianDiffusion SAMPLERS",
-    "unet": "UNet UNetConfig",
-    "data": "Mixture digits swiss_roll to_model to_uint8",
-    "training": "EMA TrainConfig train",
-    "compression": "rate_distortion",
-    "engine.images": "cifar10 image_folder",
-    "engine.pretrained": "load_pretrained save_pretrained",
-    "engine.runs": "Trainer",
-}.items() for name in names.split()}
+# Where they stand, in the order in which the modules import each other.
+_MODULES = ("schedules", "diffusion", "bound", "objective", "sampling", "unet", "data", "training",
+            "compression", "engine.images", "engine.runs", "engine.pretrained")
 
-if _TYPE_CHECKING:
-    from .bound import *
-    from .compression import *
-    from .data import *
+if TYPE_CHECKING:          # a type checker sees all names at once, and none besides
+    from .schedules import *
     from .diffusion import *
-    from .engine.images import *
-    from .engine.pretrained import *
-    from .engine.runs import *
+    from .bound import *
     from .objective import *
     from .sampling import *
-    from .schedules import *
-    from .training import *
     from .unet import *
-
-
-def __getattr__(name: str):
-    if name not in _HOME: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(_import_module(f".{_HOME[name]}", __name__), name)
-    return value
+    from .data import *
+    from .training import *
+    from .compression import *
+    from .engine.images import *
+    from .engine.runs import *
+    from .engine.pretrained import *
+else:
+    def __getattr__(name: str) -> object:
+        "Import a public name, or a chapter's module, when it is first asked for (PEP 562)."
+        if name in _MODULES: return _import_module(f"{__name__}.{name}")
+        for module in _MODULES if name in __all__ else ():
+            home = _import_module(f"{__name__}.{module}")
+            if name in home.__all__: return globals().setdefault(name, getattr(home, name))
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]: return sorted({*globals(), *__all__})

@@ -1,5 +1,8 @@
 "The command line: the whole path on a tiny model, and one clear line for each mistake."
 import contextlib
+import dataclasses
+import importlib
+import inspect
 import json
 import os
 import signal
@@ -13,15 +16,20 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm_nb import cli, data, training
+from ddpm_nb import GaussianDiffusion, UNetConfig, data, sampling, training
+from ddpm_nb.engine import cli, faster, images, recipes, runs
 from ddpm_nb.engine.cli import main
+from ddpm_nb.schedules import SCHEDULES
 
-ROOT = Path(cli.__file__).parents[1]
-TINY = ["steps=4", "batch_size=4", "save_every=2", "log_every=2", "sample_count=4", "sample_steps=2", "unet.base_channels=8",
-        "unet.groups=4", "diffusion.T=8"]
+ROOT = Path(cli.__file__).parents[2]
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+TINY = ["steps=4", "batch_size=4", "save_every=2", "log_every=2", "sample_count=4",
+        "sample_steps=2", "unet.base_channels=8", "unet.groups=4", "diffusion.T=8"]
 
 
-def tiny(*more): return ["train", "digits", "--size", "smoke", "--device", "cpu", "--quiet", *more, "--set", *TINY]
+def tiny(*more):
+    words = ["train", "digits", "--size", "smoke", "--device", "cpu", "--quiet"]
+    return [*words, *more, "--set", *TINY]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +55,8 @@ def fails(capsys, words, *parts, code=2):
 
 def test_train_writes_samples_loss_animation_and_says_what_to_look_at(run, capsys):
     from PIL import Image
-    wanted = {"run.json", "log.jsonl", "checkpoints", "samples.png", "loss.png", "loss_by_t.png", "reverse.gif"}
+    wanted = {"run.json", "log.jsonl", "checkpoints", "samples.png", "loss.png", "loss_by_t.png",
+              "reverse.gif"}
     assert {p.name for p in run.iterdir()} == wanted
     with Image.open(run / "samples.png") as im: assert im.size[0] > 64
     with Image.open(run / "reverse.gif") as im: assert im.n_frames >= 3
@@ -71,21 +80,23 @@ def test_an_interrupted_run_goes_on_either_way(tmp_path, capsys):
     assert main(tiny("--out", str(part))) == 0
     assert "going on from step 2" in capsys.readouterr().err
     assert main(["train", "--resume", str(part), "--steps", "6", "--device", "cpu", "--quiet"]) == 0
-    assert main(["train", "--resume", str(full), "--device", "cpu", "--quiet", "--set", "steps=6"]) == 0
-    a, b = (training.read_checkpoint(training.checkpoints(p)[-1])[0] for p in (full, part))
+    again = ["train", "--resume", str(full), "--device", "cpu", "--quiet"]
+    assert main([*again, "--set", "steps=6"]) == 0
+    a, b = (runs.read_checkpoint(runs.checkpoints(p)[-1])[0] for p in (full, part))
     assert all(torch.equal(v, b["ema"][k]) for k, v in a["ema"].items())
 
 
 def test_ctrl_c_saves_and_tells_how_to_go_on(tmp_path):
     words = [*tiny("--out", str(tmp_path / "r")), "steps=100000", "save_every=100000"]
-    process = subprocess.Popen([sys.executable, "-m", "ddpm_nb.engine.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
-    while not (tmp_path / "r" / "log.jsonl").exists() and process.poll() is None: time.sleep(0.1)
+    process = subprocess.Popen([sys.executable, "-m", "ddpm_nb.engine.cli", *words], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV)
+    log = tmp_path / "r" / "log.jsonl"
+    while not log.exists() and process.poll() is None: time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and out == "" and "Traceback" not in err
     assert f"go on with: ddpm-nb train --resume {tmp_path / 'r'}" in err
-    assert len(training.checkpoints(tmp_path / "r")) == 1
+    assert len(runs.checkpoints(tmp_path / "r")) == 1
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
@@ -93,8 +104,8 @@ def test_sample_writes_a_grid_that_depends_on_the_seed_alone(run, tmp_path, samp
     files = []
     for name, seed in [("a", 0), ("b", 0), ("c", 1)]:
         path = tmp_path / name / "grid.png"
-        words = ["--n", "4", "--sampler", sampler, "--steps", "4", "--seed", str(seed), "--out", str(path), "--quiet"]
-        assert main(["sample", str(run), *words]) == 0
+        words = ["--n", "4", "--sampler", sampler, "--steps", "4", "--seed", str(seed), "--quiet"]
+        assert main(["sample", str(run), *words, "--out", str(path)]) == 0
         files.append(path.read_bytes())
         assert [p.name for p in path.parent.iterdir()] == ["grid.png"]
     assert files[0] == files[1] != files[2]
@@ -102,68 +113,89 @@ def test_sample_writes_a_grid_that_depends_on_the_seed_alone(run, tmp_path, samp
 
 def test_sample_streams_an_npz_that_numpy_reads(run, tmp_path, capsys):
     path = tmp_path / "x.npz"
-    assert main(["sample", str(run), "--n", "7", "--batch", "3", "--steps", "2", "--out", str(path), "--quiet"]) == 0
+    words = ["--n", "7", "--batch", "3", "--steps", "2", "--quiet"]
+    assert main(["sample", str(run), *words, "--out", str(path)]) == 0
     assert capsys.readouterr().out == f"7 samples in {path}\n"
     with np.load(path, allow_pickle=False) as f:
-        assert f.files == ["arr_0"] and f["arr_0"].shape == (7, 16, 16, 1) and f["arr_0"].dtype == np.uint8
+        assert f.files == ["arr_0"]
+        assert f["arr_0"].shape == (7, 16, 16, 1) and f["arr_0"].dtype == np.uint8
         assert len({image.tobytes() for image in f["arr_0"]}) == 7
     assert zipfile.ZipFile(path).testzip() is None
 
 
 def test_sample_passes_its_options_on(run, tmp_path):
+    sample = ["sample", str(run), "--n", "4", "--out", str(tmp_path / "x.npz"), "--quiet"]
     files = []
     for words in ([], ["--no-clip"], ["--eta", "1"]):
-        assert main(["sample", str(run), "--n", "4", "--out", str(tmp_path / "x.npz"), "--quiet", *words]) == 0
+        assert main([*sample, *words]) == 0
         with np.load(tmp_path / "x.npz") as f: files.append(torch.from_numpy(f["arr_0"]))
-    model, d = training.load_run(run)
+    model, d = runs.load_run(run)
     for got, options in zip(files, (dict(), dict(clip=False), dict(eta=1.0))):
-        x = d.sample(model, (4, 1, 16, 16), "ddim", 8, torch.Generator().manual_seed(0), progress=False, **options)
+        noise = torch.Generator().manual_seed(0)
+        x = d.sample(model, (4, 1, 16, 16), "ddim", 8, noise, progress=False, **options)
         assert torch.equal(got, data.to_uint8(x).permute(0, 2, 3, 1))
     assert not torch.equal(files[0], files[1]) and not torch.equal(files[0], files[2])
 
 
 def test_no_memory_is_told_in_one_line(run, capsys, monkeypatch):
     def no_memory(*args, **kwargs): raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-    monkeypatch.setattr(cli, "load_model", no_memory)
+    monkeypatch.setattr(cli, "_load_model", no_memory)
     fails(capsys, ["sample", run, "--device", "cpu"], "not enough memory: choose a smaller --batch")
 
 
 def test_sample_makes_an_animation(run, tmp_path):
     from PIL import Image
-    assert main(["sample", str(run), "--n", "4", "--steps", "8", "--out", str(tmp_path / "x.gif"), "--quiet"]) == 0
+    words = ["--n", "4", "--steps", "8", "--out", str(tmp_path / "x.gif"), "--quiet"]
+    assert main(["sample", str(run), *words]) == 0
     with Image.open(tmp_path / "x.gif") as im: assert im.n_frames == 9
 
 
 def test_a_compiled_network_sees_one_batch_size_and_draws_the_same_images(tmp_path, monkeypatch):
-    seen, options = set(), []
+    seen, made = set(), []
 
-    def compile(net, **kw):
-        options.append(kw)
-        net.register_forward_pre_hook(lambda net, inputs: seen.add(len(inputs[0])))
+    class Recorded(torch.nn.Module):
+        "In place of the compiled form: the same network, and it notes the sizes that it sees."
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+            made.append(net)
 
-    monkeypatch.setattr(torch.nn.Module, "compile", compile)
-    words = ["sample", "digits", "--n", "10", "--batch", "4", "--device", "cpu", "--quiet", "--steps", "4"]
-    assert main([*words, "--out", str(tmp_path / "plain.npz")]) == main([*words, "--compile", "--out", str(tmp_path / "compiled.npz")]) == 0
-    assert options == [dict(fullgraph=True, mode=None)] and seen == {4}
-    plain, compiled = (np.load(tmp_path / f"{name}.npz")["arr_0"].astype(int) for name in ("plain", "compiled"))
-    assert plain.shape == compiled.shape and abs(plain - compiled).max() <= 1                     # rounding
+        def forward(self, x, t):
+            seen.add((len(x), len(t)))
+            return self.net(x, t)
+
+    monkeypatch.setattr(faster, "compiled", Recorded)
+    words = ["sample", "digits", "--n", "10", "--batch", "4", "--steps", "4", "--device", "cpu",
+             "--quiet"]
+    assert main([*words, "--out", str(tmp_path / "plain.npz")]) == 0 and not made
+    assert main([*words, "--compile", "--out", str(tmp_path / "compiled.npz")]) == 0
+    assert len(made) == 1 and seen == {(4, 4)}
+    plain, compiled = (np.load(tmp_path / f"{name}.npz")["arr_0"].astype(int)
+                       for name in ("plain", "compiled"))
+    assert plain.shape == compiled.shape == (10, 16, 16, 1)
+    assert abs(plain - compiled).max() <= 1                                              # rounding
 
 
 def test_half_precision_is_the_networks_under_autocast(tmp_path):
     from ddpm_nb import load_pretrained
-    words, net_d = ["sample", "digits", "--n", "4", "--steps", "10", "--device", "cpu", "--quiet"], load_pretrained("digits")
+    words = ["sample", "digits", "--n", "4", "--steps", "10", "--device", "cpu", "--quiet"]
+    net, d = load_pretrained("digits")
     for precision in ("fp32", "bf16"):
-        assert main([*words, "--precision", precision, "--out", str(tmp_path / f"{precision}.npz")]) == 0
+        out = str(tmp_path / f"{precision}.npz")
+        assert main([*words, "--precision", precision, "--out", out]) == 0
     with torch.autocast("cpu", torch.bfloat16):
-        x = net_d[1].sample(net_d[0], (4, 1, 16, 16), "ddim", 10, torch.Generator().manual_seed(0), progress=False)
+        noise = torch.Generator().manual_seed(0)
+        x = d.sample(net, (4, 1, 16, 16), "ddim", 10, noise, progress=False)
     full, half = (np.load(tmp_path / f"{precision}.npz")["arr_0"] for precision in ("fp32", "bf16"))
-    assert np.array_equal(half, data.to_uint8(x).permute(0, 2, 3, 1).numpy()) and not np.array_equal(half, full)
+    assert np.array_equal(half, data.to_uint8(x).permute(0, 2, 3, 1).numpy())
+    assert not np.array_equal(half, full)
 
 
 def test_an_interrupted_sample_leaves_no_file(run, tmp_path, monkeypatch):
     def interrupted(*args, **kwargs): raise KeyboardInterrupt
-    monkeypatch.setattr(cli, "write_npz", interrupted)
-    assert main(["sample", str(run), "--n", "4", "--out", str(tmp_path / "x.npz"), "--quiet"]) == 130
+    monkeypatch.setattr(cli, "_write_npz", interrupted)
+    out = str(tmp_path / "x.npz")
+    assert main(["sample", str(run), "--n", "4", "--out", out, "--quiet"]) == 130
     assert list(tmp_path.iterdir()) == []
 
 
@@ -171,29 +203,145 @@ def test_evaluate_prints_the_bound_and_its_standard_error(run, capsys):
     assert main(["evaluate", str(run), "--n", "6", "--batch", "3", "--quiet"]) == 0
     words = capsys.readouterr().out.split()
     bits, error = float(words[0]), float(words[2])
-    model, d = training.load_run(run)
+    model, d = runs.load_run(run)
     generator = torch.Generator().manual_seed(0)
     images = data.digits(False)[0]
     x0 = data.to_model(images[torch.randperm(len(images), generator=generator)[:6]])
-    with torch.no_grad(): total = torch.cat([d.bits_per_dim(model, x, generator=generator)["total"] for x in x0.split(3)])
-    assert bits == pytest.approx(total.mean().item(), abs=1e-3) and error == pytest.approx(total.std().item() / 6**0.5, abs=1e-3)
+    with torch.no_grad():
+        parts = [d.bits_per_dim(model, x, generator=generator)["total"] for x in x0.split(3)]
+    total = torch.cat(parts)
+    assert bits == pytest.approx(total.mean().item(), abs=1e-3)
+    assert error == pytest.approx(total.std().item() / 6**0.5, abs=1e-3)
 
 
 def test_info_tells_what_is_there(run, capsys):
     assert main(["info"]) == 0
     out = capsys.readouterr().out
-    for word in ("cpu", "digits: demo, smoke", "cifar10: paper, small, smoke", "ddpm, ddim, dpm++"): assert word in out
+    for word in ("cpu", "digits: demo, smoke", "cifar10: paper, small, smoke", "ddpm, ddim, dpm++"):
+        assert word in out
     assert main(["info", str(run)]) == 0
     out = capsys.readouterr().out
-    for word in ("trained on digits", "of 4", "step_00000004", "lr=0.002", "base_channels=8", "prediction=eps"): assert word in out
+    for word in ("trained on digits", "of 4", "step_00000004", "lr=0.002", "base_channels=8",
+                 "prediction=eps"):
+        assert word in out
+
+
+# The help, which imports no torch
+
+
+def commands():
+    "The parser of each command, by its name."
+    return next(iter(cli.parser()._subparsers._group_actions)).choices
+
+
+def held(table):
+    "The table of that name, or of that name with an underscore, in its module."
+    module = importlib.import_module(f"ddpm_nb.{cli._TABLES[table].replace('/', '.')}")
+    return vars(module).get(table, vars(module).get(f"_{table}"))
 
 
 def test_the_words_of_the_help_are_the_tables_of_the_code():
-    "The command line is described without importing torch, so its lists are written out: they must agree with the code's."
-    text = " ".join(" ".join(a.format_help().split()) for a in next(iter(cli.parser()._subparsers._group_actions)).choices.values())
-    assert "; ".join(f"{d}: {', '.join(sizes)}" for d, sizes in training.RECIPES.items()) in text
-    samplers = list(training.SAMPLERS)
-    assert f"{', '.join(samplers[:-1])} or {samplers[-1]}" in text
+    "The command line is described without importing torch: what it says must be what the code has."
+    text = " ".join(" ".join(command.format_help().split()) for command in commands().values())
+    for table in (sampling.SAMPLERS, recipes.DATASETS):
+        *names, last = table
+        assert f"{', '.join(names)} or {last}" in text
+    listed = (f"{data}: {', '.join(sizes)}" for data, sizes in recipes.RECIPES.items())
+    assert "; ".join(listed) in text
+    precisions = f"--precision {{{','.join(held('PRECISIONS'))}}}"
+    for command in ("sample", "evaluate"): assert precisions in commands()[command].format_help()
+
+
+@pytest.mark.parametrize("name", cli._TABLES)
+def test_a_table_read_from_the_source_is_the_one_that_its_module_holds(name):
+    assert list(cli._table(name)) == list(held(name))
+
+
+def test_the_sizes_of_the_recipes_are_read_from_the_source():
+    read = {data: list(cli._entries(sizes)) for data, sizes in cli._table("RECIPES").items()}
+    assert read == {data: list(sizes) for data, sizes in recipes.RECIPES.items()}
+
+
+def test_the_keys_of_set_their_defaults_and_meanings_are_the_codes():
+    keys = cli._set_keys()
+    d = inspect.signature(GaussianDiffusion).parameters
+    schedules = [inspect.signature(s).parameters for s in SCHEDULES.values()]
+    defaults = dataclasses.asdict(training.TrainConfig())
+    defaults |= {f"unet.{k}": v for k, v in dataclasses.asdict(UNetConfig()).items()}
+    diffusion = {p.name: p.default for own in schedules[::-1] for p in own.values()}
+    diffusion |= {p.name: p.default for p in list(d.values())[1:]} | {"schedule": "linear"}
+    defaults |= {f"diffusion.{k}": v for k, v in diffusion.items()}
+    assert {key: default for key, (default, _) in keys.items()} == defaults
+    assert all(meaning for _, meaning in keys.values())
+    assert "sampler=ddim" in cli._help_on_set() and "one of ddpm, ddim" in cli._help_on_set()
+
+
+def test_the_keys_of_the_help_are_those_that_set_takes():
+    told = {key.partition(".")[2] for key in cli._set_keys() if key.startswith("diffusion.")}
+    assert told == {key for name in SCHEDULES for key in recipes.diffusion_options(name)}
+
+
+@pytest.mark.parametrize("columns", ["60", "200"])
+def test_every_key_of_set_is_listed_by_the_help_of_train(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    text = commands()["train"].format_help()
+    for key, (default, _) in cli._set_keys().items():
+        assert f"\n  {key}={cli._as_typed(default)} " in text
+        read = dict([cli._setting(f"{key}={cli._as_typed(default)}")])[key]
+        assert read == (list(default) if isinstance(default, tuple) else default)
+
+
+def test_a_meaning_is_the_comment_beside_and_under_a_field(monkeypatch):
+    text = b"""@dataclass
+class C:
+    a: str = "#1"      # one \xc3\xa9
+                       # and more
+    # the others
+    b: float = 1e-3
+    c: tuple = (1, 2)  # last
+"""
+    monkeypatch.setattr(cli, "_source", lambda module: text)
+    cli._tree.cache_clear()
+    read = cli._options("x", "C")
+    cli._tree.cache_clear()
+    assert read == {"a": ("#1", "one é and more"), "b": (1e-3, ""), "c": ((1, 2), "last")}
+
+
+QUICK = [["--help"], ["--version"], ["fly"], [], ["sample", "x", "--colour"],
+         ["train", "--steps", "0"], ["train", "--help"], ["sample", "--help"],
+         ["evaluate", "--help"], ["info", "--help"]]
+
+
+@pytest.mark.parametrize("words", QUICK, ids=" ".join)
+def test_no_torch_is_imported_before_the_words_are_understood(words):
+    code = ("import sys\nfrom ddpm_nb.engine.cli import main\n"
+            f"try: main({words})\nexcept SystemExit as e: pass\n"
+            "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV)
+    assert done.returncode == 0 and done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processor seconds of a child: POSIX only")
+def test_help_and_a_mistyped_command_take_little_of_the_processor():
+    "0.15 s is the aim, measured by bench/import_time.py; twice that would be an import of torch."
+    import resource
+
+    def seconds(words):
+        "Of the processor, in a process of its own."
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "ddpm_nb", *words], capture_output=True, env=ENV)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    for words in (["--help"], ["--version"], ["fly"], ["train", "--help"]):
+        assert min(seconds(words) for _ in range(3)) < 0.3, words
+
+
+def test_python_minus_m_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "ddpm_nb", "fly"], capture_output=True, text=True,
+                          env=ENV)
+    assert done.returncode == 2 and done.stderr.startswith("ddpm-nb: ")
+    assert "invalid choice: 'fly'" in done.stderr
 
 
 def test_help_is_quick_and_the_module_itself_imports_nothing_heavy():
@@ -209,8 +357,8 @@ def test_a_reader_that_has_had_enough_is_no_error():
     code = "import sys; from ddpm_nb.engine.cli import main; sys.exit(main(['info']))"
     reader, writer = os.pipe()
     os.close(reader)
-    r = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60,
-                       env={**os.environ, "PYTHONPATH": str(ROOT)})
+    r = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE,
+                       text=True, timeout=60, env=ENV)
     os.close(writer)
     assert r.returncode == 141 and r.stderr == ""
 
@@ -228,18 +376,20 @@ def test_a_folder_of_images_is_trained_on_resumed_and_measured(tmp_path, capsys,
     from PIL import Image
     pictures = tmp_path / "pictures" / "deep"
     pictures.mkdir(parents=True)
-    for i, image in enumerate(data.digits()[0][:23]): Image.fromarray(image[0].numpy()).save(pictures / f"{i:02}.png")
+    for i, image in enumerate(data.digits()[0][:23]):
+        Image.fromarray(image[0].numpy()).save(pictures / f"{i:02}.png")
     (pictures / "._00.png").write_bytes(b"what a Mac leaves behind")
     monkeypatch.chdir(tmp_path)
-    words = ["train", "folder", "--size", "smoke", "--root", "pictures", "--out", "run", "--device", "cpu", "--quiet",
-             "--set", *TINY, "unet.image_size=16"]
+    words = ["train", "folder", "--size", "smoke", "--root", "pictures", "--out", "run",
+             "--device", "cpu", "--quiet", "--set", *TINY, "unet.image_size=16"]
     assert main(words) == 0 and "21 images" in capsys.readouterr().err
     monkeypatch.chdir("/")
     run = str(tmp_path / "run")
     assert main(["train", "--resume", run, "--steps", "6", "--device", "cpu", "--quiet"]) == 0
     capsys.readouterr()
-    assert main(["evaluate", run, "--quiet", "--device", "cpu"]) == 0 and "2 test images of folder" in capsys.readouterr().out
-    assert main(["evaluate", run, "--split", "train", "--n", "99", "--quiet", "--device", "cpu"]) == 0
+    measure = ["evaluate", run, "--quiet", "--device", "cpu"]
+    assert main(measure) == 0 and "2 test images of folder" in capsys.readouterr().out
+    assert main([*measure, "--split", "train", "--n", "99"]) == 0
     assert "21 train images" in capsys.readouterr().out
     fails(capsys, ["train", "folder"], "needs their folder", "--root FOLDER")
     fails(capsys, ["train", "folder", "--root", "/nowhere"], "there is no folder /nowhere")
@@ -247,17 +397,23 @@ def test_a_folder_of_images_is_trained_on_resumed_and_measured(tmp_path, capsys,
 
 def test_a_run_without_a_recipe_is_not_measured_on_a_guess(tmp_path, capsys):
     small = dict(unet=dict(base_channels=8, groups=4), diffusion=dict(T=8))
-    r = training.recipe("digits", "smoke").replace(steps=2, batch_size=4, save_every=2, **small)
-    training.Trainer(r.network(), r.process(), r.images()[:20], r.train, tmp_path / "run", "cpu", progress=False).train()
-    for path in (tmp_path / "run", training.checkpoints(tmp_path / "run")[0]):
-        fails(capsys, ["evaluate", path, "--device", "cpu"], "say with --data on what to measure, one of digits, cifar10, folder")
-        assert main(["evaluate", str(path), "--data", "digits", "--n", "2", "--quiet", "--device", "cpu"]) == 0
+    r = recipes.recipe("digits", "smoke").replace(steps=2, batch_size=4, save_every=2, **small)
+    folder, images = tmp_path / "run", r.images()[:20]
+    runs.Trainer(r.network(), r.process(), images, r.train, folder, "cpu", progress=False).train()
+    for path in (tmp_path / "run", runs.checkpoints(tmp_path / "run")[0]):
+        fails(capsys, ["evaluate", path, "--device", "cpu"],
+              "say with --data on what to measure, one of digits, cifar10, folder")
+        words = ["--data", "digits", "--n", "2", "--quiet", "--device", "cpu"]
+        assert main(["evaluate", str(path), *words]) == 0
 
 
-def test_a_network_for_another_size_is_refused_before_it_is_trained_or_measured(run, tmp_path, capsys):
-    fails(capsys, [*tiny("--out", str(tmp_path / "r")), "unet.image_size=32"], "have shape (1, 16, 16), the network is for (1, 32, 32)")
-    if data.CIFAR10_FOLDER in os.listdir(data.cache_folder()):
-        fails(capsys, ["evaluate", run, "--data", "cifar10"], "for images of shape (1, 16, 16), those of cifar10 have (3, 32, 32)")
+def test_a_network_for_another_size_is_refused_before_it_is_trained_or_measured(
+        run, tmp_path, capsys):
+    fails(capsys, [*tiny("--out", str(tmp_path / "r")), "unet.image_size=32"],
+          "have shape (1, 16, 16), the network is for (1, 32, 32)")
+    if images.CIFAR10_FOLDER in os.listdir(images.cache_folder()):
+        fails(capsys, ["evaluate", run, "--data", "cifar10"],
+              "for images of shape (1, 16, 16), those of cifar10 have (3, 32, 32)")
 
 
 # Mistakes
@@ -276,12 +432,18 @@ def test_wrong_words_take_one_line(capsys):
     (["digits", "--size", "paper"], ["one of demo, smoke, got 'paper'"]),
     (["digits", "--set", "learning_rate=1"], ["unknown key 'learning_rate'", "lr", "batch_size"]),
     (["digits", "--set", "unet.depth=1"], ["unknown key 'unet.depth'", "unet.base_channels"]),
-    (["digits", "--set", "diffusion.colour=1"], ["unknown key 'diffusion.colour'", "diffusion.prediction"]),
+    (["digits", "--set", "diffusion.colour=1"],
+     ["unknown key 'diffusion.colour'", "diffusion.prediction"]),
+    (["digits", "--set", "diffusion.s=0.01"],
+     ["unknown key 'diffusion.s'", "diffusion.beta_start"]),
+    (["digits", "--set", "diffusion.schedule=cosine", "diffusion.beta_end=0.1"],
+     ["unknown key 'diffusion.beta_end'", "diffusion.s,"]),
     (["digits", "--set", "model.depth=1"], ["unknown key 'model.depth'", "unet.KEY"]),
     (["digits", "--set", "batch_size=many"], ["batch_size must be of type int, got 'many'"]),
     (["digits", "--set", "sampler=euler"], ["one of ddpm, ddim, dpm++, got 'euler'"]),
     (["digits", "--set", "precision=fp8"], ["one of fp32, bf16, fp16"]),
-    (["digits", "--set", "diffusion.schedule=sigmoid"], ["one of linear, quadratic, constant, jsd, cosine"]),
+    (["digits", "--set", "diffusion.schedule=sigmoid"],
+     ["one of linear, quadratic, constant, jsd, cosine"]),
     (["digits", "--set", "diffusion.prediction=score"], ["one of eps, x0"]),
     (["digits", "--set", "diffusion.T=many"], ["many"]),
     (["digits", "--set", "unet.dropout=2"], ["dropout must lie in [0, 1)"]),
@@ -290,7 +452,8 @@ def test_wrong_words_take_one_line(capsys):
     (["digits", "--resume", "somewhere"], ["leave them out"]),
     (["--resume", "nowhere"], ["no run to resume in nowhere"]),
 ])
-def test_a_mistake_in_train_is_told_in_one_line_and_leaves_nothing(capsys, tmp_path, monkeypatch, words, parts):
+def test_a_mistake_in_train_is_told_in_one_line_and_leaves_nothing(
+        capsys, tmp_path, monkeypatch, words, parts):
     monkeypatch.chdir(tmp_path)
     fails(capsys, ["train", *words], *parts)
     assert list(tmp_path.iterdir()) == []
@@ -299,19 +462,22 @@ def test_a_mistake_in_train_is_told_in_one_line_and_leaves_nothing(capsys, tmp_p
 def test_an_absent_gpu_is_refused(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    fails(capsys, ["train", "digits", "--device", "cuda"], "one of", "cpu on this machine, got 'cuda'")
+    fails(capsys, ["train", "digits", "--device", "cuda"],
+          "one of", "cpu on this machine, got 'cuda'")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unwritable_folder_is_told_before_anything_is_done(capsys, tmp_path, run):
     (tmp_path / "file").write_text("")
-    fails(capsys, ["train", "digits", "--out", tmp_path / "file" / "run"], "cannot write to the folder", "choose another")
+    fails(capsys, ["train", "digits", "--out", tmp_path / "file" / "run"],
+          "cannot write to the folder", "choose another")
     fails(capsys, ["sample", run, "--out", tmp_path / "file" / "x.png"], "file")
 
 
 def test_another_configuration_is_refused_with_the_keys_that_differ(capsys, run):
     before = sorted((p, p.stat().st_mtime_ns) for p in run.rglob("*"))
-    fails(capsys, [*tiny("--out", run), "lr=0.5"], "another configuration", "train.lr is 0.002 there and 0.5 here", "--out")
+    fails(capsys, [*tiny("--out", run), "lr=0.5"],
+          "another configuration", "train.lr is 0.002 there and 0.5 here", "--out")
     resume = ["train", "--resume", run, "--device", "cpu", "--quiet", "--set"]
     fails(capsys, [*resume, "unet.dropout=0.3"], "model.dropout is 0.0 there and 0.3 here")
     fails(capsys, ["train", "cifar10", "--out", run], "data is 'digits' there and 'cifar10' here")
@@ -320,7 +486,8 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(capsys, run)
 
 def test_missing_cifar10_says_how_to_get_it(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    fails(capsys, ["train", "cifar10", "--size", "smoke", "--root", tmp_path / "none", "--device", "cpu"], "CIFAR-10 is not in", "download")
+    words = ["--size", "smoke", "--root", tmp_path / "none", "--device", "cpu"]
+    fails(capsys, ["train", "cifar10", *words], "CIFAR-10 is not in", "download")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -331,22 +498,26 @@ def test_missing_cifar10_says_how_to_get_it(capsys, tmp_path, monkeypatch):
     (["--n", "-3"], ["whole number above 0"]),
     (["--device", "abacus"], ["device must be one of"]),
 ])
-def test_a_mistake_in_sample_is_told_in_one_line_and_leaves_nothing(capsys, tmp_path, monkeypatch, run, words, parts):
+def test_a_mistake_in_sample_is_told_in_one_line_and_leaves_nothing(
+        capsys, tmp_path, monkeypatch, run, words, parts):
     monkeypatch.chdir(tmp_path)
     fails(capsys, ["sample", run, *words], *parts)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_no_run_is_said_to_be_none(capsys, tmp_path):
-    for command in ("sample", "evaluate", "info"): fails(capsys, [command, tmp_path], "no run folder")
-    for command in ("sample", "evaluate"): fails(capsys, [command, "nowhere"], "there is no folder 'nowhere'", "hub name")
+    for command in ("sample", "evaluate", "info"):
+        fails(capsys, [command, tmp_path], "no run folder")
+    for command in ("sample", "evaluate"):
+        fails(capsys, [command, "nowhere"], "there is no folder 'nowhere'", "hub name")
 
 
 def test_a_saved_model_is_sampled_and_measured_like_a_run(run, tmp_path, capsys):
     from ddpm_nb.engine.pretrained import save_pretrained
-    save_pretrained(tmp_path / "saved", *training.load_run(run))
+    save_pretrained(tmp_path / "saved", *runs.load_run(run))
     for model, name in ((run, "a.png"), (tmp_path / "saved", "b.png")):
-        assert main(["sample", str(model), "--n", "4", "--steps", "2", "--out", str(tmp_path / name), "--quiet"]) == 0
+        words = ["--n", "4", "--steps", "2", "--out", str(tmp_path / name), "--quiet"]
+        assert main(["sample", str(model), *words]) == 0
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     capsys.readouterr()
     printed = []
@@ -354,7 +525,8 @@ def test_a_saved_model_is_sampled_and_measured_like_a_run(run, tmp_path, capsys)
         assert main(["evaluate", str(model), "--n", "2", "--quiet"]) == 0
         printed.append(capsys.readouterr().out.split(",")[0])
     assert printed[0] == printed[1]
-    fails(capsys, ["evaluate", tmp_path / "saved", "--data", "cifar10", "--root", tmp_path], "CIFAR-10 is not in")
+    fails(capsys, ["evaluate", tmp_path / "saved", "--data", "cifar10", "--root", tmp_path],
+          "CIFAR-10 is not in")
 
 
 def test_a_damaged_run_is_told_in_one_line(capsys, tmp_path, run):
@@ -362,18 +534,21 @@ def test_a_damaged_run_is_told_in_one_line(capsys, tmp_path, run):
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text("{")
     fails(capsys, ["train", "--resume", tmp_path / "run"], "run.json is damaged")
-    path = training.checkpoints(tmp_path / "run")[-1] / "ema.safetensors"
+    path = runs.checkpoints(tmp_path / "run")[-1] / "ema.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    fails(capsys, ["sample", tmp_path / "run"], "ema.safetensors is damaged", "delete it to go on from the one before it")
+    fails(capsys, ["sample", tmp_path / "run"],
+          "ema.safetensors is damaged", "delete it to go on from the one before it")
 
 
 def test_divergence_ends_with_a_report_and_exit_code_1(capsys, tmp_path):
     capsys.readouterr()
-    assert main([*tiny("--out", str(tmp_path / "r")), "lr=1e30", "warmup=0", "steps=30", "grad_clip=0"]) == 1
+    words = ["lr=1e30", "warmup=0", "steps=30", "grad_clip=0"]
+    assert main([*tiny("--out", str(tmp_path / "r")), *words]) == 1
     err = capsys.readouterr().err
-    assert "no finite number any more at step" in err and "last good checkpoint" in err and "Traceback" not in err
+    assert "no finite number any more at step" in err and "last good checkpoint" in err
+    assert "Traceback" not in err
 
 
 def test_traceback_is_there_when_asked_for(tmp_path):
-    with contextlib.chdir(tmp_path) if hasattr(contextlib, "chdir") else contextlib.nullcontext(), pytest.raises(ValueError):
+    with contextlib.chdir(tmp_path), pytest.raises(ValueError):
         main(["--traceback", "train", "mnist"])

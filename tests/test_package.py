@@ -1,5 +1,6 @@
-"""The package as others install it: what the wheel holds, what it needs, what importing it costs."""
+"""The package as others install it: what the wheel holds and needs, what importing it costs."""
 import ast
+import json
 import re
 import shutil
 import subprocess
@@ -12,10 +13,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+MODULES = sorted((ROOT / "ddpm_nb").rglob("*.py"))
 CONFIG = ConfigParser(delimiters=["="])
 CONFIG.read(ROOT / "settings.ini", encoding="utf-8")
 CONFIG = CONFIG["DEFAULT"]
-RUN_TIME = {"torch", "einops", "numpy", "matplotlib", "tqdm", "safetensors", "accelerate", "huggingface_hub", "filelock", "pillow"}
+RUN_TIME = {"torch", "einops", "numpy", "matplotlib", "tqdm", "safetensors", "accelerate",
+            "huggingface_hub", "filelock", "pillow"}
+IGNORED = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
 HEAVY = {"matplotlib", "PIL", "accelerate", "huggingface_hub", "scipy", "sklearn", "pandas"}
 
 
@@ -25,23 +29,26 @@ def names(requirements):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    "The wheel, built from a copy of what the project commits: nothing is downloaded, nothing is left in the tree."
+    "The wheel, built from a copy of what the project commits: nothing is left in the tree."
     folder = tmp_path_factory.mktemp("a folder with spaces")
-    for name in ("setup.py", "settings.ini", "MANIFEST.in", "README.md", "LICENSE"): shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "ddpm_nb", folder / "ddpm_nb", ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder / "dist", folder]
+    for name in ("setup.py", "settings.ini", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "ddpm_nb", folder / "ddpm_nb", ignore=IGNORED)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation",
+               "--outdir", folder / "dist", folder]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     (path,) = (folder / "dist").glob("*.whl")
     archive = zipfile.ZipFile(path)
-    archive.expected = {p.relative_to(folder).as_posix() for p in (folder / "ddpm_nb").rglob("*") if p.is_file()}
+    files = (p for p in (folder / "ddpm_nb").rglob("*") if p.is_file())
+    archive.expected = {p.relative_to(folder).as_posix() for p in files}
     return archive
 
 
 def test_the_wheel_holds_every_module_and_all_embedded_data_and_nothing_else(wheel):
     held = {n for n in wheel.namelist() if ".dist-info/" not in n}
     assert held == wheel.expected
-    assert "ddpm_nb/py.typed" in held
+    assert {"ddpm_nb/py.typed", "ddpm_nb/__main__.py", "ddpm_nb/engine/cli.py"} <= held
 
 
 def test_the_wheel_says_what_it_is_and_what_it_needs_to_run(wheel):
@@ -51,7 +58,10 @@ def test_the_wheel_says_what_it_is_and_what_it_needs_to_run(wheel):
     assert said["Requires-Python"] == ">=" + CONFIG["min_python"]
     assert said["License-Expression"] == "Apache-2.0" or said["License"] == "Apache-2.0"
     assert any(n.endswith("licenses/LICENSE") or n.endswith("/LICENSE") for n in wheel.namelist())
-    assert names(r for r in said.get_all("Requires-Dist") if "extra ==" not in r) == RUN_TIME
+    needs = said.get_all("Requires-Dist")
+    assert names(r for r in needs if "extra ==" not in r) == RUN_TIME
+    assert {"nbdev", "pytest", "ruff", "pyright", "onnx", "onnxruntime", "onnxscript"} \
+        <= names(r for r in needs if "extra ==" in r)
 
 
 def test_the_wheel_installs_the_command(wheel):
@@ -61,10 +71,28 @@ def test_the_wheel_installs_the_command(wheel):
     assert dict(said["console_scripts"]) == {"ddpm-nb": "ddpm_nb.engine.cli:main"}
 
 
+def test_the_installed_wheel_runs_the_command_from_its_own_files(wheel, tmp_path):
+    "What the help lists is read from the sources: they must be in the wheel too, wherever it is."
+    wheel.extractall(tmp_path)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import runpy; " \
+           "sys.argv = ['ddpm-nb', 'train', '--help']; " \
+           "runpy.run_module('ddpm_nb', run_name='__main__')"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "unet.base_channels=128" in done.stdout, done.stderr
+
+
 def test_the_version_is_one_everywhere():
     import ddpm_nb
     assert ddpm_nb.__version__ == CONFIG["version"]
     assert f"version: {CONFIG['version']}" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_no_other_file_of_the_package_says_the_version():
+    "nbdev writes it into `__init__.py` from settings.ini; the rest asks `ddpm_nb.__version__`."
+    said = re.compile(rf"[\"']{re.escape(CONFIG['version'])}")
+    files = [p for p in MODULES if said.search(p.read_text(encoding="utf-8"))]
+    assert [p.relative_to(ROOT).as_posix() for p in files] == ["ddpm_nb/__init__.py"]
 
 
 def imported(path):
@@ -74,16 +102,16 @@ def imported(path):
         if isinstance(node, ast.ImportFrom) and not node.level: yield node.module.split(".")[0]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "ddpm_nb").glob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT / "ddpm_nb").as_posix())
 def test_a_module_imports_only_the_standard_library_itself_and_what_is_required_to_run(path):
     allowed = set(sys.stdlib_module_names) | (RUN_TIME - {"pillow"}) | {"PIL", "ddpm_nb"}
-    optional = {"tensorboard", "IPython", "ipywidgets"}   # used where they are there, and asked for by name where not
+    optional = {"tensorboard", "IPython", "ipywidgets"}   # used, or asked for by name
     assert set(imported(path)) <= allowed | optional, path.name
 
 
-# As if only the run-time requirements, and what they require, were installed: any other package is refused.
+# As if only the run-time requirements, and what they require, were installed: others are refused.
 CLEAN = r"""
-import importlib, importlib.metadata as md, pkgutil, re, sys
+import importlib, importlib.metadata as md, json, pkgutil, re, sys
 norm = lambda name: re.sub(r"[-_.]+", "-", name).lower()
 seen, todo = set(), [norm(n) for n in sys.argv[1:]]
 while todo:
@@ -98,19 +126,33 @@ brought = {module for module, by in owners.items() if {norm(o) for o in by} & (s
 assert not brought & {"nbdev", "fastcore", "IPython", "diffusers", "sphinx", "sklearn"}, brought
 class Only:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in set(owners) - brought: raise ModuleNotFoundError(f"not there: {name}", name=name)
+        if name.split(".")[0] not in set(owners) - brought: return
+        raise ModuleNotFoundError(f"not there: {name}", name=name)
 sys.meta_path.insert(0, Only())
 import ddpm_nb
-for module in pkgutil.iter_modules(ddpm_nb.__path__): importlib.import_module("ddpm_nb." + module.name)
+names = [module.name for module in pkgutil.walk_packages(ddpm_nb.__path__, "ddpm_nb.")]
+for name in names: importlib.import_module(name)
+print(json.dumps(names))
 """
 
 
 def test_it_imports_where_nothing_but_its_requirements_is_installed():
-    done = subprocess.run([sys.executable, "-c", CLEAN, *sorted(RUN_TIME)], capture_output=True, text=True)
+    command = [sys.executable, "-c", CLEAN, *sorted(RUN_TIME)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+    paths = [p.relative_to(ROOT).with_suffix("").parts for p in MODULES]
+    wanted = {".".join(parts).removesuffix(".__init__") for parts in paths} - {"ddpm_nb"}
+    assert set(json.loads(done.stdout)) == wanted
 
 
-def test_importing_the_package_imports_nothing_heavy_but_torch():
-    code = "import torch, sys; before = set(sys.modules); import ddpm_nb; print(*set(sys.modules) - before)"
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys; old = set(sys.modules); import ddpm_nb; print(*set(sys.modules) - old)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {name.split(".")[0] for name in done.stdout.split()} & (HEAVY | {"torch", "numpy"})
+
+
+def test_its_names_import_nothing_heavy_but_torch():
+    code = "import torch, sys; before = set(sys.modules); from ddpm_nb import *; " \
+           "print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {name.split(".")[0] for name in done.stdout.split()} & HEAVY

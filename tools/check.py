@@ -21,8 +21,14 @@ def run(*command, **kwargs):
 def differences(a, b, suffix):
     "Paths of files with that suffix which differ between two folders, or are in one of them only."
     passing = {"__pycache__", ".ipynb_checkpoints"}
-    files = lambda base: {f.relative_to(base) for f in base.rglob("*" + suffix) if not passing & set(f.parts)}
-    same = lambda f: (a / f).exists() and (b / f).exists() and filecmp.cmp(a / f, b / f, shallow=False)
+
+    def files(base):
+        found = (f.relative_to(base) for f in base.rglob("*" + suffix))
+        return {f for f in found if not passing & set(f.parts)}
+
+    def same(f):
+        return all((x / f).exists() for x in (a, b)) and filecmp.cmp(a / f, b / f, shallow=False)
+
     return sorted(str(f) for f in files(a) | files(b) if not same(f))
 
 
@@ -38,7 +44,8 @@ def exports():
         copy.mkdir()
         for name in ("settings.ini", "setup.py"): shutil.copy(ROOT / name, copy)
         for name in ("nbs", "ddpm_nb"): shutil.copytree(ROOT / name, copy / name, ignore=IGNORE)
-        if not (run(BIN / "nbdev_export", cwd=copy) and run(BIN / "nbdev_clean", cwd=copy)): return False
+        done = run(BIN / "nbdev_export", cwd=copy) and run(BIN / "nbdev_clean", cwd=copy)
+        if not done: return False
         code = differences(ROOT / "ddpm_nb", copy / "ddpm_nb", ".py")
         notebooks = differences(ROOT / "nbs", copy / "nbs", ".ipynb")
     if code: print("behind the notebooks (run `make export`):", *code, sep="\n  ddpm_nb/")
@@ -53,7 +60,8 @@ def site():
 
 def notebooks(gpu):
     "every notebook runs, top to bottom"
-    return run(BIN / "nbdev_test", "--n_workers", "2", "--timing", *(["--flags", "cuda slow"] if gpu else []))
+    flags = ["--flags", "cuda slow"] if gpu else []
+    return run(BIN / "nbdev_test", "--n_workers", "2", "--timing", *flags)
 
 
 def tests(gpu):
@@ -62,12 +70,16 @@ def tests(gpu):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="leave out the notebooks and the tests")
-    parser.add_argument("--gpu", action="store_true", help="include what is marked for a GPU, or as slow")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--quick", action="store_true",
+                        help="leave out the notebooks and the tests")
+    parser.add_argument("--gpu", action="store_true",
+                        help="include what is marked for a GPU, or as slow")
     args = parser.parse_args()
     # two workers, and one thread for each
-    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", PYTHONUNBUFFERED="1", MPLBACKEND="agg")
+    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    os.environ.update(PYTHONUNBUFFERED="1", MPLBACKEND="agg")
     os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     steps = [style, exports, site]
     if not args.quick: steps += [lambda: notebooks(args.gpu), lambda: tests(args.gpu)]
@@ -77,7 +89,8 @@ def main():
         print(f"\n=== {name}", flush=True)
         begun = time.time()
         ok = step()
-        print(f"--- {'passed' if ok else 'FAILED'} in {time.time() - begun:.0f} s: {name}", flush=True)
+        word = "passed" if ok else "FAILED"
+        print(f"--- {word} in {time.time() - begun:.0f} s: {name}", flush=True)
         if not ok: failed.append(name)
     # pytest's closing line stays the last word when all is well
     if failed: sys.exit("\nFAILED: " + "; ".join(failed))
