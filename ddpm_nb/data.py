@@ -75,7 +75,7 @@ def fingerprint(images: Tensor,  # a data set
 
 
 class Batches:
-    "An endless stream of shuffled batches, made on the device; its place is one number, `position`."
+    "An endless stream of shuffled batches, made on the device; its place is one number, `step`."
 
     def __init__(self,
                  images: Tensor,  # (N, ...): uint8 images, or floats taken as they are
@@ -85,6 +85,7 @@ class Batches:
                  device: str | torch.device = "cpu",  # where the batches are made
                  rank: int = 0,                # this process, 0 .. world - 1
                  world: int = 1,               # processes that share each batch; must divide `batch_size`
+                 labels: Tensor | None = None, # one an image: each batch is then (x0, labels)
                 ):
         if len(images) == 0: raise ValueError("there is no image to make batches of")
         if batch_size < 1 or batch_size % world:
@@ -94,7 +95,8 @@ class Batches:
         self.device, self.streamed = torch.device(device), not isinstance(images, Tensor)
         self.images = images if self.streamed else images.to(self.device)
         self.batch_size, self.seed, self.flip, self.rank, self.world = batch_size, seed, flip, rank, world
-        self.position, self.epochs, self.ahead = 0, {}, {}
+        self.labels = None if labels is None else labels.to(self.device)
+        self.step, self.epochs, self.ahead = 0, {}, {}
         self.pool = ThreadPoolExecutor(1) if self.streamed else None
 
     def epoch(self, number: int) -> tuple[Tensor, Tensor]:  # long (N,), bool (N,)
@@ -124,27 +126,28 @@ class Batches:
     def __iter__(self): return self
 
     def __next__(self) -> Tensor:  # (batch_size / world, ...), float32 on the device
-        here, after = self.position, self.position + self.batch_size
+        here, after = self.step * self.batch_size, (self.step + 1) * self.batch_size
         order, flips = self.chosen(here)
         if self.streamed:                                        # read the next batch while this one is in use
             x = self.ahead.pop(here).result() if here in self.ahead else self.images[order]
             self.ahead = {after: self.pool.submit(self.images.__getitem__, self.chosen(after)[0])}
             x = x.to(self.device)
         else: x = self.images[order]
-        self.position = after                                    # not before: an image that cannot be read moves nothing
+        self.step += 1                                           # not before: an image that cannot be read moves nothing
         if self.flip: x = torch.where(flips[:, None, None, None], x.flip(-1), x)
-        return to_model(x) if x.dtype == torch.uint8 else x
+        x = to_model(x) if x.dtype == torch.uint8 else x
+        return x if self.labels is None else (x, self.labels[order.to(self.device)])
 
     def state_dict(self) -> dict:
         "The place in the stream, and what it belongs to."
-        return {"position": self.position, "seed": self.seed, "images": len(self.images)}
+        return {"step": self.step, "seed": self.seed, "images": len(self.images)}
 
     def load_state_dict(self, state: dict) -> None:
         "Go on from a place that was saved; refuse one in another stream."
         mine = self.state_dict()
         differ = [f"{k}: {state.get(k)} there, {mine[k]} here" for k in ("seed", "images") if state.get(k) != mine[k]]
         if differ: raise ValueError(f"this position belongs to other data ({'; '.join(differ)})")
-        self.position = int(state["position"])
+        self.step = int(state["step"])
 
 # %% ../nbs/07_data.ipynb #21a1b0b6
 def swiss_roll(n: int,                                     # points
