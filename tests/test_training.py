@@ -32,8 +32,9 @@ def test_config_survives_json_and_refuses_unknown_keys():
     (dict(steps=0), "steps must be 1 or more"), (dict(steps=1.5), "steps must be of type int"),
     (dict(flip=1), "flip must be of type bool"), (dict(lr="fast"), "lr must be of type float"),
     (dict(lr=math.nan), "lr must be 0 or more"), (dict(ema_decay=1.0), r"\[0, 1\)"),
-    (dict(precision="fp8"), "one of fp32, bf16, fp16"), (dict(sampler="euler"), "one of ddpm, ddim"),
-    (dict(batch_size=True), "type int"), (dict(batch_size=10, accumulate=3), "accumulate must divide")])
+    (dict(precision="fp8"), "one of fp32, bf16, fp16"),
+    (dict(sampler="euler"), "one of ddpm, ddim"), (dict(batch_size=True), "type int"),
+    (dict(batch_size=10, accumulate=3), "accumulate must divide")])
 def test_wrong_values_are_refused_in_words(wrong, match):
     with pytest.raises(ValueError, match=match): TrainConfig(**wrong)
 
