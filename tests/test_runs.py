@@ -5,6 +5,7 @@ import math
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -52,7 +53,8 @@ def points(): return swiss_roll(50, torch.Generator().manual_seed(0))
 
 
 def trainer(folder=None, model=None, **changes):
-    return quiet(model or net(), diffusion(), points(), TrainConfig(**{**SMALL, **changes}), folder)
+    model, config = net() if model is None else model, TrainConfig(**{**SMALL, **changes})
+    return quiet(model, diffusion(), points(), config, folder)
 
 
 def quiet(*args):
@@ -712,6 +714,100 @@ def test_a_tensorboard_that_cannot_be_written_does_not_stop_the_run(tmp_path, mo
     assert [row["step"] for row in log_lines(tmp_path)] == [3, 6, 9, 12, 15, 18]
 
 
+# Whose folder it is
+
+
+LOCKED = """
+import sys
+from test_runs import net, trainer
+t = trainer(sys.argv[1], net(0.0), steps=10**6, save_every=10**6, log_every=1)
+print("ready", flush=True)
+t.train()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_second_training_in_the_folder_is_refused_until_the_first_has_ended(tmp_path, number):
+    first = run_python(LOCKED, tmp_path)
+    while not (tmp_path / "log.jsonl").exists(): time.sleep(0.05)
+    second = run_python(LOCKED, tmp_path)
+    _, err = second.communicate(timeout=120)
+    refusal = f"OSError: {tmp_path} is in use by another training (process {first.pid}): stop that"
+    assert second.returncode == 1 and err.splitlines()[-1].startswith(refusal)
+    with pytest.raises(OSError, match="in use by another training"): trainer(tmp_path).save()
+    first.send_signal(number)
+    first.communicate(timeout=60)
+    if number == signal.SIGKILL: assert trainer(tmp_path, net(0.0)).train().step == 20
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_copy_that_somebody_made_of_a_checkpoint_is_left_alone(tmp_path):
+    t = trainer(tmp_path, keep_last=1, steps=10).train()
+    folder = tmp_path / "checkpoints"
+    for name in ("step_00000015_good", "step_best", "step_1", "my_step_00000010"):
+        shutil.copytree(folder / "step_00000010", folder / name)
+    assert steps_of(checkpoints(tmp_path)) == [10]
+    trainer(tmp_path, keep_last=1).resume().train()
+    assert steps_of(checkpoints(tmp_path)) == [20]
+    kept = {p.name for p in folder.iterdir()} - {"step_00000020"}
+    assert kept == {"step_00000015_good", "step_best", "step_1", "my_step_00000010"}
+    assert same_weights(load_run(folder / "step_best", False, model=Net())[0], t.model.eval())
+
+
+@pytest.mark.parametrize("harm", [b"\xff\xfe\x00\n", b"5\n", b"null\n", b"[1]\n", b"{}\n"])
+def test_a_damaged_log_does_not_stand_in_the_way(tmp_path, harm):
+    trainer(tmp_path, steps=10).train()
+    path = tmp_path / "log.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + harm + b"".join(lines[1:]))
+    resumed = trainer(tmp_path).resume().train()
+    assert [r["step"] for r in resumed.history] == [3, 6, 9, 12, 15, 18]
+    assert log_lines(tmp_path) == resumed.history
+
+
+# Checkpoints of the former format
+
+
+def as_format_1(folder):
+    "Rewrite a checkpoint as the former version wrote it: random states, a position in the data."
+    files, state = read_checkpoint(folder)
+    state.pop("format")
+    state["data"]["position"] = state["data"].pop("step") * 8
+    if "recent" not in files["log"]: files["log"]["recent"] = torch.zeros(0, 4)
+    shutil.rmtree(folder)
+    runs._write_checkpoint(folder, files | {"random": {"torch.0": torch.get_rng_state()}}, state)
+
+
+def test_a_checkpoint_of_the_former_format_is_read_and_resumed_with_a_note(tmp_path, capsys):
+    first = trainer(tmp_path, steps=10).train()
+    as_format_1(checkpoints(tmp_path)[-1])
+    assert same_weights(load_run(tmp_path, False, model=Net())[0], first.model)
+    capsys.readouterr()
+    second = trainer(tmp_path).resume()
+    assert "an older version of ddpm_nb saved this run" in capsys.readouterr().err
+    assert second.step == 10 and second.batches.step == 10 and second.train().step == 20
+    files, state = read_checkpoint(checkpoints(tmp_path)[-1])
+    assert state["format"] == 2 and "random" not in files
+
+
+def test_a_checkpoint_of_a_later_format_is_refused_in_words(tmp_path):
+    trainer(tmp_path, steps=5).train()
+    folder = checkpoints(tmp_path)[-1]
+    files, state = read_checkpoint(folder)
+    shutil.rmtree(folder)
+    runs._write_checkpoint(folder, files, state | {"format": 3})
+    with pytest.raises(ValueError, match="has format 3, .* reads up to 2: update ddpm_nb"):
+        trainer(tmp_path).resume()
+
+
+def test_a_network_that_torch_compile_has_wrapped_is_saved_under_its_own_names(tmp_path):
+    wrapped = torch.compile(net(), backend="eager")
+    t = trainer(tmp_path, wrapped, steps=5).train()
+    files, _ = read_checkpoint(checkpoints(tmp_path)[-1])
+    assert files["model"].keys() == files["ema"].keys() == Net().state_dict().keys()
+    assert same_weights(load_run(tmp_path, False, model=Net())[0], t.model)
+
+
 # Loading what was learnt, and recipes
 
 
@@ -808,6 +904,29 @@ def test_two_processes_compute_what_one_does_on_the_same_global_batch(tmp_path):
     more = dict(steps=8, batch_size=8)
     alone = trainer(tmp_path / "two", net(0.0), **more).resume().train()    # one goes on
     assert alone.step == 8
+
+
+CONTINUED = """
+import sys
+from test_runs import net, trainer
+t = trainer(sys.argv[1], net(0.0), steps=12, batch_size=8).resume()
+t.train()
+"""
+
+
+def test_a_run_of_one_process_goes_on_in_two_with_the_very_same_draws(tmp_path):
+    "Images, t and noise are the same, so the weights are equal up to rounding; and back again."
+    whole = trainer(tmp_path / "whole", net(0.0), steps=16).train()
+    trainer(tmp_path / "run", net(0.0), steps=6).train()
+    workers = start_two(CONTINUED, tmp_path / "run")
+    results = [w.communicate(timeout=200) for w in workers]
+    assert [w.returncode for w in workers] == [0, 0], results
+    assert read_checkpoint(checkpoints(tmp_path / "run")[-1])[1]["processes"] == 2
+    again = trainer(tmp_path / "run", net(0.0), steps=16).resume()
+    assert again.step == 12
+    assert_close_weights(again.train().model, whole.model, rtol=1e-4, atol=1e-6)
+    for a, b in zip(again.history, whole.history):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
 
 # On another device

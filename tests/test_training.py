@@ -1,13 +1,19 @@
 "Algorithm 1: its configuration, its rate, its average, its draws, its loop."
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from ddpm_nb.data import Batches, digits
 from ddpm_nb.engine.recipes import recipe
-from ddpm_nb.training import EMA, LossByT, TrainConfig, learning_rate
+from ddpm_nb.engine.runs import Trainer
+from ddpm_nb.sampling import GaussianDiffusion
+from ddpm_nb.schedules import NoiseSchedule
+from ddpm_nb.training import (EMA, LossByT, TrainConfig, TrainState, _hashed, draw, learning_rate,
+                              train)
 
 
 # The configuration
@@ -101,3 +107,201 @@ def test_loss_by_t_is_a_mean_that_forgets():
     assert mean[0] == pytest.approx((old * 4 + 9) / (old * 2 + 1)) and mean[3] == pytest.approx(5)
     assert mean[1:3].isnan().all()
     assert h.mean(bins=2).tolist() == pytest.approx([mean[0].item(), 5.0])
+
+
+# The draws
+
+
+def test_t_and_noise_depend_on_the_seed_and_the_step_alone():
+    x0 = torch.zeros(6, 3)
+    torch.manual_seed(1)
+    t, noise = draw(x0, 50, seed=3, step=8)
+    before = torch.get_rng_state()
+    for seed, step in ((3, 9), (4, 8), (8, 3), (38, 0), (3, 80)):
+        other_t, other = draw(x0, 50, seed, step)
+        assert not torch.equal(other, noise) and not torch.equal(other_t, t)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    again = draw(x0, 50, seed=3, step=8)
+    assert torch.equal(again[0], t) and torch.equal(again[1], noise)
+    for world in (2, 3):
+        shares = [draw(x0[:6 // world], 50, 3, 8, rank, world) for rank in range(world)]
+        assert torch.equal(torch.cat([s[0] for s in shares]), t)
+        assert torch.equal(torch.cat([s[1] for s in shares]), noise)
+    assert draw(x0.double(), 50, 3, 8)[1].dtype == torch.float64
+
+
+def test_every_t_is_drawn_alike_and_the_noise_is_standard_normal():
+    draws = [draw(torch.zeros(100, 10), 20, 0, step) for step in range(200)]
+    counts = torch.bincount(torch.cat([t for t, _ in draws]), minlength=20)
+    assert len(counts) == 20 and (counts - 1000).abs().max() < 5 * math.sqrt(1000)
+    noise = torch.cat([n for _, n in draws]).flatten()
+    assert abs(noise.mean()) < 5 / len(noise) ** 0.5
+    assert abs(noise.var() - 1) < 5 * (2 / len(noise)) ** 0.5
+
+
+class Net(nn.Module):
+    "A network for small images, with dropout."
+    def __init__(self, dropout=0.3):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.dropout = nn.Conv2d(1, 8, 3, padding=1), nn.Dropout(dropout)
+        self.last = nn.Conv2d(8, 1, 3, padding=1)
+
+    def forward(self, x, t):
+        return self.last(self.dropout(self.first(x).relu())) + t.view(-1, 1, 1, 1) / 100
+
+
+def diffusion(T=100): return GaussianDiffusion(NoiseSchedule.linear(T))
+def images(): return digits(True)[0][:40]
+
+
+CONFIG = TrainConfig(steps=6, batch_size=8, lr=1e-2, warmup=4, grad_clip=0.1, ema_decay=0.9,
+                     ema_warmup=True, flip=True, seed=7)
+
+
+def batches(**options):
+    return Batches(images(), 8, **{"seed": 7, "flip": True, **options})
+
+
+def test_train_is_a_plain_loop_with_mirroring_dropout_clipping_warm_up_and_an_average():
+    "Written out with nothing of the package but the schedule's numbers and the seeds."
+    ours, model = Net(), Net()
+    updates = train(ours, diffusion(), batches(), CONFIG)
+    average = [p.detach().clone() for p in model.parameters()]
+    adam = torch.optim.Adam(model.parameters())
+    abars, source, norms = diffusion().schedule.alpha_bars, batches(), []
+    for step in range(3):
+        update = next(updates)
+        x0 = next(source)
+        g = torch.Generator().manual_seed(_hashed("t and noise", 7, step))
+        t = torch.randint(100, (8,), generator=g)
+        eps = torch.randn(8, 1, 16, 16, generator=g)
+        abar = abars[t].float().view(-1, 1, 1, 1)
+        torch.manual_seed(_hashed("dropout", 7, step, 0))
+        answer = model(abar.sqrt() * x0 + (1 - abar).sqrt() * eps, t)
+        loss = ((answer - eps) ** 2).mean()
+        adam.zero_grad()
+        loss.backward()
+        norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
+        for p in model.parameters(): p.grad.mul_(min(1.0, 0.1 / norm.item()))
+        adam.param_groups[0]["lr"] = 1e-2 * (step + 1) / 4
+        adam.step()
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = [a.lerp(p.detach(), 1 - decay) for a, p in zip(average, model.parameters())]
+        norms.append(norm.item())
+        assert update.step == step + 1 and update.lr == adam.param_groups[0]["lr"]
+        assert update.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+        assert update.grad_norm.item() == pytest.approx(norm.item(), rel=1e-4)
+        pairs = [*zip(ours.parameters(), model.parameters()),
+                 *zip(update.average.parameters(), average)]
+        for a, b in pairs: assert torch.allclose(a, b, atol=2e-5)
+    assert max(norms) > 0.1                                         # so that clipping was at work
+    assert not update.average.training and ours.training
+
+
+def test_the_trainer_runs_the_very_same_loop(tmp_path):
+    alone, inside = Net(), Net()
+    *_, last = train(alone, diffusion(), batches(), CONFIG)
+    trainer = Trainer(inside, diffusion(), images(), CONFIG, device="cpu", progress=False).train()
+    for a, b in zip(alone.state_dict().values(), inside.state_dict().values()):
+        assert torch.equal(a, b)
+    for a, b in zip(last.average.parameters(), trainer.ema.model.parameters()):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("run", ["train", "Trainer"])
+def test_other_users_of_torchs_random_numbers_do_not_matter_and_are_left_alone(run):
+    def loop(net):
+        if run == "train": return train(net, diffusion(), batches(), CONFIG)
+        return Trainer(net, diffusion(), images(), CONFIG, device="cpu", progress=False).steps()
+
+    quiet, noisy = Net(), Net()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    for _ in loop(quiet): pass
+    assert torch.equal(torch.get_rng_state(), before)
+    for update in loop(noisy): torch.manual_seed(update.step), torch.randn(update.step)
+    for a, b in zip(quiet.parameters(), noisy.parameters()): assert torch.equal(a, b)
+
+
+def test_dropout_depends_on_the_seed_the_step_and_the_process_alone():
+    class Ones(Net):
+        "Drops units of ones first, so that who was dropped can be seen."
+        def forward(self, x, t):
+            seen.append(self.dropout(torch.ones(1000)))
+            return super().forward(x, t)
+
+    def dropped(seed, step, rank):
+        state = TrainState(net := Ones(), 100)
+        state.step = step
+        torch.randn(len(seen))                                          # somebody else's draws
+        source, config = batches(rank=rank, world=2), replace(CONFIG, seed=seed)
+        next(train(net, diffusion(), source, config, state))
+        return tuple(seen[-1].tolist())
+
+    seen = []
+    assert dropped(7, 2, 0) == dropped(7, 2, 0)
+    keys = [(7, 2, 0), (8, 2, 0), (7, 3, 0), (7, 2, 1)]
+    assert len({dropped(*key) for key in keys}) == 4
+
+
+# The loop
+
+
+def test_a_loop_that_is_left_and_entered_again_goes_on_to_the_bit():
+    whole, parts = Net(), Net()
+    for _ in train(whole, diffusion(), batches(), CONFIG): pass
+    state = TrainState(parts, 100, CONFIG)
+    for update in train(parts, diffusion(), batches(), CONFIG, state):
+        if update.step == 2: break
+    source = batches()
+    source.step = state.step
+    seen = [u.step for u in train(parts, diffusion(), source, CONFIG, state)]
+    assert seen == [3, 4, 5, 6]
+    for a, b in zip(whole.parameters(), parts.parameters()): assert torch.equal(a, b)
+
+
+def test_training_ends_with_its_steps_or_with_its_batches():
+    three = [torch.zeros(4, 1, 16, 16)] * 3
+    assert [u.step for u in train(Net(), diffusion(), three, CONFIG)] == [1, 2, 3]
+    assert len(list(train(Net(), diffusion(), batches(), CONFIG))) == CONFIG.steps
+    source = batches()
+    for _ in train(Net(), diffusion(), source, CONFIG): pass
+    assert source.step == CONFIG.steps                          # and not one batch more was taken
+
+
+def test_gradients_that_were_left_in_the_weights_do_not_count():
+    clean, stale = Net(), Net()
+    for p in stale.parameters(): p.grad = torch.ones_like(p)
+    for net in (clean, stale): next(train(net, diffusion(), batches(), CONFIG))
+    for a, b in zip(clean.parameters(), stale.parameters()): assert torch.equal(a, b)
+
+
+def test_labels_reach_the_network_whole_and_in_order():
+    class Labelled(Net):
+        def forward(self, x, t, y):
+            seen.append(y)
+            return super().forward(x, t)
+
+    seen, labels = [], torch.arange(40)
+    source, twin = batches(labels=labels), batches(labels=labels)
+    next(train(Labelled(), diffusion(), source, CONFIG))
+    assert torch.equal(seen[0], next(twin)[1])
+    parts = replace(CONFIG, accumulate=2)
+    data = (images(), labels)
+    t = Trainer(Labelled(), diffusion(), data, parts, device="cpu", progress=False)
+    t.update()
+    assert torch.equal(torch.cat(seen[1:]), seen[0]) and len(seen) == 3
+    with pytest.raises(ValueError, match="40 images and 3 labels"):
+        Trainer(Labelled(), diffusion(), (images(), labels[:3]), parts, device="cpu")
+
+
+def test_batches_that_do_not_fit_are_refused_in_words():
+    uint8, elsewhere = images()[:4], torch.zeros(4, 1, 16, 16, device="meta")
+    for batch, got in ((uint8, "torch.uint8 on cpu"), (elsewhere, "torch.float32 on meta")):
+        with pytest.raises(ValueError, match=f"batches must be floats on cpu, got {got}"):
+            next(train(Net(), diffusion(), [batch], CONFIG))
+    for data in (images().numpy(), "a folder", [images()]):
+        with pytest.raises(ValueError, match="data must be a tensor of images"):
+            Trainer(Net(), diffusion(), data, CONFIG, device="cpu")
