@@ -1,71 +1,19 @@
-"Training: resuming to the bit, and every accident that a long run meets."
-import copy
-import errno
+"Algorithm 1: its configuration, its rate, its average, its draws, its loop."
 import json
 import math
-import os
-import resource
-import signal
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
-from ddpm_nb import training
-from ddpm_nb.data import Batches, swiss_roll
-from ddpm_nb.sampling import SAMPLERS, GaussianDiffusion
+from ddpm_nb.data import Batches, digits
+from ddpm_nb.engine.recipes import recipe
+from ddpm_nb.engine.runs import Trainer
+from ddpm_nb.sampling import GaussianDiffusion
 from ddpm_nb.schedules import NoiseSchedule
-from ddpm_nb.training import EMA, LossByT, TrainConfig, learning_rate
-from ddpm_nb.engine.runs import MAY_CHANGE, Diverged, Objective, Trainer, checkpoints, load_run, read_checkpoint
-from ddpm_nb.engine.recipes import RECIPES, Recipe, recipe
-from ddpm_nb.unet import UNet, UNetConfig
-
-ROOT = Path(training.__file__).parents[1]
-SMALL = dict(steps=20, batch_size=8, lr=1e-2, warmup=4, ema_decay=0.9, flip=False, log_every=3, save_every=5, keep_last=10)
-
-
-class Net(nn.Module):
-    "A network for points in the plane; its dropout makes it depend on torch's global generator."
-    def __init__(self, dropout=0.1):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(3, 16), nn.SiLU(), nn.Dropout(dropout), nn.Linear(16, 2))
-
-    def forward(self, x, t): return self.layers(torch.cat([x, t[:, None].to(x) / 100], 1))
-
-
-def net(dropout=0.1, seed=0):
-    torch.manual_seed(seed)
-    return Net(dropout)
-
-
-def diffusion(T=100): return GaussianDiffusion(NoiseSchedule.linear(T), decoder="gaussian")
-def points(): return swiss_roll(50, torch.Generator().manual_seed(0))
-
-
-def trainer(folder=None, model=None, **changes):
-    return Trainer(model or net(), diffusion(), points(), TrainConfig(**{**SMALL, **changes}), folder, "cpu", progress=False)
-
-
-def assert_same(a, b):
-    "Two trainers are in the same state, to the bit."
-    (files_a, state_a), (files_b, state_b) = a.state(), b.state()
-    for name in files_a:
-        assert files_a[name].keys() == files_b[name].keys()
-        for key, value in files_a[name].items(): assert torch.equal(value, files_b[name][key]), (name, key)
-    for state in (state_a, state_b): state.update(seconds=0, since=state["since"][0])
-    assert state_a == state_b
-
-
-def run_python(code, *args, **env):
-    "A Python process of its own, in the test's directory tree."
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", **env})
+from ddpm_nb.training import (EMA, LossByT, TrainConfig, TrainState, _hashed, draw, learning_rate,
+                              train)
 
 
 # The configuration
@@ -73,21 +21,25 @@ def run_python(code, *args, **env):
 
 def test_defaults_are_the_papers():
     c = TrainConfig()
-    assert (c.steps, c.batch_size, c.lr, c.warmup, c.grad_clip, c.ema_decay, c.flip) == (800_000, 128, 2e-4, 5_000, 1.0, 0.9999, True)
+    assert (c.steps, c.batch_size, c.lr, c.warmup) == (800_000, 128, 2e-4, 5_000)
+    assert (c.grad_clip, c.ema_decay, c.flip) == (1.0, 0.9999, True)
     assert (c.accumulate, c.precision, c.cooldown, c.ema_warmup) == (1, "fp32", 0, False)
 
 
 def test_config_survives_json_and_refuses_unknown_keys():
     c = TrainConfig(steps=7, precision="bf16", flip=False)
     assert TrainConfig.from_dict(json.loads(json.dumps(c.to_dict()))) == c
-    with pytest.raises(ValueError, match=r"unknown TrainConfig keys \['learning_rate'\]; allowed: steps, batch_size, lr"):
+    refusal = r"unknown TrainConfig keys \['learning_rate'\]; allowed: steps, batch_size, lr"
+    with pytest.raises(ValueError, match=refusal):
         TrainConfig.from_dict({"learning_rate": 1})
 
 
 @pytest.mark.parametrize("wrong, match", [
-    (dict(steps=0), "steps must be 1 or more"), (dict(steps=1.5), "steps must be of type int"), (dict(flip=1), "flip must be of type bool"),
-    (dict(lr="fast"), "lr must be of type float"), (dict(lr=math.nan), "lr must be 0 or more"), (dict(ema_decay=1.0), r"\[0, 1\)"),
-    (dict(precision="fp8"), "one of fp32, bf16, fp16"), (dict(sampler="euler"), "one of ddpm, ddim"), (dict(batch_size=True), "type int"),
+    (dict(steps=0), "steps must be 1 or more"), (dict(steps=1.5), "steps must be of type int"),
+    (dict(flip=1), "flip must be of type bool"), (dict(lr="fast"), "lr must be of type float"),
+    (dict(lr=math.nan), "lr must be 0 or more"), (dict(ema_decay=1.0), r"\[0, 1\)"),
+    (dict(precision="fp8"), "one of fp32, bf16, fp16"),
+    (dict(sampler="euler"), "one of ddpm, ddim"), (dict(batch_size=True), "type int"),
     (dict(batch_size=10, accumulate=3), "accumulate must divide")])
 def test_wrong_values_are_refused_in_words(wrong, match):
     with pytest.raises(ValueError, match=match): TrainConfig(**wrong)
@@ -96,9 +48,11 @@ def test_wrong_values_are_refused_in_words(wrong, match):
 def test_learning_rate_rises_stays_and_falls():
     c = TrainConfig(steps=100, lr=1.0, warmup=10, cooldown=20)
     rates = [learning_rate(i, c) for i in range(100)]
-    assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)]) and rates[10:81] == [1.0] * 71
+    assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert rates[10:81] == [1.0] * 71
     assert rates[80:] == pytest.approx([1 - i / 20 for i in range(20)])
-    assert learning_rate(799_999, TrainConfig()) == 2e-4 and learning_rate(0, TrainConfig()) == pytest.approx(2e-4 / 5000)
+    assert learning_rate(799_999, TrainConfig()) == 2e-4
+    assert learning_rate(0, TrainConfig()) == pytest.approx(2e-4 / 5000)
 
 
 # The averaged weights
@@ -150,774 +104,204 @@ def test_loss_by_t_is_a_mean_that_forgets():
     h.add(torch.tensor([0]), torch.tensor([9.0]))
     old = math.exp(-1 / 2)
     mean = h.mean()
-    assert mean[0] == pytest.approx((old * 4 + 9) / (old * 2 + 1)) and mean[3] == pytest.approx(5) and mean[1:3].isnan().all()
+    assert mean[0] == pytest.approx((old * 4 + 9) / (old * 2 + 1)) and mean[3] == pytest.approx(5)
+    assert mean[1:3].isnan().all()
     assert h.mean(bins=2).tolist() == pytest.approx([mean[0].item(), 5.0])
 
 
-def test_a_trainer_fills_the_histogram_with_the_losses_of_its_own_draws():
-    t = trainer(model=net(0.0), lr=0.0)
-    seen = torch.zeros(2, 100)
-    generator = copy.deepcopy(t.generator.get_state())
-    for _ in range(20):
-        t.update()
-    again = trainer(model=net(0.0), lr=0.0)
-    again.generator.set_state(generator)
-    for _ in range(20):
-        x0 = next(again.batches)
-        times, noise = again.draw(x0)
-        losses = again.diffusion.losses(again.model, x0, times, noise).detach()
-        seen *= t.loss_by_t.keep
-        seen[0].index_add_(0, times, losses), seen[1].index_add_(0, times, torch.ones(8))
-    assert torch.allclose(t.loss_by_t.mean(), seen[0] / seen[1], equal_nan=True, rtol=1e-5)
+# The draws
 
 
-# Resuming
+def test_t_and_noise_depend_on_the_seed_and_the_step_alone():
+    x0 = torch.zeros(6, 3)
+    torch.manual_seed(1)
+    t, noise = draw(x0, 50, seed=3, step=8)
+    before = torch.get_rng_state()
+    for seed, step in ((3, 9), (4, 8), (8, 3), (38, 0), (3, 80)):
+        other_t, other = draw(x0, 50, seed, step)
+        assert not torch.equal(other, noise) and not torch.equal(other_t, t)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    again = draw(x0, 50, seed=3, step=8)
+    assert torch.equal(again[0], t) and torch.equal(again[1], noise)
+    for world in (2, 3):
+        shares = [draw(x0[:6 // world], 50, 3, 8, rank, world) for rank in range(world)]
+        assert torch.equal(torch.cat([s[0] for s in shares]), t)
+        assert torch.equal(torch.cat([s[1] for s in shares]), noise)
+    assert draw(x0.double(), 50, 3, 8)[1].dtype == torch.float64
 
 
-KILLED = """
-import sys, os
-from ddpm_nb import training
-from test_training import trainer
-t = trainer(sys.argv[1])
-for update in t.steps():
-    if update.step == 10: t.save()
-    if update.step == 13:                                                # killed in the middle of writing a checkpoint
-        def die(path, data):
-            write(path, data[:len(data) // 2])
-            if path.name == "optimizer.safetensors": os.kill(os.getpid(), 9)
-        write, training._synced = training._synced, die
-        t.save()
-"""
+def test_every_t_is_drawn_alike_and_the_noise_is_standard_normal():
+    draws = [draw(torch.zeros(100, 10), 20, 0, step) for step in range(200)]
+    counts = torch.bincount(torch.cat([t for t, _ in draws]), minlength=20)
+    assert len(counts) == 20 and (counts - 1000).abs().max() < 5 * math.sqrt(1000)
+    noise = torch.cat([n for _, n in draws]).flatten()
+    assert abs(noise.mean()) < 5 / len(noise) ** 0.5
+    assert abs(noise.var() - 1) < 5 * (2 / len(noise)) ** 0.5
 
 
-def test_a_run_killed_and_resumed_equals_one_that_never_stopped_to_the_bit(tmp_path):
-    process = run_python(KILLED, tmp_path / "killed")
-    whole = trainer(tmp_path / "whole").train()
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGKILL, err
-    assert {p.name for p in (tmp_path / "killed" / "checkpoints").iterdir()} == {"step_00000010", ".step_00000013.part"}
-    resumed = trainer(tmp_path / "killed").resume()
-    assert resumed.step == 10
-    assert_same(resumed.train(), whole)
-    assert {p.name for p in (tmp_path / "killed" / "checkpoints").iterdir()} >= {"step_00000010", "step_00000015", "step_00000020"}
-    assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
-
-
-@pytest.mark.parametrize("config", [dict(base_channels=8, groups=4, dropout=0.1)])
-def test_a_convolutional_network_resumes_to_the_bit_too(tmp_path, config):
-    "Its weights lie in memory channels last, and so must the moments of Adam when they come back."
-    r = recipe("digits", "smoke").replace(unet=config, steps=6, batch_size=4, save_every=3)
-    images = r.images()[:40]
-    whole, first = (Trainer(r.network(), r.process(), images, r.train, tmp_path / n, "cpu", progress=False) for n in "ab")
-    whole.train()
-    torch.manual_seed(r.train.seed)
-    for update in first.steps():
-        if update.step == 3: break
-    first.save()
-    assert_same(Trainer(r.network(), r.process(), images, r.train, tmp_path / "b", "cpu", progress=False).resume().train(), whole)
-
-
-@pytest.mark.skipif(" " in torch.__file__, reason="torch.compile cannot link its kernels where PyTorch lies in a path with a space")
-def test_a_compiled_run_follows_the_plain_one_in_one_graph_and_goes_on_plain(tmp_path):
-    from torch._dynamo.utils import counters
-    torch._dynamo.reset()
-    counters.clear()
-    r = recipe("digits", "smoke").replace(unet=dict(base_channels=8, groups=4), steps=4, batch_size=4, accumulate=2, save_every=2)
-
-    def run(folder=None, **changes):
-        c = r.replace(**changes)
-        return Trainer(c.network(), c.process(), r.images()[:40], c.train, folder, "cpu", progress=False)
-
-    for update in (compiled := run(tmp_path, compile=True)).steps():
-        if update.step == 2: break
-    compiled.save()
-    assert counters["stats"]["unique_graphs"] == 1                               # for both parts of both batches
-    plain, resumed = run().train(), run(tmp_path).resume().train()
-    start = r.network().state_dict()
-    moved = torch.cat([(v - start[k]).flatten() for k, v in plain.model.state_dict().items()])
-    apart = torch.cat([(v - resumed.model.state_dict()[k]).flatten() for k, v in plain.model.state_dict().items()])
-    assert apart.norm() < 1e-2 * moved.norm()
-
-
-def test_the_log_of_a_resumed_run_has_each_line_once(tmp_path):
-    whole = trainer(tmp_path / "whole").train()
-    part = trainer(tmp_path / "part", save_every=5)
-    for update in part.steps():
-        if update.step % 3 == 0: part.log()
-        if update.step == 10: part.save()
-        if update.step == 13: break
-    with open(tmp_path / "part" / "log.jsonl", "a") as f: f.write('{"step": 15, "lo')       # cut short by the kill
-    resumed = trainer(tmp_path / "part").resume().train()
-    rows = [json.loads(line) for line in (tmp_path / "part" / "log.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in rows] == [3, 6, 9, 12, 15, 18] and rows == resumed.history
-    assert [(r["loss"], r["grad_norm"], r["lr"]) for r in rows] == [(r["loss"], r["grad_norm"], r["lr"]) for r in whole.history]
-
-
-def test_a_changed_configuration_is_refused_with_the_keys_that_differ(tmp_path):
-    trainer(tmp_path).train()
-    with pytest.raises(ValueError, match="another configuration: train.lr is 0.01 there and 0.5 here; train.seed is 0 there and 1 here"):
-        trainer(tmp_path, lr=0.5, seed=1).resume()
-    with pytest.raises(ValueError, match="diffusion.T is 100 there and 50 here"):
-        Trainer(net(), diffusion(50), points(), TrainConfig(**SMALL), tmp_path, "cpu").resume()
-    with pytest.raises(ValueError, match="data.fingerprint"):
-        Trainer(net(), diffusion(), points() + 1, TrainConfig(**SMALL), tmp_path, "cpu").resume()
-    with pytest.raises(ValueError, match="model.weights"):
-        Trainer(nn.Linear(2, 2), diffusion(), points(), TrainConfig(**SMALL), tmp_path, "cpu").resume()
-
-
-def test_what_does_not_change_the_result_may_change_on_resume(tmp_path):
-    whole = trainer(tmp_path / "whole", net(0.0), steps=24).train()
-    trainer(tmp_path / "parts", net(0.0)).train()
-    longer = trainer(tmp_path / "parts", net(0.0), steps=24, log_every=1, save_every=2, accumulate=2).resume().train()
-    assert longer.step == 24
-    for a, b in zip(longer.model.parameters(), whole.model.parameters()): assert torch.allclose(a, b, atol=1e-6)
-    for key in MAY_CHANGE: assert key.removeprefix("train.") in TrainConfig().to_dict()
-
-
-def test_more_steps_are_refused_where_the_learning_rate_would_jump(tmp_path):
-    trainer(tmp_path, cooldown=8).train()                                       # falls from step 12 on
-    with pytest.raises(ValueError, match="in the cooldown of 20 steps: with 40 the learning rate would jump from 0.00625 to 0.01"):
-        trainer(tmp_path, steps=40, cooldown=8).resume(checkpoints(tmp_path)[-2])
-    early = trainer(tmp_path, steps=40, cooldown=8).resume(checkpoints(tmp_path)[1]).train()
-    assert early.step == 40 and early.recent[-1].lr == pytest.approx(0.01 / 8)
-    assert trainer(tmp_path, steps=40, cooldown=8).resume().train().step == 40   # nothing is left to do, so nothing jumps
-
-
-def test_a_run_that_went_back_loses_neither_its_new_checkpoints_nor_its_old_ones(tmp_path, capsys):
-    whole = trainer(tmp_path / "whole", keep_last=2).train()
-    old = trainer(tmp_path / "run", keep_last=2).train()                         # 15, 20
-    path = tmp_path / "run" / "checkpoints" / "step_00000020" / "ema.safetensors"
-    path.write_bytes(path.read_bytes()[:50])
-    lines = (tmp_path / "run" / "log.jsonl").read_text()
-    back = trainer(tmp_path / "run", keep_last=2).resume(checkpoints(tmp_path / "run")[0])
-    assert (tmp_path / "run" / "log.jsonl").read_text() == lines                 # a look at an older state costs nothing
-    assert back.save().name == "step_00000015" and len(checkpoints(tmp_path / "run")) == 2
-    back.train()
-    assert "step_00000020 is of another continuation of this run; it is now aside_step_00000020" in capsys.readouterr().err
-    assert [p.name for p in checkpoints(tmp_path / "run")] == ["step_00000015", "step_00000020"]
-    assert (tmp_path / "run" / "checkpoints" / "aside_step_00000020" / "state.json").exists()
-    assert_same(trainer(tmp_path / "run", keep_last=2).resume(), whole)
-    assert [r["loss"] for r in back.history] == [r["loss"] for r in old.history]
-
-
-def test_a_run_killed_before_its_first_checkpoint_leaves_no_lines_to_the_next(tmp_path):
-    tmp_path.joinpath("log.jsonl").write_text('{"step": 3, "loss": 9.0}\n')
-    trainer(tmp_path).train()
-    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [3, 6, 9, 12, 15, 18]
-
-
-def test_a_new_run_does_not_start_over_an_old_one(tmp_path):
-    trainer(tmp_path).train()
-    with pytest.raises(ValueError, match="already holds a run at step_00000020"): trainer(tmp_path).train()
-    with pytest.raises(ValueError, match="no checkpoint"): trainer(tmp_path / "nothing").resume()
-
-
-def test_checkpoints_hold_everything_and_no_pickle(tmp_path):
-    trainer(tmp_path).train()
-    folder = checkpoints(tmp_path)[-1]
-    assert {p.suffix for p in folder.iterdir()} == {".safetensors", ".json"}
-    files, state = read_checkpoint(folder)
-    assert set(files) == {"model", "ema", "optimizer", "random", "diffusion", "log"}
-    assert {"exp_avg.layers.0.weight", "exp_avg_sq.layers.0.weight", "step.layers.0.weight"} <= set(files["optimizer"])
-    assert {"torch.0", "draws.0"} <= set(files["random"])
-    assert state["step"] == 20 and state["data"]["position"] == 160 and state["code"] == training.CODE
-    assert state["config"]["train.lr"] == 0.01 and state["config"]["diffusion.prediction"] == "eps"
-
-
-@pytest.mark.parametrize("harm", ["flip a bit", "cut", "remove", "empty list"])
-@pytest.mark.parametrize("name", ["model", "ema", "optimizer", "random", "diffusion", "log", "state"])
-def test_a_damaged_checkpoint_is_recognised(tmp_path, name, harm):
-    trainer(tmp_path).train()
-    folder = checkpoints(tmp_path)[-1]
-    path = folder / (f"{name}.json" if name == "state" else f"{name}.safetensors")
-    content = bytearray(path.read_bytes())
-    if harm == "flip a bit":
-        if name == "state": content = content.replace(b'"position": 160', b'"position": 960')
-        else: content[-3] ^= 1
-        assert content != path.read_bytes()
-        path.write_bytes(content)
-    elif harm == "cut": path.write_bytes(content[:100])
-    elif harm == "empty list": path.write_bytes(b"[]")
-    else: path.unlink()
-    with pytest.raises(ValueError, match="damaged|not a whole checkpoint"): trainer(tmp_path).resume()
-    assert trainer(tmp_path).resume(checkpoints(tmp_path)[-2]).step == 15
-
-
-def test_tied_weights_and_a_config_of_another_kind_can_be_saved(tmp_path):
-    class Tied(Net):
-        config = {"of": "another library"}
-        def __init__(self):
-            super().__init__()
-            self.same = self.layers
-
-    torch.manual_seed(0)
-    first = trainer(tmp_path, Tied()).train()
-    assert_same(trainer(tmp_path, Tied()).resume(), first)
-
-
-def test_the_rate_in_the_log_is_that_of_its_own_updates(tmp_path):
-    "Also where the loop is the caller's, and where the log of a resumed run is gone."
-    t, begun = trainer(tmp_path), time.monotonic()
-    for update in t.steps():
-        if update.step % 5 == 0: t.log()
-    assert len(t.recent) == 0 and t.since == (20, t.seconds) and 0 < t.seconds <= time.monotonic() - begun
-    assert sum(5 / r["steps_per_second"] for r in t.history) == pytest.approx(t.seconds)
-    assert all(r["images_per_second"] == pytest.approx(8 * r["steps_per_second"]) for r in t.history)
-    t.seconds += 3600
-    t.since = (20, t.seconds)
-    t.save()
-    (tmp_path / "log.jsonl").unlink()
-    resumed = trainer(tmp_path, steps=23).resume().train()
-    assert resumed.seconds > 3600 and resumed.history[0]["steps_per_second"] > 1
-
-
-def test_updates_that_nobody_logs_are_not_collected_for_ever():
-    t = trainer(log_every=4, steps=100)
-    for _ in t.steps(): pass
-    assert [u.step for u in t.recent] == [97, 98, 99, 100]
-
-
-def test_the_last_n_and_every_kth_checkpoint_are_kept(tmp_path):
-    trainer(tmp_path, save_every=2, keep_last=3, keep_every=8).train()
-    assert [int(p.name[5:]) for p in checkpoints(tmp_path)] == [8, 16, 18, 20]
-
-
-# Accidents
-
-
-STOPPED = """
-import sys
-from test_training import trainer
-t = trainer(sys.argv[1], steps=10**6, save_every=10**6)
-print("ready", flush=True)
-t.train()
-print(t.step, t.stopped_by)
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_finishes_the_step_and_saves(tmp_path, number):
-    process = run_python(STOPPED, tmp_path)
-    assert process.stdout.readline() == "ready\n"
-    while not (tmp_path / "log.jsonl").exists(): time.sleep(0.05)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    step, name = out.split()
-    assert process.returncode == 0 and name == signal.Signals(number).name and f"stopped by {name} after step {step}" in err
-    assert [int(p.name[5:]) for p in checkpoints(tmp_path)] == [int(step)]
-    assert trainer(tmp_path, steps=int(step) + 2).resume().train().step == int(step) + 2
-
-
-SHOVED = """
-import sys
-from test_training import net, trainer
-t = trainer(sys.argv[1], net(0.0), steps=10**6, save_every=10**6, log_every=1)
-t.train()
-print(t.step, t.stopped_by, flush=True)
-"""
-
-
-def start_two(code, *args):
-    "Two processes that train together over gloo."
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    return [run_python(code, *args, RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-                       MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true") for r in range(2)]
-
-
-def test_two_processes_told_twice_to_stop_finish_the_same_step_and_save_once(tmp_path):
-    "As under a scheduler that signals every process, and a launcher that passes the signal on."
-    workers = start_two(SHOVED, tmp_path)
-    while not (tmp_path / "log.jsonl").exists() or not (tmp_path / "log.jsonl").stat().st_size:
-        assert all(w.poll() is None for w in workers)
-        time.sleep(0.05)
-    workers[1].send_signal(signal.SIGTERM)
-    time.sleep(0.01)
-    for w in workers: w.send_signal(signal.SIGTERM)
-    results = [w.communicate(timeout=60) for w in workers]
-    assert [w.returncode for w in workers] == [0, 0], results
-    (step, name), (other, _) = (out.split(maxsplit=1) for out, _ in results)
-    assert step == other and name.strip() in ("SIGTERM", "another process")
-    assert [int(p.name[5:]) for p in checkpoints(tmp_path)] == [int(step)]
-
-
-FULL = """
-import errno, os, sys
-from ddpm_nb import training
-from test_training import net, trainer
-write = training._synced
-def full(path, data):
-    if "step_00000010" in str(path): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    write(path, data)
-training._synced = full
-trainer(sys.argv[1], net(0.0), steps=15, save_every=5).train()
-"""
-
-
-def test_two_processes_go_on_together_when_the_disk_is_full(tmp_path):
-    workers = start_two(FULL, tmp_path)
-    errors = [w.communicate(timeout=60)[1] for w in workers]
-    assert [w.returncode for w in workers] == [0, 0], errors
-    assert "cannot save at step 10 (No space left on device)" in errors[0]
-    assert [int(p.name[5:]) for p in checkpoints(tmp_path)] == [5, 15]
-
-
-class Poisoned(Net):
-    "Answers NaN from its nth call on, or gives an infinite gradient."
-    def __init__(self, calls, how):
+class Net(nn.Module):
+    "A network for small images, with dropout."
+    def __init__(self, dropout=0.3):
         super().__init__()
-        self.calls, self.how = calls, how
+        torch.manual_seed(0)
+        self.first, self.dropout = nn.Conv2d(1, 8, 3, padding=1), nn.Dropout(dropout)
+        self.last = nn.Conv2d(8, 1, 3, padding=1)
 
     def forward(self, x, t):
-        self.calls -= self.training
-        y = super().forward(x, t)
-        if self.calls >= 0: return y
-        if self.how == "gradient": y.register_hook(lambda g: g * math.inf)
-        return y * math.nan if self.how == "loss" else y
+        return self.last(self.dropout(self.first(x).relu())) + t.view(-1, 1, 1, 1) / 100
 
 
-@pytest.mark.parametrize("how", ["loss", "gradient"])
-@pytest.mark.parametrize("log_every, save_every", [(3, 5), (100, 5), (3, 100)])
-def test_a_number_that_is_not_finite_stops_the_run_and_harms_no_checkpoint(tmp_path, how, log_every, save_every):
-    torch.manual_seed(0)
-    t = trainer(tmp_path, Poisoned(11, how), log_every=log_every, save_every=save_every)
-    with pytest.raises(Diverged, match=r"at step 12: loss .*last good checkpoint: .*(step_00000010|none)"): t.train()
-    for folder in checkpoints(tmp_path):
-        assert int(folder.name[5:]) <= 11
-        files, _ = read_checkpoint(folder)
-        assert all(v.isfinite().all() for name in ("model", "ema", "optimizer") for v in files[name].values())
-    with pytest.raises(Diverged): t.save()
+def diffusion(T=100): return GaussianDiffusion(NoiseSchedule.linear(T))
+def images(): return digits(True)[0][:40]
 
 
-def test_a_disk_that_fills_up_costs_no_checkpoint_and_no_progress(tmp_path, monkeypatch, capsys):
-    whole = trainer(tmp_path / "whole").train()
-    write, calls = training._synced, []
-
-    def full(path, data):
-        calls.append(path)
-        if "step_00000010" in str(path):
-            write(path, data[:len(data) // 2])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(path, data)
-
-    monkeypatch.setattr(training, "_synced", full)
-    t = trainer(tmp_path / "full", keep_last=2).train()
-    assert "cannot save at step 10 (No space left on device); training goes on" in capsys.readouterr().err
-    assert [int(p.name[5:]) for p in checkpoints(tmp_path / "full")] == [15, 20]
-    assert not list((tmp_path / "full" / "checkpoints").glob(".*"))
-    assert all(torch.equal(a, b) for a, b in zip(t.model.parameters(), whole.model.parameters()))
+CONFIG = TrainConfig(steps=6, batch_size=8, lr=1e-2, warmup=4, grad_clip=0.1, ema_decay=0.9,
+                     ema_warmup=True, flip=True, seed=7)
 
 
-def test_a_real_write_error_at_the_end_is_raised_and_the_older_checkpoint_stays_whole(tmp_path):
-    t = trainer(tmp_path, save_every=10)
-    for update in t.steps():
-        if update.step == 10: break
-    t.save()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        with pytest.raises(OSError, match="cannot write to .*the checkpoints there are whole"): t.train()
-    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000010"]
-    t.save()                                                        # there is room again: nothing was lost
-    assert trainer(tmp_path).resume().step == 20
+def batches(**options):
+    return Batches(images(), 8, **{"seed": 7, "flip": True, **options})
 
 
-def test_a_log_that_was_torn_by_a_full_disk_is_made_whole_when_there_is_room(tmp_path, monkeypatch, capsys):
-    t, torn = trainer(tmp_path, log_every=1, save_every=100), []
-
-    class Torn:
-        "A file on a disk that is full in the middle of a line."
-        def __init__(self, *args): self.f = open(*args)
-        def __enter__(self): return self
-        def __exit__(self, *exc): self.f.close()
-        def write(self, data):
-            self.f.write(data[:20])
-            torn.append(data)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    for update in t.steps():
-        if update.step == 4: monkeypatch.setattr(training, "open", Torn, raising=False)
-        t.log()
-        if update.step == 4:
-            monkeypatch.undo()
-            assert not (tmp_path / "log.jsonl").read_text().endswith("\n")
-    assert len(torn) == 1 and "cannot write the log" in capsys.readouterr().err
-    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == t.history
-    assert [r["step"] for r in t.history] == list(range(1, 21))
-
-
-def test_samples_that_fail_cost_no_checkpoint(tmp_path, monkeypatch, capsys):
-    r = recipe("digits", "smoke").replace(unet=dict(base_channels=8, groups=4), steps=4, batch_size=4, sample_every=2, save_every=2)
-    t = Trainer(r.network(), r.process(), r.images()[:20], r.train, tmp_path, "cpu", progress=False)
-    saved = []
-    def no_memory(*args, **kwargs):
-        saved.append([p.name for p in checkpoints(tmp_path)][-1])
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-    monkeypatch.setattr(t, "sample", no_memory)
-    t.train()
-    assert saved == ["step_00000002", "step_00000004"] and "no samples this time (CUDA out of memory)" in capsys.readouterr().err
-
-
-def test_an_image_that_cannot_be_read_ends_the_run_saved_and_once_mended_it_goes_on_to_the_bit(tmp_path):
-    from PIL import Image
-
-    from ddpm_nb.data import digits
-    from ddpm_nb.engine.images import image_folder
-    (tmp_path / "images").mkdir()
-    for i, image in enumerate(digits()[0][:40]): Image.fromarray(image[0].numpy()).save(tmp_path / "images" / f"{i:02}.png")
-    r = recipe("folder", "smoke").replace(unet=dict(base_channels=8, groups=4, image_size=16), steps=12, batch_size=4, sample_every=0)
-
-    def run(folder): return Trainer(r.network(), r.process(), image_folder(tmp_path / "images", 16, memory=0)[0], r.train, folder,
-                                    "cpu", progress=False)
-    whole, broken = run(None).train(), run(tmp_path / "run")
-    path = tmp_path / "images" / f"{int(broken.batches.epoch(0)[0][30]):02}.png"         # of the eighth batch
-    good = path.read_bytes()
-    path.write_bytes(good[:60])
-    with pytest.raises(ValueError, match=f"{path.name} cannot be read as an image"): broken.train()
-    assert [p.name for p in checkpoints(tmp_path / "run")] == ["step_00000007"]
-    path.write_bytes(good)
-    resumed = run(tmp_path / "run").resume().train()
-    assert all(torch.equal(a, b) for a, b in zip(resumed.model.parameters(), whole.model.parameters()))
-
-
-def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(tmp_path):
-    (tmp_path / "file").write_text("")
-    t = trainer(tmp_path / "file" / "run")
-    with pytest.raises(OSError, match="cannot write to the folder"): t.train()
-    assert t.step == 0
-
-
-# One step, several ways
-
-
-def test_accumulated_gradients_give_the_same_step():
-    whole, parts = trainer(model=net(0.0)), trainer(model=net(0.0), accumulate=4)
-    for _ in range(5): whole.update(), parts.update()
-    assert parts.recent[-1].loss.item() == pytest.approx(whole.recent[-1].loss.item(), rel=1e-5)
-    for a, b in zip(whole.model.parameters(), parts.model.parameters()): assert torch.allclose(a, b, atol=1e-6)
-
-
-def test_the_step_is_algorithm_1_written_by_hand():
-    "Algorithm 1 with Adam, warm-up and clipping, without any of the trainer's helpers (eq. 14)."
-    model, t = net(0.0), trainer(model=net(0.0))
-    adam = torch.optim.Adam(model.parameters(), lr=1e-2)
-    s = NoiseSchedule.linear(100)
-    source = Batches(points(), 8)
-    generator = torch.Generator().manual_seed(0)
-    for step in range(6):
+def test_train_is_a_plain_loop_with_mirroring_dropout_clipping_warm_up_and_an_average():
+    "Written out with nothing of the package but the schedule's numbers and the seeds."
+    ours, model = Net(), Net()
+    updates = train(ours, diffusion(), batches(), CONFIG)
+    average = [p.detach().clone() for p in model.parameters()]
+    adam = torch.optim.Adam(model.parameters())
+    abars, source, norms = diffusion().schedule.alpha_bars, batches(), []
+    for step in range(3):
+        update = next(updates)
         x0 = next(source)
-        times = torch.randint(100, (8,), generator=generator)
-        eps = torch.randn(8, 2, generator=generator)
-        abar = s.alpha_bars[times].float()[:, None]
-        loss = (model(abar.sqrt() * x0 + (1 - abar).sqrt() * eps, times) - eps).square().mean()
+        g = torch.Generator().manual_seed(_hashed("t and noise", 7, step))
+        t = torch.randint(100, (8,), generator=g)
+        eps = torch.randn(8, 1, 16, 16, generator=g)
+        abar = abars[t].float().view(-1, 1, 1, 1)
+        torch.manual_seed(_hashed("dropout", 7, step, 0))
+        answer = model(abar.sqrt() * x0 + (1 - abar).sqrt() * eps, t)
+        loss = ((answer - eps) ** 2).mean()
         adam.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        adam.param_groups[0]["lr"] = 1e-2 * min((step + 1) / 4, 1)
+        norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
+        for p in model.parameters(): p.grad.mul_(min(1.0, 0.1 / norm.item()))
+        adam.param_groups[0]["lr"] = 1e-2 * (step + 1) / 4
         adam.step()
-        assert t.update().loss.item() == pytest.approx(loss.item(), rel=1e-5)
-    for a, b in zip(model.parameters(), t.model.parameters()): assert torch.allclose(a, b, atol=1e-6)
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = [a.lerp(p.detach(), 1 - decay) for a, p in zip(average, model.parameters())]
+        norms.append(norm.item())
+        assert update.step == step + 1 and update.lr == adam.param_groups[0]["lr"]
+        assert update.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+        assert update.grad_norm.item() == pytest.approx(norm.item(), rel=1e-4)
+        pairs = [*zip(ours.parameters(), model.parameters()),
+                 *zip(update.average.parameters(), average)]
+        for a, b in pairs: assert torch.allclose(a, b, atol=2e-5)
+    assert max(norms) > 0.1                                         # so that clipping was at work
+    assert not update.average.training and ours.training
 
 
-def test_half_precision_keeps_the_weights_in_float32_and_agrees_roughly():
-    a, b = trainer(model=net(0.0)), trainer(model=net(0.0), precision="bf16")
-    for _ in range(5): a.update(), b.update()
-    assert all(p.dtype == torch.float32 for p in b.model.parameters())
-    assert b.recent[-1].loss.item() == pytest.approx(a.recent[-1].loss.item(), rel=0.02)
-    assert b.recent[-1].loss.item() != a.recent[-1].loss.item()
-    assert b.model(torch.zeros(1, 2), torch.zeros(1)).dtype == torch.float32     # the user's own network is left as it was
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="fp16 needs device cuda"): trainer(precision="fp16")
+def test_the_trainer_runs_the_very_same_loop(tmp_path):
+    alone, inside = Net(), Net()
+    *_, last = train(alone, diffusion(), batches(), CONFIG)
+    trainer = Trainer(inside, diffusion(), images(), CONFIG, device="cpu", progress=False).train()
+    for a, b in zip(alone.state_dict().values(), inside.state_dict().values()):
+        assert torch.equal(a, b)
+    for a, b in zip(last.average.parameters(), trainer.ema.model.parameters()):
+        assert torch.equal(a, b)
 
 
-def use_scaler(t, scale):
-    from accelerate.optimizer import AcceleratedOptimizer
-    t.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-    t.optimizer = AcceleratedOptimizer(t.optimizer.optimizer, scaler=t.accelerator.scaler)
+@pytest.mark.parametrize("run", ["train", "Trainer"])
+def test_other_users_of_torchs_random_numbers_do_not_matter_and_are_left_alone(run):
+    def loop(net):
+        if run == "train": return train(net, diffusion(), batches(), CONFIG)
+        return Trainer(net, diffusion(), images(), CONFIG, device="cpu", progress=False).steps()
+
+    quiet, noisy = Net(), Net()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    for _ in loop(quiet): pass
+    assert torch.equal(torch.get_rng_state(), before)
+    for update in loop(noisy): torch.manual_seed(update.step), torch.randn(update.step)
+    for a, b in zip(quiet.parameters(), noisy.parameters()): assert torch.equal(a, b)
 
 
-def test_scaled_gradients_as_fp16_needs_them_give_the_same_norm_and_step():
-    "The scaler of fp16, on a CPU in float32, where it must change nothing."
-    plain, scaled = trainer(model=net(0.0)), trainer(model=net(0.0))
-    use_scaler(scaled, 2.0**16)
-    for _ in range(5):
-        a, b = plain.update(), scaled.update()
-        assert b.grad_norm.item() == pytest.approx(a.grad_norm.item(), rel=1e-5)
-    for a, b in zip(plain.model.parameters(), scaled.model.parameters()): assert torch.allclose(a, b, atol=1e-6)
-    assert scaled.state()[1]["scaler"]["scale"] == 2.0**16
+def test_dropout_depends_on_the_seed_the_step_and_the_process_alone():
+    class Ones(Net):
+        "Drops units of ones first, so that who was dropped can be seen."
+        def forward(self, x, t):
+            seen.append(self.dropout(torch.ones(1000)))
+            return super().forward(x, t)
+
+    def dropped(seed, step, rank):
+        state = TrainState(net := Ones(), 100)
+        state.step = step
+        torch.randn(len(seen))                                          # somebody else's draws
+        source, config = batches(rank=rank, world=2), replace(CONFIG, seed=seed)
+        next(train(net, diffusion(), source, config, state))
+        return tuple(seen[-1].tolist())
+
+    seen = []
+    assert dropped(7, 2, 0) == dropped(7, 2, 0)
+    keys = [(7, 2, 0), (8, 2, 0), (7, 3, 0), (7, 2, 1)]
+    assert len({dropped(*key) for key in keys}) == 4
 
 
-def test_with_a_scaler_one_infinite_gradient_is_skipped_and_endless_ones_stop_the_run():
-    torch.manual_seed(0)
-    t = trainer(model=Poisoned(3, "gradient"), log_every=4)
-    use_scaler(t, 2.0**3)
-    for _ in range(3): t.update()
-    before = [p.detach().clone() for p in t.model.parameters()]
-    assert not t.update().grad_norm.isfinite() and t.accelerator.scaler.get_scale() == 4
-    assert all(torch.equal(a, b) for a, b in zip(before, t.model.parameters()))
-    row = t.log()
-    assert math.isfinite(row["grad_norm"]) and json.loads(json.dumps(row, allow_nan=False)) == row
-    for _ in range(2): t.update()
-    assert t.log()["grad_norm"] is None
+# The loop
+
+
+def test_a_loop_that_is_left_and_entered_again_goes_on_to_the_bit():
+    whole, parts = Net(), Net()
+    for _ in train(whole, diffusion(), batches(), CONFIG): pass
+    state = TrainState(parts, 100, CONFIG)
+    for update in train(parts, diffusion(), batches(), CONFIG, state):
+        if update.step == 2: break
+    source = batches()
+    source.step = state.step
+    seen = [u.step for u in train(parts, diffusion(), source, CONFIG, state)]
+    assert seen == [3, 4, 5, 6]
+    for a, b in zip(whole.parameters(), parts.parameters()): assert torch.equal(a, b)
+
+
+def test_training_ends_with_its_steps_or_with_its_batches():
+    three = [torch.zeros(4, 1, 16, 16)] * 3
+    assert [u.step for u in train(Net(), diffusion(), three, CONFIG)] == [1, 2, 3]
+    assert len(list(train(Net(), diffusion(), batches(), CONFIG))) == CONFIG.steps
+    source = batches()
+    for _ in train(Net(), diffusion(), source, CONFIG): pass
+    assert source.step == CONFIG.steps                          # and not one batch more was taken
+
+
+def test_gradients_that_were_left_in_the_weights_do_not_count():
+    clean, stale = Net(), Net()
+    for p in stale.parameters(): p.grad = torch.ones_like(p)
+    for net in (clean, stale): next(train(net, diffusion(), batches(), CONFIG))
+    for a, b in zip(clean.parameters(), stale.parameters()): assert torch.equal(a, b)
+
+
+def test_labels_reach_the_network_whole_and_in_order():
+    class Labelled(Net):
+        def forward(self, x, t, y):
+            seen.append(y)
+            return super().forward(x, t)
+
+    seen, labels = [], torch.arange(40)
+    source, twin = batches(labels=labels), batches(labels=labels)
+    next(train(Labelled(), diffusion(), source, CONFIG))
+    assert torch.equal(seen[0], next(twin)[1])
+    parts = replace(CONFIG, accumulate=2)
+    data = (images(), labels)
+    t = Trainer(Labelled(), diffusion(), data, parts, device="cpu", progress=False)
     t.update()
-    with pytest.raises(Diverged, match="no finite number any more"): t.log()
-    t = trainer(model=Poisoned(3, "gradient"), log_every=4)
-    use_scaler(t, 1.0)
-    for _ in range(4): t.update()
-    with pytest.raises(Diverged, match="at step 4: .*gradient norm (inf|nan)"): t.log()      # not step 1, which was sound
+    assert torch.equal(torch.cat(seen[1:]), seen[0]) and len(seen) == 3
+    with pytest.raises(ValueError, match="40 images and 3 labels"):
+        Trainer(Labelled(), diffusion(), (images(), labels[:3]), parts, device="cpu")
 
 
-def test_accelerates_own_accumulation_is_refused():
-    code = "from test_training import trainer; trainer()"
-    _, err = run_python(code, ACCELERATE_GRADIENT_ACCUMULATION_STEPS="4").communicate(timeout=60)
-    assert "accelerate was told to accumulate 4 steps: leave that out" in err
-
-
-def test_an_absent_device_is_refused_with_those_that_are_there():
-    absent = "mps" if torch.cuda.is_available() else "cuda"
-    with pytest.raises(ValueError, match=f"device must be one of .*cpu on this machine, got '{absent}'"):
-        Trainer(net(), diffusion(), points(), TrainConfig(**SMALL), device=absent)
-
-
-def test_the_caller_may_stop_between_steps_and_go_on():
-    t, reference = trainer(), trainer()
-    torch.manual_seed(0)
-    for update in t.steps():
-        if update.step == 7: break
-    for _ in t.steps(): pass
-    assert t.step == 20 and len(list(t.steps())) == 0
-    torch.manual_seed(0)
-    for _ in reference.steps(): pass
-    assert all(torch.equal(a, b) for a, b in zip(t.model.parameters(), reference.model.parameters()))
-
-
-def test_it_learns():
-    t = trainer(steps=400, batch_size=50, model=net(0.0), warmup=20).train()
-    assert t.history[-1]["loss"] < 0.75 * t.history[0]["loss"]
-
-
-def test_samples_are_drawn_on_time_and_leave_the_run_as_it_was(tmp_path):
-    r = recipe("digits", "smoke").replace(unet=dict(base_channels=8, groups=4), steps=4, batch_size=4, sample_count=4, sample_steps=2)
-    one, other = (Trainer(r.network(), r.process(), r.images()[:20], r.replace(sample_every=every).train, tmp_path / str(every), "cpu",
-                          progress=False) for every in (0, 2))
-    one.train(), other.train()
-    assert [p.name for p in sorted((tmp_path / "2" / "samples").iterdir())] == ["step_00000002.png", "step_00000004.png"]
-    assert not (tmp_path / "0" / "samples").exists()
-    assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters()))
-    assert torch.equal(one.sample(3), one.sample(3)) and not torch.equal(one.sample(3), one.sample(3, seed=1))
-
-
-def test_tensorboard_is_written_when_asked(tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    trainer(tmp_path, tensorboard=True).train()
-    t = trainer(tmp_path, tensorboard=True, steps=26).resume().train()
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    for key in ("loss", "grad_norm", "lr", "images_per_second"):
-        assert [(e.step, e.value) for e in events.Scalars(key)] == [(r["step"], pytest.approx(r[key], rel=1e-6)) for r in t.history]
-
-
-def test_a_tensorboard_that_cannot_be_written_does_not_stop_the_run(tmp_path, monkeypatch, capsys):
-    tensorboard = pytest.importorskip("torch.utils.tensorboard")
-    def full(self, *args): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr(tensorboard.SummaryWriter, "add_scalar", full)
-    t = trainer(tmp_path, tensorboard=True).train()
-    assert t.step == 20 and "cannot write the log" in capsys.readouterr().err
-    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [3, 6, 9, 12, 15, 18]
-
-
-# Loading what was learnt, and recipes
-
-
-def test_a_run_loads_without_the_code_that_made_it(tmp_path):
-    r = recipe("digits", "smoke").replace(unet=dict(base_channels=8, groups=4), steps=2, batch_size=4, save_every=2, sample_count=2,
-                                      diffusion=dict(T=20, schedule="cosine", prediction="v", variance="fixed_small"))
-    t = Trainer(r.network(), r.process(), r.images()[:20], r.train, tmp_path, "cpu", progress=False).train()
-    for averaged, theirs in ((True, t.ema.model), (False, t.model)):
-        model, d = load_run(tmp_path, averaged)
-        assert not model.training
-        assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), theirs.state_dict().values()))
-    assert d.schedule == t.diffusion.schedule and (d.prediction, d.variance) == ("v", "fixed_small")
-    with pytest.raises(ValueError, match="no run folder"): load_run(tmp_path / "nowhere")
-    trainer(tmp_path / "points").train()
-    with pytest.raises(ValueError, match="holds a Net: pass one as `model`"): load_run(tmp_path / "points")
-    assert isinstance(load_run(tmp_path / "points", model=Net())[0], Net)
-
-
-@pytest.mark.parametrize("data, size", [(d, s) for d in RECIPES for s in RECIPES[d]])
-def test_every_recipe_is_whole_and_survives_json(data, size):
-    r = recipe(data, size)
-    assert Recipe.from_dict(json.loads(json.dumps(r.to_dict()))) == r
-    with torch.device("meta"): assert UNet(r.unet).config == r.unet
-    assert r.process().T == 1000 and r.unet.image_size in (16, 32)
-
-
-def test_the_papers_recipe_is_the_papers():
-    r = recipe("cifar10", "paper")
-    assert r.unet == UNetConfig.cifar10() and r.process().schedule == NoiseSchedule.linear()
-    for key in ("steps", "batch_size", "lr", "warmup", "grad_clip", "ema_decay", "flip", "cooldown", "ema_warmup"):
-        assert getattr(r.train, key) == getattr(TrainConfig(), key)
-
-
-def test_unknown_recipes_and_options_are_refused_in_words():
-    with pytest.raises(ValueError, match="one of digits, cifar10, folder, got 'mnist'"): recipe("mnist")
-    with pytest.raises(ValueError, match="one of paper, small, smoke, got 'huge'"): recipe("cifar10", "huge")
-    with pytest.raises(ValueError, match="unknown UNetConfig keys"): recipe("digits").replace(unet=dict(depth=3))
-    with pytest.raises(ValueError, match="schedule must be one of linear"): recipe("digits").replace(diffusion=dict(schedule="sigmoid"))
-    with pytest.raises(ValueError, match="does not take these options"): recipe("digits").replace(diffusion=dict(colour=3))
-
-
-# Several processes
-
-
-WORKER = """
-import json, sys, torch
-from test_training import net, diffusion, points, trainer
-t = trainer(sys.argv[1], net(0.0), steps=6, save_every=6, batch_size=8, log_every=2)
-x0 = next(t.batches)
-times, noise = t.draw(x0)
-loss = t.objective(x0, times, noise).mean()
-t.accelerator.backward(loss)
-loss = t.accelerator.reduce(loss.detach(), "mean")
-gradients = {k: p.grad.clone() for k, p in t.model.named_parameters()}
-t.optimizer.zero_grad()
-t.batches.position = 0
-t.generator.manual_seed(0)
-t.train()
-found = [loss, gradients, dict(t.model.named_parameters()), t.history, t.accelerator.num_processes]
-torch.save(found, f"{sys.argv[1]}/{t.accelerator.process_index}.pt")
-"""
-
-
-def test_two_processes_compute_what_one_does_on_the_same_global_batch(tmp_path):
-    "Loss and gradient of eq. 14, and six whole updates, over gloo on two CPU processes."
-    (tmp_path / "two").mkdir(), (tmp_path / "one").mkdir()
-    workers = start_two(WORKER, tmp_path / "two")
-    workers.append(run_python(WORKER, tmp_path / "one"))
-    for w in workers:
-        _, err = w.communicate(timeout=200)
-        assert w.returncode == 0, err
-    one, two, other = (torch.load(tmp_path / name, weights_only=False) for name in ("one/0.pt", "two/0.pt", "two/1.pt"))
-    assert (one[-1], two[-1]) == (1, 2)
-    assert two[0].item() == pytest.approx(one[0].item(), rel=1e-6)
-    for key, gradient in one[1].items():
-        assert torch.allclose(two[1][key], gradient, rtol=1e-5, atol=1e-7) and torch.equal(two[1][key], other[1][key])
-    for key, weight in one[2].items():
-        assert torch.allclose(two[2][key], weight, rtol=1e-4, atol=1e-6) and torch.equal(two[2][key], other[2][key])
-    assert [r["loss"] for r in two[3]] == pytest.approx([r["loss"] for r in one[3]], rel=1e-5)
-    files, state = read_checkpoint(checkpoints(tmp_path / "two")[-1])
-    assert state["processes"] == 2 and {"torch.0", "torch.1"} <= set(files["random"])
-    alone_files = read_checkpoint(checkpoints(tmp_path / "one")[-1])[0]
-    by_t = [f["log"]["sums"] / f["log"]["counts"] for f in (files, alone_files)]             # of all losses, not of one process's share
-    assert torch.allclose(*by_t, rtol=1e-4, equal_nan=True)
-    alone = trainer(tmp_path / "two", net(0.0), steps=8, batch_size=8).resume().train()       # two processes saved it, one goes on
-    assert alone.step == 8
-
-
-# On another device
-
-
-class DeviceGuard(TorchFunctionMode):
-    "Refuses every tensor that is made without saying where, and every operation whose tensors are not all on `device`."
-    factories = {torch.zeros, torch.ones, torch.full, torch.empty, torch.tensor, torch.arange, torch.linspace, torch.randn, torch.rand,
-                 torch.randint, torch.eye, torch.as_tensor, torch.scalar_tensor}
-
-    def __init__(self, device):
-        super().__init__()
-        self.device, self.seen = torch.device(device), 0
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function in self.factories and "device" not in kwargs:
-            raise AssertionError(f"{function.__name__} makes a tensor on the default device")
-        def tensors(o):
-            if isinstance(o, torch.Tensor): yield o
-            elif isinstance(o, (tuple, list)):
-                for v in o: yield from tensors(v)
-        moving = getattr(function, "__name__", "") in ("to", "cpu", "copy_", "__get__", "__set__", "__deepcopy__")
-        places = {o.device.type for o in tensors((args, tuple(kwargs.values())))}
-        if not moving and len(places) > 1: raise AssertionError(f"{function} mixes {places}")
-        self.seen += 1
-        return function(*args, **kwargs)
-
-
-def unet(out_channels=1):
-    return UNet(UNetConfig(image_size=16, in_channels=1, out_channels=out_channels, base_channels=8, channel_multipliers=(1, 2),
-                           blocks_per_level=1, attention_resolutions=(8,), groups=4, dropout=0.1))
-
-
-META = torch.device("meta")      # has shapes and devices but no numbers: mixing it with the CPU raises
-
-
-@pytest.mark.parametrize("prediction", ["eps", "x0", "mu", "v"])
-def test_losses_stay_on_the_device(prediction):
-    d, model = GaussianDiffusion(NoiseSchedule.linear(20), prediction).to(META), unet().to(META)
-    with DeviceGuard(META) as guard:
-        losses = d.losses(model, torch.zeros(2, 1, 16, 16, device=META))
-        losses.mean().backward()
-    assert losses.device == META and guard.seen > 50 and all(p.grad.device == META for p in model.parameters())
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_samplers_stay_on_the_device(sampler):
-    d, model = GaussianDiffusion(NoiseSchedule.linear(20)).to(META), unet().to(META).eval()
-    with DeviceGuard(META): x = d.sample(model, (2, 1, 16, 16), sampler, progress=False)
-    assert x.device == META and x.shape == (2, 1, 16, 16)
-
-
-def test_bits_per_dim_stay_on_the_device():
-    d, model = GaussianDiffusion(NoiseSchedule.linear(20)).to(META), unet().to(META).eval()
-    with DeviceGuard(META), torch.no_grad(): terms = d.bits_per_dim(model, torch.zeros(2, 1, 16, 16, device=META))
-    assert all(v.device == META for v in terms.values())
-
-
-def test_a_whole_training_step_stays_on_the_device():
-    "Batch, flips, t, noise, loss, gradient, clipping, fused Adam, average, histogram: none of it touches the CPU."
-    r = recipe("digits", "smoke").replace(flip=True, batch_size=4)
-    t = Trainer(unet(), r.process(), r.images()[:20], r.train, None, "cpu", progress=False)
-    t.device, t.generator, t.loss_by_t = META, None, LossByT(1000, META)
-    t.batches = Batches(r.images()[:20], 4, flip=True, device=META)
-    t.model, t.ema.model, t.diffusion = t.model.to(META), t.ema.model.to(META), t.diffusion.to(META)
-    t.objective = Objective(t.model, t.diffusion)
-    t.optimizer = torch.optim.Adam(t.model.parameters(), lr=1e-3)
-    t.batches.epoch(0)                                               # the order of a pass is drawn on the CPU, once, and moved
-    with DeviceGuard(META) as guard: update = t.update()
-    assert update.loss.device == update.grad_norm.device == META and guard.seen > 100
-
-
-def test_a_cpu_table_read_by_the_device_is_caught_by_the_guard():
-    "The guard itself: what it is there to catch, it catches."
-    with DeviceGuard(META):
-        with pytest.raises(AssertionError, match="mixes"): torch.add(torch.zeros(2, device="cpu"), torch.zeros(2, device=META))
-        with pytest.raises(AssertionError, match="default device"): torch.zeros(2)
-
-
-@pytest.mark.parametrize("device, precision", [
-    ("cpu", "fp32"), *(pytest.param("cuda", p, marks=pytest.mark.cuda) for p in training.PRECISIONS)])
-def test_a_run_on_a_device_resumes(tmp_path, device, precision):
-    "With dropout: the device's own random state has to come back. (The CPU is here to show that the test can pass.)"
-    c = TrainConfig(**{**SMALL, "precision": precision})
-    def make(folder): return Trainer(net(), diffusion(), points(), c, tmp_path / folder, device, progress=False)
-    whole = make("whole").train()
-    first = make("parts")
-    for update in first.steps():
-        if update.step == 10: break
-    first.save()
-    second = make("parts").resume().train()
-    for a, b in zip(whole.model.parameters(), second.model.parameters()): assert torch.allclose(a, b, rtol=1e-3, atol=1e-5)
-    if precision == "fp16": assert whole.accelerator.scaler.state_dict() == second.accelerator.scaler.state_dict()
-
-
-def test_images_streamed_from_a_folder_train_like_images_in_memory(tmp_path):
-    from PIL import Image
-
-    from ddpm_nb.data import digits
-    from ddpm_nb.engine.images import image_folder
-    for i, image in enumerate(digits()[0][:12]): Image.fromarray(image[0].numpy()).save(tmp_path / f"{i:02}.png")
-    r = recipe("digits", "smoke").replace(unet=dict(base_channels=8, groups=4, in_channels=3, out_channels=3), steps=4, batch_size=5, flip=True)
-    held, streamed = (Trainer(r.network(), r.process(), image_folder(tmp_path, 16, memory)[0], r.train, None, "cpu", progress=False).train()
-                      for memory in (10**9, 0))
-    assert streamed.batches.streamed and not held.batches.streamed
-    assert all(torch.equal(a, b) for a, b in zip(held.model.parameters(), streamed.model.parameters()))
+def test_batches_that_do_not_fit_are_refused_in_words():
+    uint8, elsewhere = images()[:4], torch.zeros(4, 1, 16, 16, device="meta")
+    for batch, got in ((uint8, "torch.uint8 on cpu"), (elsewhere, "torch.float32 on meta")):
+        with pytest.raises(ValueError, match=f"batches must be floats on cpu, got {got}"):
+            next(train(Net(), diffusion(), [batch], CONFIG))
+    for data in (images().numpy(), "a folder", [images()]):
+        with pytest.raises(ValueError, match="data must be a tensor of images"):
+            Trainer(Net(), diffusion(), data, CONFIG, device="cpu")

@@ -88,7 +88,7 @@ def check_writable(folder: str | Path) -> None:
 
 # %% ../../nbs/engine/files.ipynb #979830ad
 class FolderLock:
-    "A folder in the hands of one process: `with FolderLock(folder): ...`; it ends with the process."
+    "A folder in the hands of one process: `with FolderLock(folder): ...`; it ends with it."
 
     def __init__(self, folder: str | Path):
         from filelock import FileLock

@@ -1,0 +1,1050 @@
+"Long runs: resuming to the bit, and every accident that they meet."
+import errno
+import json
+import math
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ddpm_nb import training
+from ddpm_nb.data import Batches, swiss_roll
+from ddpm_nb.engine import runs
+from ddpm_nb.engine.recipes import RECIPES, Recipe, recipe
+from ddpm_nb.engine.runs import Diverged, Trainer, checkpoints, load_run, read_checkpoint
+from ddpm_nb.sampling import SAMPLERS, GaussianDiffusion
+from ddpm_nb.schedules import NoiseSchedule
+from ddpm_nb.training import TrainConfig, TrainState, draw
+from ddpm_nb.unet import UNet, UNetConfig
+
+ROOT = Path(training.__file__).parents[1]
+SMALL = dict(steps=20, batch_size=8, lr=1e-2, warmup=4, ema_decay=0.9, flip=False, log_every=3,
+             save_every=5, keep_last=10)
+
+
+class Net(nn.Module):
+    "A network for points in the plane, with dropout."
+    def __init__(self, dropout=0.1):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 16), nn.SiLU(), nn.Dropout(dropout),
+                                    nn.Linear(16, 2))
+
+    def forward(self, x, t): return self.layers(torch.cat([x, t[:, None].to(x) / 100], 1))
+
+
+def net(dropout=0.1, seed=0):
+    torch.manual_seed(seed)
+    return Net(dropout)
+
+
+def diffusion(T=100): return GaussianDiffusion(NoiseSchedule.linear(T), decoder="gaussian")
+def points(): return swiss_roll(50, torch.Generator().manual_seed(0))
+
+
+def trainer(folder=None, model=None, **changes):
+    model, config = net() if model is None else model, TrainConfig(**{**SMALL, **changes})
+    return quiet(model, diffusion(), points(), config, folder)
+
+
+def quiet(*args):
+    "A trainer on the CPU, without a bar."
+    return Trainer(*args, device="cpu", progress=False)
+
+
+def by_recipe(r, images, folder=None):
+    "A trainer of a recipe's network."
+    return quiet(r.network(), r.process(), images, r.train, folder)
+
+
+def tiny(size="smoke", data="digits", **changes):
+    "A recipe for a very small U-Net."
+    unet = dict(base_channels=8, groups=4, **changes.pop("unet", {}))
+    return recipe(data, size).replace(unet=unet, batch_size=changes.pop("batch_size", 4), **changes)
+
+
+def same_weights(a, b):
+    "Whether two networks' weights are equal, to the bit."
+    return all(torch.equal(v, w) for v, w in zip(a.state_dict().values(), b.state_dict().values()))
+
+
+def assert_close_weights(a, b, **tolerance):
+    "Two networks have the same weights up to rounding."
+    for v, w in zip(a.parameters(), b.parameters()):
+        assert torch.allclose(v, w, **(tolerance or {"atol": 1e-6}))
+
+
+def log_lines(folder):
+    "The lines of a run's log."
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def steps_of(found): return [int(p.name[5:]) for p in found]
+
+
+def assert_same(a, b):
+    "Two trainers are in the same state, to the bit."
+    (files_a, state_a), (files_b, state_b) = a.snapshot(), b.snapshot()
+    for name in files_a:
+        assert files_a[name].keys() == files_b[name].keys()
+        for key, value in files_a[name].items():
+            assert torch.equal(value, files_b[name][key]), (name, key)
+    for state in (state_a, state_b): state.update(seconds=0, since=state["since"][0])
+    assert state_a == state_b
+
+
+def run_python(code, *args, **env):
+    "A Python process of its own, in the test's directory tree."
+    path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **env}
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], text=True, env=env,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+# The loss by t
+
+
+def test_a_trainer_fills_the_histogram_with_the_losses_of_its_own_draws():
+    t = trainer(model=net(0.0), lr=0.0)
+    seen = torch.zeros(2, 100)
+    for _ in range(20):
+        t.update()
+    again = trainer(model=net(0.0), lr=0.0)
+    for step in range(20):
+        x0 = next(again.batches)
+        times, noise = draw(x0, 100, 0, step)
+        losses = again.diffusion.losses(again.model, x0, times, noise).detach()
+        seen *= t.loss_by_t.keep
+        seen[0].index_add_(0, times, losses), seen[1].index_add_(0, times, torch.ones(8))
+    assert torch.allclose(t.loss_by_t.mean(), seen[0] / seen[1], equal_nan=True, rtol=1e-5)
+
+
+# Resuming
+
+
+KILLED = """
+import sys, os
+from pathlib import Path
+from test_runs import trainer
+t = trainer(sys.argv[1])
+for update in t.steps():
+    if update.step == 10: t.save()
+    if update.step == 13:                             # killed in the middle of writing a checkpoint
+        def die(path, data):
+            write(path, data[:len(data) // 2])
+            if path.name == "optimizer.safetensors": os.kill(os.getpid(), 9)
+        write, Path.write_bytes = Path.write_bytes, die
+        t.save()
+"""
+
+
+def test_a_run_killed_and_resumed_equals_one_that_never_stopped_to_the_bit(tmp_path):
+    process = run_python(KILLED, tmp_path / "killed")
+    whole = trainer(tmp_path / "whole").train()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL, err
+    part, kept = sorted(p.name for p in (tmp_path / "killed" / "checkpoints").iterdir())
+    assert re.fullmatch(r"\.step_00000013\..+\.part", part) and kept == "step_00000010"
+    resumed = trainer(tmp_path / "killed").resume()
+    assert resumed.step == 10
+    assert_same(resumed.train(), whole)
+    assert {10, 15, 20} <= set(steps_of(checkpoints(tmp_path / "killed")))
+    assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("config", [dict(base_channels=8, groups=4, dropout=0.1)])
+def test_a_convolutional_network_resumes_to_the_bit_too(tmp_path, config):
+    "Its weights lie in memory channels last, and so must the moments of Adam when they come back."
+    r = recipe("digits", "smoke").replace(unet=config, steps=6, batch_size=4, save_every=3)
+    images = r.images()[:40]
+    whole, first = (by_recipe(r, images, tmp_path / n) for n in "ab")
+    whole.train()
+    for update in first.steps():
+        if update.step == 3: break
+    first.save()
+    assert_same(by_recipe(r, images, tmp_path / "b").resume().train(), whole)
+
+
+@pytest.mark.skipif(" " in torch.__file__, reason="torch.compile links no kernels where PyTorch "
+                                                  "lies in a path with a space")
+def test_a_compiled_run_follows_the_plain_one_in_one_graph_and_goes_on_plain(tmp_path):
+    from torch._dynamo.utils import counters
+    torch._dynamo.reset()
+    counters.clear()
+    r = tiny(steps=4, accumulate=2, save_every=2)
+
+    def run(folder=None, **changes):
+        return by_recipe(r.replace(**changes), r.images()[:40], folder)
+
+    for update in (compiled := run(tmp_path, compile=True)).steps():
+        if update.step == 2: break
+    compiled.save()
+    assert counters["stats"]["unique_graphs"] == 1                # for both parts of both batches
+    assert not any("_orig_mod" in key for key in compiled.snapshot()[0]["model"])
+    plain, resumed = run().train(), run(tmp_path).resume().train()
+    start = r.network().state_dict()
+    there, here = resumed.model.state_dict(), plain.model.state_dict()
+    moved = torch.cat([(v - start[k]).flatten() for k, v in here.items()])
+    apart = torch.cat([(v - there[k]).flatten() for k, v in here.items()])
+    assert apart.norm() < 1e-2 * moved.norm()
+
+
+def test_the_log_of_a_resumed_run_has_each_line_once(tmp_path):
+    whole = trainer(tmp_path / "whole").train()
+    part = trainer(tmp_path / "part", save_every=5)
+    for update in part.steps():
+        if update.step % 3 == 0: part.log()
+        if update.step == 10: part.save()
+        if update.step == 13: break
+    with open(tmp_path / "part" / "log.jsonl", "a") as f:
+        f.write('{"step": 15, "lo')                                         # cut short by the kill
+    resumed = trainer(tmp_path / "part").resume().train()
+    rows = log_lines(tmp_path / "part")
+    assert [r["step"] for r in rows] == [3, 6, 9, 12, 15, 18] and rows == resumed.history
+    def numbers(rows): return [(r["loss"], r["grad_norm"], r["lr"]) for r in rows]
+    assert numbers(rows) == numbers(whole.history)
+
+
+def test_a_changed_configuration_is_refused_with_the_keys_that_differ(tmp_path):
+    trainer(tmp_path).train()
+    differ = "train.lr is 0.01 there and 0.5 here; train.seed is 0 there and 1 here"
+    with pytest.raises(ValueError, match="another configuration: " + differ):
+        trainer(tmp_path, lr=0.5, seed=1).resume()
+    with pytest.raises(ValueError, match="diffusion.T is 100 there and 50 here"):
+        quiet(net(), diffusion(50), points(), TrainConfig(**SMALL), tmp_path).resume()
+    with pytest.raises(ValueError, match="data.fingerprint"):
+        quiet(net(), diffusion(), points() + 1, TrainConfig(**SMALL), tmp_path).resume()
+    with pytest.raises(ValueError, match="model.weights"):
+        quiet(nn.Linear(2, 2), diffusion(), points(), TrainConfig(**SMALL), tmp_path).resume()
+
+
+def test_what_does_not_change_the_result_may_change_on_resume(tmp_path):
+    whole = trainer(tmp_path / "whole", net(0.0), steps=24).train()
+    trainer(tmp_path / "parts", net(0.0)).train()
+    changed = dict(steps=24, log_every=1, save_every=2, accumulate=2)
+    longer = trainer(tmp_path / "parts", net(0.0), **changed).resume().train()
+    assert longer.step == 24
+    assert_close_weights(longer.model, whole.model)
+    for key in runs._MAY_CHANGE: assert key.removeprefix("train.") in TrainConfig().to_dict()
+
+
+def test_more_steps_are_refused_where_the_learning_rate_would_jump(tmp_path):
+    trainer(tmp_path, cooldown=8).train()                                 # falls from step 12 on
+    jump = "in the cooldown of 20 steps: with 40 the learning rate would jump from 0.00625 to 0.01"
+    with pytest.raises(ValueError, match=jump):
+        trainer(tmp_path, steps=40, cooldown=8).resume(checkpoints(tmp_path)[-2])
+    early = trainer(tmp_path, steps=40, cooldown=8).resume(checkpoints(tmp_path)[1]).train()
+    assert early.step == 40 and early.recent[-1].lr == pytest.approx(0.01 / 8)
+    again = trainer(tmp_path, steps=40, cooldown=8).resume().train()
+    assert again.step == 40                                # nothing is left to do, so nothing jumps
+
+
+def test_a_run_that_went_back_loses_neither_its_new_checkpoints_nor_its_old_ones(tmp_path, capsys):
+    whole = trainer(tmp_path / "whole", keep_last=2).train()
+    old = trainer(tmp_path / "run", keep_last=2).train()                         # 15, 20
+    path = tmp_path / "run" / "checkpoints" / "step_00000020" / "ema.safetensors"
+    path.write_bytes(path.read_bytes()[:50])
+    lines = (tmp_path / "run" / "log.jsonl").read_text()
+    back = trainer(tmp_path / "run", keep_last=2).resume(checkpoints(tmp_path / "run")[0])
+    assert (tmp_path / "run" / "log.jsonl").read_text() == lines    # an older state: a look is free
+    assert back.save().name == "step_00000015" and len(checkpoints(tmp_path / "run")) == 2
+    back.train()
+    note = "step_00000020 is of another continuation of this run; it is now aside_step_00000020"
+    assert note in capsys.readouterr().err
+    assert [p.name for p in checkpoints(tmp_path / "run")] == ["step_00000015", "step_00000020"]
+    assert (tmp_path / "run" / "checkpoints" / "aside_step_00000020" / "state.json").exists()
+    assert_same(trainer(tmp_path / "run", keep_last=2).resume(), whole)
+    assert [r["loss"] for r in back.history] == [r["loss"] for r in old.history]
+
+
+def test_a_run_killed_before_its_first_checkpoint_leaves_no_lines_to_the_next(tmp_path):
+    tmp_path.joinpath("log.jsonl").write_text('{"step": 3, "loss": 9.0}\n')
+    trainer(tmp_path).train()
+    assert [row["step"] for row in log_lines(tmp_path)] == [3, 6, 9, 12, 15, 18]
+
+
+def test_a_new_run_does_not_start_over_an_old_one(tmp_path):
+    trainer(tmp_path).train()
+    with pytest.raises(ValueError, match="already holds a run at step_00000020"):
+        trainer(tmp_path).train()
+    with pytest.raises(ValueError, match="no checkpoint"): trainer(tmp_path / "nothing").resume()
+
+
+def test_checkpoints_hold_everything_and_no_pickle(tmp_path):
+    trainer(tmp_path).train()
+    folder = checkpoints(tmp_path)[-1]
+    assert {p.suffix for p in folder.iterdir()} == {".safetensors", ".json"}
+    files, state = read_checkpoint(folder)
+    assert set(files) == {"model", "ema", "optimizer", "diffusion", "log"}
+    for kind in ("exp_avg", "exp_avg_sq", "step"):
+        assert f"{kind}.layers.0.weight" in files["optimizer"]
+    assert state["step"] == 20 and state["data"]["step"] == 20 and state["format"] == 2
+    assert state["code"] == runs._code_version()
+    assert state["config"]["train.lr"] == 0.01 and state["config"]["diffusion.prediction"] == "eps"
+
+
+@pytest.mark.parametrize("harm", ["flip a bit", "cut", "remove", "empty list"])
+@pytest.mark.parametrize("name", ["model", "ema", "optimizer", "diffusion", "log", "state"])
+def test_a_damaged_checkpoint_is_recognised(tmp_path, name, harm):
+    trainer(tmp_path).train()
+    folder = checkpoints(tmp_path)[-1]
+    path = folder / (f"{name}.json" if name == "state" else f"{name}.safetensors")
+    content = bytearray(path.read_bytes())
+    if harm == "flip a bit":
+        if name == "state": content = content.replace(b'"step": 20', b'"step": 90')
+        else: content[-3] ^= 1
+        assert content != path.read_bytes()
+        path.write_bytes(content)
+    elif harm == "cut": path.write_bytes(content[:100])
+    elif harm == "empty list": path.write_bytes(b"[]")
+    else: path.unlink()
+    with pytest.raises(ValueError, match="damaged|not a whole checkpoint"):
+        trainer(tmp_path).resume()
+    assert trainer(tmp_path).resume(checkpoints(tmp_path)[-2]).step == 15
+
+
+def test_tied_weights_and_a_config_of_another_kind_can_be_saved(tmp_path):
+    class Tied(Net):
+        config = {"of": "another library"}
+        def __init__(self):
+            super().__init__()
+            self.same = self.layers
+
+    torch.manual_seed(0)
+    first = trainer(tmp_path, Tied()).train()
+    assert_same(trainer(tmp_path, Tied()).resume(), first)
+
+
+def test_the_rate_in_the_log_is_that_of_its_own_updates(tmp_path):
+    "Also where the loop is the caller's, and where the log of a resumed run is gone."
+    t, begun = trainer(tmp_path), time.monotonic()
+    for update in t.steps():
+        if update.step % 5 == 0: t.log()
+    assert len(t.recent) == 0 and t.since == (20, t.seconds)
+    assert 0 < t.seconds <= time.monotonic() - begun
+    assert sum(5 / r["steps_per_second"] for r in t.history) == pytest.approx(t.seconds)
+    for r in t.history: assert r["images_per_second"] == pytest.approx(8 * r["steps_per_second"])
+    t.seconds += 3600
+    t.since = (20, t.seconds)
+    t.save()
+    (tmp_path / "log.jsonl").unlink()
+    resumed = trainer(tmp_path, steps=23).resume().train()
+    assert resumed.seconds > 3600 and resumed.history[0]["steps_per_second"] > 1
+
+
+def test_updates_that_nobody_logs_are_not_collected_for_ever():
+    t = trainer(log_every=4, steps=100)
+    for _ in t.steps(): pass
+    assert [u.step for u in t.recent] == [97, 98, 99, 100]
+
+
+def test_the_last_n_and_every_kth_checkpoint_are_kept(tmp_path):
+    trainer(tmp_path, save_every=2, keep_last=3, keep_every=8).train()
+    assert [int(p.name[5:]) for p in checkpoints(tmp_path)] == [8, 16, 18, 20]
+
+
+# Accidents
+
+
+STOPPED = """
+import sys
+from test_runs import trainer
+t = trainer(sys.argv[1], steps=10**6, save_every=10**6)
+print("ready", flush=True)
+t.train()
+print(t.step, t.stopped_by)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_and_saves(tmp_path, number):
+    process = run_python(STOPPED, tmp_path)
+    assert process.stdout.readline() == "ready\n"
+    while not (tmp_path / "log.jsonl").exists(): time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    step, name = out.split()
+    assert process.returncode == 0 and name == signal.Signals(number).name
+    assert f"stopped by {name} after step {step}" in err
+    assert [int(p.name[5:]) for p in checkpoints(tmp_path)] == [int(step)]
+    assert trainer(tmp_path, steps=int(step) + 2).resume().train().step == int(step) + 2
+
+
+SHOVED = """
+import sys
+from test_runs import net, trainer
+t = trainer(sys.argv[1], net(0.0), steps=10**6, save_every=10**6, log_every=1)
+t.train()
+print(t.step, t.stopped_by, flush=True)
+"""
+
+
+def start_two(code, *args):
+    "Two processes that train together over gloo."
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    env = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+               ACCELERATE_USE_CPU="true")
+    return [run_python(code, *args, RANK=str(r), LOCAL_RANK=str(r), **env) for r in range(2)]
+
+
+def test_two_processes_told_twice_to_stop_finish_the_same_step_and_save_once(tmp_path):
+    "As under a scheduler that signals every process, and a launcher that passes the signal on."
+    workers = start_two(SHOVED, tmp_path)
+    while not (tmp_path / "log.jsonl").exists() or not (tmp_path / "log.jsonl").stat().st_size:
+        assert all(w.poll() is None for w in workers)
+        time.sleep(0.05)
+    workers[1].send_signal(signal.SIGTERM)
+    time.sleep(0.01)
+    for w in workers: w.send_signal(signal.SIGTERM)
+    results = [w.communicate(timeout=60) for w in workers]
+    assert [w.returncode for w in workers] == [0, 0], results
+    (step, name), (other, _) = (out.split(maxsplit=1) for out, _ in results)
+    assert step == other and name.strip() in ("SIGTERM", "another process")
+    assert [int(p.name[5:]) for p in checkpoints(tmp_path)] == [int(step)]
+
+
+FULL = """
+import errno, os, sys
+from pathlib import Path
+from test_runs import net, trainer
+write = Path.write_bytes
+def full(path, data):
+    if "step_00000010" in str(path): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    write(path, data)
+Path.write_bytes = full
+trainer(sys.argv[1], net(0.0), steps=15, save_every=5).train()
+"""
+
+
+def test_two_processes_go_on_together_when_the_disk_is_full(tmp_path):
+    workers = start_two(FULL, tmp_path)
+    errors = [w.communicate(timeout=60)[1] for w in workers]
+    assert [w.returncode for w in workers] == [0, 0], errors
+    assert "cannot save at step 10 (No space left on device)" in errors[0]
+    assert [int(p.name[5:]) for p in checkpoints(tmp_path)] == [5, 15]
+
+
+class Poisoned(Net):
+    "Answers NaN from its nth call on, or gives an infinite gradient."
+    def __init__(self, calls, how):
+        super().__init__()
+        self.calls, self.how = calls, how
+
+    def forward(self, x, t):
+        self.calls -= self.training
+        y = super().forward(x, t)
+        if self.calls >= 0: return y
+        if self.how == "gradient": y.register_hook(lambda g: g * math.inf)
+        return y * math.nan if self.how == "loss" else y
+
+
+@pytest.mark.parametrize("how", ["loss", "gradient"])
+@pytest.mark.parametrize("log_every, save_every", [(3, 5), (100, 5), (3, 100)])
+def test_a_number_that_is_not_finite_stops_the_run_and_harms_no_checkpoint(tmp_path, how, log_every,
+                                                                          save_every):
+    torch.manual_seed(0)
+    t = trainer(tmp_path, Poisoned(11, how), log_every=log_every, save_every=save_every)
+    report = r"at step 12: loss .*last good checkpoint: .*(step_00000010|none)"
+    with pytest.raises(Diverged, match=report): t.train()
+    for folder in checkpoints(tmp_path):
+        assert int(folder.name[5:]) <= 11
+        files, _ = read_checkpoint(folder)
+        for name in ("model", "ema", "optimizer"):
+            assert all(v.isfinite().all() for v in files[name].values())
+    with pytest.raises(Diverged): t.save()
+
+
+def test_a_disk_that_fills_up_costs_no_checkpoint_and_no_progress(tmp_path, monkeypatch, capsys):
+    whole = trainer(tmp_path / "whole").train()
+    write, calls = Path.write_bytes, []
+
+    def full(path, data):
+        calls.append(path)
+        if "step_00000010" in str(path):
+            write(path, data[:len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    t = trainer(tmp_path / "full", keep_last=2).train()
+    note = "cannot save at step 10 (No space left on device); training goes on"
+    assert note in capsys.readouterr().err and calls
+    assert [int(p.name[5:]) for p in checkpoints(tmp_path / "full")] == [15, 20]
+    assert not list((tmp_path / "full" / "checkpoints").glob(".*"))
+    assert same_weights(t.model, whole.model)
+
+
+def test_a_real_write_error_at_the_end_is_raised_and_the_older_checkpoint_stays_whole(tmp_path):
+    t = trainer(tmp_path, save_every=10)
+    for update in t.steps():
+        if update.step == 10: break
+    t.save()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="cannot write to .*the checkpoints there are whole"):
+            t.train()
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000010"]
+    t.save()                                                 # there is room again: nothing was lost
+    assert trainer(tmp_path).resume().step == 20
+
+
+def test_a_log_that_was_torn_by_a_full_disk_is_made_whole_when_there_is_room(tmp_path, monkeypatch,
+                                                                            capsys):
+    t, torn = trainer(tmp_path, log_every=1, save_every=100), []
+
+    class Torn:
+        "A file on a disk that is full in the middle of a line."
+        def __init__(self, *args): self.f = open(*args)
+        def __enter__(self): return self
+        def __exit__(self, *exc): self.f.close()
+        def write(self, data):
+            self.f.write(data[:20])
+            torn.append(data)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for update in t.steps():
+        if update.step == 4: monkeypatch.setattr(runs, "open", Torn, raising=False)
+        t.log()
+        if update.step == 4:
+            monkeypatch.undo()
+            assert not (tmp_path / "log.jsonl").read_text().endswith("\n")
+    assert len(torn) == 1 and "cannot write the log" in capsys.readouterr().err
+    assert log_lines(tmp_path) == t.history
+    assert [r["step"] for r in t.history] == list(range(1, 21))
+
+
+def test_samples_that_fail_cost_no_checkpoint(tmp_path, monkeypatch, capsys):
+    r = tiny(steps=4, sample_every=2, save_every=2)
+    t = by_recipe(r, r.images()[:20], tmp_path)
+    saved = []
+    def no_memory(*args, **kwargs):
+        saved.append([p.name for p in checkpoints(tmp_path)][-1])
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(t, "sample", no_memory)
+    t.train()
+    assert saved == ["step_00000002", "step_00000004"]
+    assert "no samples this time (CUDA out of memory)" in capsys.readouterr().err
+
+
+def test_an_image_that_cannot_be_read_ends_the_run_saved_and_mended_it_goes_on_to_the_bit(tmp_path):
+    from PIL import Image
+
+    from ddpm_nb.data import digits
+    from ddpm_nb.engine.images import image_folder
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(digits()[0][:40]):
+        Image.fromarray(image[0].numpy()).save(tmp_path / "images" / f"{i:02}.png")
+    r = tiny(data="folder", unet=dict(image_size=16), steps=12, sample_every=0)
+
+    def run(folder): return by_recipe(r, image_folder(tmp_path / "images", 16, memory=0)[0], folder)
+    whole, broken = run(None).train(), run(tmp_path / "run")
+    eighth = int(broken.batches.epoch(0)[0][30])                          # in the eighth batch
+    path = tmp_path / "images" / f"{eighth:02}.png"
+    good = path.read_bytes()
+    path.write_bytes(good[:60])
+    with pytest.raises(ValueError, match=f"{path.name} cannot be read as an image"): broken.train()
+    assert [p.name for p in checkpoints(tmp_path / "run")] == ["step_00000007"]
+    path.write_bytes(good)
+    resumed = run(tmp_path / "run").resume().train()
+    assert same_weights(resumed.model, whole.model)
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(tmp_path):
+    (tmp_path / "file").write_text("")
+    t = trainer(tmp_path / "file" / "run")
+    with pytest.raises(OSError, match="cannot write to the folder"): t.train()
+    assert t.step == 0
+
+
+# One step, several ways
+
+
+def test_accumulated_gradients_give_the_same_step():
+    whole, parts = trainer(model=net(0.0)), trainer(model=net(0.0), accumulate=4)
+    for _ in range(5): whole.update(), parts.update()
+    assert parts.recent[-1].loss.item() == pytest.approx(whole.recent[-1].loss.item(), rel=1e-5)
+    assert_close_weights(whole.model, parts.model)
+
+
+def test_the_step_is_algorithm_1_written_by_hand():
+    "Algorithm 1 with Adam, warm-up and clipping, without any of the trainer's helpers (eq. 14)."
+    model, t = net(0.0), trainer(model=net(0.0))
+    adam = torch.optim.Adam(model.parameters(), lr=1e-2)
+    s = NoiseSchedule.linear(100)
+    source = Batches(points(), 8)
+    for step in range(6):
+        x0 = next(source)
+        times, eps = draw(x0, 100, 0, step)
+        abar = s.alpha_bars[times].float()[:, None]
+        loss = (model(abar.sqrt() * x0 + (1 - abar).sqrt() * eps, times) - eps).square().mean()
+        adam.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        adam.param_groups[0]["lr"] = 1e-2 * min((step + 1) / 4, 1)
+        adam.step()
+        assert t.update().loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    assert_close_weights(model, t.model)
+
+
+def test_half_precision_keeps_the_weights_in_float32_and_agrees_roughly():
+    a, b = trainer(model=net(0.0)), trainer(model=net(0.0), precision="bf16")
+    for _ in range(5): a.update(), b.update()
+    assert all(p.dtype == torch.float32 for p in b.model.parameters())
+    assert b.recent[-1].loss.item() == pytest.approx(a.recent[-1].loss.item(), rel=0.02)
+    assert b.recent[-1].loss.item() != a.recent[-1].loss.item()
+    answer = b.model(torch.zeros(1, 2), torch.zeros(1))
+    assert answer.dtype == torch.float32                # the user's own network is left as it was
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="fp16 needs device cuda"): trainer(precision="fp16")
+
+
+def use_scaler(t, scale):
+    from accelerate.optimizer import AcceleratedOptimizer
+    t.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    adam, scaler = t.state.optimizer.optimizer, t.accelerator.scaler
+    t.state.optimizer = AcceleratedOptimizer(adam, scaler=scaler)
+
+
+def test_scaled_gradients_as_fp16_needs_them_give_the_same_norm_and_step():
+    "The scaler of fp16, on a CPU in float32, where it must change nothing."
+    plain, scaled = trainer(model=net(0.0)), trainer(model=net(0.0))
+    use_scaler(scaled, 2.0**16)
+    for _ in range(5):
+        a, b = plain.update(), scaled.update()
+        assert b.grad_norm.item() == pytest.approx(a.grad_norm.item(), rel=1e-5)
+    assert_close_weights(plain.model, scaled.model)
+    assert scaled.snapshot()[1]["scaler"]["scale"] == 2.0**16
+
+
+def test_with_a_scaler_one_infinite_gradient_is_skipped_and_endless_ones_stop_the_run():
+    torch.manual_seed(0)
+    t = trainer(model=Poisoned(3, "gradient"), log_every=4)
+    use_scaler(t, 2.0**3)
+    for _ in range(3): t.update()
+    before = [p.detach().clone() for p in t.model.parameters()]
+    assert not t.update().grad_norm.isfinite() and t.accelerator.scaler.get_scale() == 4
+    assert all(torch.equal(a, b) for a, b in zip(before, t.model.parameters()))
+    row = t.log()
+    assert math.isfinite(row["grad_norm"]) and json.loads(json.dumps(row, allow_nan=False)) == row
+    for _ in range(2): t.update()
+    assert t.log()["grad_norm"] is None
+    t.update()
+    with pytest.raises(Diverged, match="no finite number any more"): t.log()
+    t = trainer(model=Poisoned(3, "gradient"), log_every=4)
+    use_scaler(t, 1.0)
+    for _ in range(4): t.update()
+    with pytest.raises(Diverged, match="at step 4: .*gradient norm (inf|nan)"):
+        t.log()                                                      # not step 1, which was sound
+
+
+def test_accelerates_own_accumulation_is_refused():
+    code = "from test_runs import trainer; trainer()"
+    _, err = run_python(code, ACCELERATE_GRADIENT_ACCUMULATION_STEPS="4").communicate(timeout=60)
+    assert "accelerate was told to accumulate 4 steps: leave that out" in err
+
+
+def test_an_absent_device_is_refused_with_those_that_are_there():
+    absent = "mps" if torch.cuda.is_available() else "cuda"
+    refusal = f"device must be one of .*cpu on this machine, got '{absent}'"
+    with pytest.raises(ValueError, match=refusal):
+        Trainer(net(), diffusion(), points(), TrainConfig(**SMALL), device=absent)
+
+
+def test_the_caller_may_stop_between_steps_and_go_on():
+    t, reference = trainer(), trainer()
+    for update in t.steps():
+        if update.step == 7: break
+    for _ in t.steps(): pass
+    assert t.step == 20 and len(list(t.steps())) == 0
+    for _ in reference.steps(): pass
+    assert same_weights(t.model, reference.model)
+
+
+def test_it_learns():
+    options = dict(steps=400, batch_size=50, warmup=20)
+    runs_ = (trainer(model=net(0.0), lr=lr, **options).train() for lr in (0.0, 1e-2))
+    untrained, trained = (sum(r["loss"] for r in t.history[-20:]) / 20 for t in runs_)
+    assert trained < 0.75 * untrained
+
+
+def test_samples_are_drawn_on_time_and_leave_the_run_as_it_was(tmp_path):
+    r = tiny(steps=4, sample_count=4, sample_steps=2)
+    one, other = (by_recipe(r.replace(sample_every=n), r.images()[:20], tmp_path / str(n))
+                  for n in (0, 2))
+    one.train(), other.train()
+    grids = sorted(p.name for p in (tmp_path / "2" / "samples").iterdir())
+    assert grids == ["step_00000002.png", "step_00000004.png"]
+    assert not (tmp_path / "0" / "samples").exists()
+    assert same_weights(one.model, other.model)
+    assert torch.equal(one.sample(3), one.sample(3))
+    assert not torch.equal(one.sample(3), one.sample(3, seed=1))
+
+
+def test_tensorboard_is_written_when_asked(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    trainer(tmp_path, tensorboard=True).train()
+    t = trainer(tmp_path, tensorboard=True, steps=26).resume().train()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for key in ("loss", "grad_norm", "lr", "images_per_second"):
+        wanted = [(r["step"], pytest.approx(r[key], rel=1e-6)) for r in t.history]
+        assert [(e.step, e.value) for e in events.Scalars(key)] == wanted
+
+
+def test_a_tensorboard_that_cannot_be_written_does_not_stop_the_run(tmp_path, monkeypatch, capsys):
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+    def full(self, *args): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(tensorboard.SummaryWriter, "add_scalar", full)
+    t = trainer(tmp_path, tensorboard=True).train()
+    assert t.step == 20 and "cannot write the log" in capsys.readouterr().err
+    assert [row["step"] for row in log_lines(tmp_path)] == [3, 6, 9, 12, 15, 18]
+
+
+# Whose folder it is
+
+
+LOCKED = """
+import sys
+from test_runs import net, trainer
+t = trainer(sys.argv[1], net(0.0), steps=10**6, save_every=10**6, log_every=1)
+print("ready", flush=True)
+t.train()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_second_training_in_the_folder_is_refused_until_the_first_has_ended(tmp_path, number):
+    first = run_python(LOCKED, tmp_path)
+    while not (tmp_path / "log.jsonl").exists(): time.sleep(0.05)
+    second = run_python(LOCKED, tmp_path)
+    _, err = second.communicate(timeout=120)
+    refusal = f"OSError: {tmp_path} is in use by another training (process {first.pid}): stop that"
+    assert second.returncode == 1 and err.splitlines()[-1].startswith(refusal)
+    with pytest.raises(OSError, match="in use by another training"): trainer(tmp_path).save()
+    first.send_signal(number)
+    first.communicate(timeout=60)
+    if number == signal.SIGKILL: assert trainer(tmp_path, net(0.0)).train().step == 20
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_copy_that_somebody_made_of_a_checkpoint_is_left_alone(tmp_path):
+    t = trainer(tmp_path, keep_last=1, steps=10).train()
+    folder = tmp_path / "checkpoints"
+    for name in ("step_00000015_good", "step_best", "step_1", "my_step_00000010"):
+        shutil.copytree(folder / "step_00000010", folder / name)
+    assert steps_of(checkpoints(tmp_path)) == [10]
+    trainer(tmp_path, keep_last=1).resume().train()
+    assert steps_of(checkpoints(tmp_path)) == [20]
+    kept = {p.name for p in folder.iterdir()} - {"step_00000020"}
+    assert kept == {"step_00000015_good", "step_best", "step_1", "my_step_00000010"}
+    assert same_weights(load_run(folder / "step_best", False, model=Net())[0], t.model.eval())
+
+
+@pytest.mark.parametrize("harm", [b"\xff\xfe\x00\n", b"5\n", b"null\n", b"[1]\n", b"{}\n"])
+def test_a_damaged_log_does_not_stand_in_the_way(tmp_path, harm):
+    trainer(tmp_path, steps=10).train()
+    path = tmp_path / "log.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + harm + b"".join(lines[1:]))
+    resumed = trainer(tmp_path).resume().train()
+    assert [r["step"] for r in resumed.history] == [3, 6, 9, 12, 15, 18]
+    assert log_lines(tmp_path) == resumed.history
+
+
+# Checkpoints of the former format
+
+
+def as_format_1(folder):
+    "Rewrite a checkpoint as the former version wrote it: random states, a position in the data."
+    files, state = read_checkpoint(folder)
+    state.pop("format")
+    state["data"]["position"] = state["data"].pop("step") * 8
+    if "recent" not in files["log"]: files["log"]["recent"] = torch.zeros(0, 4)
+    shutil.rmtree(folder)
+    runs._write_checkpoint(folder, files | {"random": {"torch.0": torch.get_rng_state()}}, state)
+
+
+def test_a_checkpoint_of_the_former_format_is_read_and_resumed_with_a_note(tmp_path, capsys):
+    first = trainer(tmp_path, steps=10).train()
+    as_format_1(checkpoints(tmp_path)[-1])
+    assert same_weights(load_run(tmp_path, False, model=Net())[0], first.model)
+    capsys.readouterr()
+    second = trainer(tmp_path).resume()
+    assert "an older version of ddpm_nb saved this run" in capsys.readouterr().err
+    assert second.step == 10 and second.batches.step == 10 and second.train().step == 20
+    files, state = read_checkpoint(checkpoints(tmp_path)[-1])
+    assert state["format"] == 2 and "random" not in files
+
+
+def test_a_checkpoint_of_a_later_format_is_refused_in_words(tmp_path):
+    trainer(tmp_path, steps=5).train()
+    folder = checkpoints(tmp_path)[-1]
+    files, state = read_checkpoint(folder)
+    shutil.rmtree(folder)
+    runs._write_checkpoint(folder, files, state | {"format": 3})
+    with pytest.raises(ValueError, match="has format 3, .* reads up to 2: update ddpm_nb"):
+        trainer(tmp_path).resume()
+
+
+def test_a_network_that_torch_compile_has_wrapped_is_saved_under_its_own_names(tmp_path):
+    wrapped = torch.compile(net(), backend="eager")
+    t = trainer(tmp_path, wrapped, steps=5).train()
+    files, _ = read_checkpoint(checkpoints(tmp_path)[-1])
+    assert files["model"].keys() == files["ema"].keys() == Net().state_dict().keys()
+    assert same_weights(load_run(tmp_path, False, model=Net())[0], t.model)
+
+
+# Loading what was learnt, and recipes
+
+
+def test_a_run_loads_without_the_code_that_made_it(tmp_path):
+    process = dict(T=20, schedule="cosine", prediction="v", variance="fixed_small")
+    r = tiny(steps=2, save_every=2, sample_count=2, diffusion=process)
+    t = by_recipe(r, r.images()[:20], tmp_path).train()
+    for averaged, theirs in ((True, t.ema.model), (False, t.model)):
+        model, d = load_run(tmp_path, averaged)
+        assert not model.training
+        assert same_weights(model, theirs)
+    assert d.schedule == t.diffusion.schedule and (d.prediction, d.variance) == ("v", "fixed_small")
+    with pytest.raises(ValueError, match="no run folder"): load_run(tmp_path / "nowhere")
+    trainer(tmp_path / "points").train()
+    with pytest.raises(ValueError, match="holds a Net: pass one as `model`"):
+        load_run(tmp_path / "points")
+    assert isinstance(load_run(tmp_path / "points", model=Net())[0], Net)
+
+
+@pytest.mark.parametrize("data, size", [(d, s) for d in RECIPES for s in RECIPES[d]])
+def test_every_recipe_is_whole_and_survives_json(data, size):
+    r = recipe(data, size)
+    assert Recipe.from_dict(json.loads(json.dumps(r.to_dict()))) == r
+    with torch.device("meta"): assert UNet(r.unet).config == r.unet
+    assert r.process().T == 1000 and r.unet.image_size in (16, 32)
+
+
+def test_the_papers_recipe_is_the_papers():
+    r = recipe("cifar10", "paper")
+    assert r.unet == UNetConfig.cifar10() and r.process().schedule == NoiseSchedule.linear()
+    for key in ("steps", "batch_size", "lr", "warmup", "grad_clip", "ema_decay", "flip", "cooldown",
+                "ema_warmup"):
+        assert getattr(r.train, key) == getattr(TrainConfig(), key)
+
+
+def test_unknown_recipes_and_options_are_refused_in_words():
+    with pytest.raises(ValueError, match="one of digits, cifar10, folder, got 'mnist'"):
+        recipe("mnist")
+    with pytest.raises(ValueError, match="one of paper, small, smoke, got 'huge'"):
+        recipe("cifar10", "huge")
+    r = recipe("digits")
+    with pytest.raises(ValueError, match="unknown UNetConfig keys"): r.replace(unet=dict(depth=3))
+    with pytest.raises(ValueError, match="schedule must be one of linear"):
+        r.replace(diffusion=dict(schedule="sigmoid"))
+    with pytest.raises(ValueError, match="does not take these options"):
+        r.replace(diffusion=dict(colour=3))
+
+
+# Several processes
+
+
+WORKER = """
+import json, sys, torch
+from test_runs import draw, net, trainer
+t = trainer(sys.argv[1], net(0.0), steps=6, save_every=6, batch_size=8, log_every=2)
+x0 = next(t.batches)
+times, noise = draw(x0, 100, 0, 0, t.batches.rank, t.batches.world)
+loss = t.objective(x0, times, noise).mean()
+t.accelerator.backward(loss)
+loss = t.accelerator.reduce(loss.detach(), "mean")
+gradients = {k: p.grad.clone() for k, p in t.model.named_parameters()}
+t.state.optimizer.zero_grad()
+t.batches.step = 0
+t.train()
+found = [loss, gradients, dict(t.model.named_parameters()), t.history, t.accelerator.num_processes]
+torch.save(found, f"{sys.argv[1]}/{t.accelerator.process_index}.pt")
+"""
+
+
+def test_two_processes_compute_what_one_does_on_the_same_global_batch(tmp_path):
+    "Loss and gradient of eq. 14, and six whole updates, over gloo on two CPU processes."
+    (tmp_path / "two").mkdir(), (tmp_path / "one").mkdir()
+    workers = start_two(WORKER, tmp_path / "two")
+    workers.append(run_python(WORKER, tmp_path / "one"))
+    for w in workers:
+        _, err = w.communicate(timeout=200)
+        assert w.returncode == 0, err
+    one, two, other = (torch.load(tmp_path / name, weights_only=False)
+                       for name in ("one/0.pt", "two/0.pt", "two/1.pt"))
+    assert (one[-1], two[-1]) == (1, 2)
+    assert two[0].item() == pytest.approx(one[0].item(), rel=1e-6)
+    for key, gradient in one[1].items():
+        assert torch.allclose(two[1][key], gradient, rtol=1e-5, atol=1e-7)
+        assert torch.equal(two[1][key], other[1][key])
+    for key, weight in one[2].items():
+        assert torch.allclose(two[2][key], weight, rtol=1e-4, atol=1e-6)
+        assert torch.equal(two[2][key], other[2][key])
+    assert [r["loss"] for r in two[3]] == pytest.approx([r["loss"] for r in one[3]], rel=1e-5)
+    files, state = read_checkpoint(checkpoints(tmp_path / "two")[-1])
+    assert state["processes"] == 2
+    alone_files = read_checkpoint(checkpoints(tmp_path / "one")[-1])[0]
+    by_t = [f["log"]["sums"] / f["log"]["counts"] for f in (files, alone_files)]
+    assert torch.allclose(*by_t, rtol=1e-4, equal_nan=True)        # of all losses, not of a share
+    more = dict(steps=8, batch_size=8)
+    alone = trainer(tmp_path / "two", net(0.0), **more).resume().train()    # one goes on
+    assert alone.step == 8
+
+
+CONTINUED = """
+import sys
+from test_runs import net, trainer
+t = trainer(sys.argv[1], net(0.0), steps=12, batch_size=8).resume()
+t.train()
+"""
+
+
+def test_a_run_of_one_process_goes_on_in_two_with_the_very_same_draws(tmp_path):
+    "Images, t and noise are the same, so the weights are equal up to rounding; and back again."
+    whole = trainer(tmp_path / "whole", net(0.0), steps=16).train()
+    trainer(tmp_path / "run", net(0.0), steps=6).train()
+    workers = start_two(CONTINUED, tmp_path / "run")
+    results = [w.communicate(timeout=200) for w in workers]
+    assert [w.returncode for w in workers] == [0, 0], results
+    assert read_checkpoint(checkpoints(tmp_path / "run")[-1])[1]["processes"] == 2
+    again = trainer(tmp_path / "run", net(0.0), steps=16).resume()
+    assert again.step == 12
+    assert_close_weights(again.train().model, whole.model, rtol=1e-4, atol=1e-6)
+    for a, b in zip(again.history, whole.history):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+# On another device
+
+
+class DeviceGuard(TorchFunctionMode):
+    """Refuses every tensor that is made without saying where, and every operation whose tensors
+    are not all on `device`."""
+    factories = {torch.zeros, torch.ones, torch.full, torch.empty, torch.tensor, torch.arange,
+                 torch.linspace, torch.randn, torch.rand, torch.randint, torch.eye,
+                 torch.as_tensor, torch.scalar_tensor}
+
+    def __init__(self, device):
+        super().__init__()
+        self.device, self.seen = torch.device(device), 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in self.factories and "device" not in kwargs:
+            raise AssertionError(f"{function.__name__} makes a tensor on the default device")
+        def tensors(o):
+            if isinstance(o, torch.Tensor): yield o
+            elif isinstance(o, (tuple, list)):
+                for v in o: yield from tensors(v)
+        moves = ("to", "cpu", "copy_", "__get__", "__set__", "__deepcopy__")
+        moving = getattr(function, "__name__", "") in moves
+        places = {o.device.type for o in tensors((args, tuple(kwargs.values())))}
+        if not moving and len(places) > 1: raise AssertionError(f"{function} mixes {places}")
+        self.seen += 1
+        return function(*args, **kwargs)
+
+
+def unet(out_channels=1):
+    return UNet(UNetConfig(image_size=16, in_channels=1, out_channels=out_channels, base_channels=8,
+                           channel_multipliers=(1, 2), blocks_per_level=1,
+                           attention_resolutions=(8,), groups=4, dropout=0.1))
+
+
+META = torch.device("meta")    # has shapes and devices but no numbers: mixed with the CPU it raises
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "mu", "v"])
+def test_losses_stay_on_the_device(prediction):
+    d, model = GaussianDiffusion(NoiseSchedule.linear(20), prediction).to(META), unet().to(META)
+    with DeviceGuard(META) as guard:
+        losses = d.losses(model, torch.zeros(2, 1, 16, 16, device=META))
+        losses.mean().backward()
+    assert losses.device == META and guard.seen > 50
+    assert all(p.grad.device == META for p in model.parameters())
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samplers_stay_on_the_device(sampler):
+    d, model = GaussianDiffusion(NoiseSchedule.linear(20)).to(META), unet().to(META).eval()
+    with DeviceGuard(META): x = d.sample(model, (2, 1, 16, 16), sampler, progress=False)
+    assert x.device == META and x.shape == (2, 1, 16, 16)
+
+
+def test_bits_per_dim_stay_on_the_device():
+    d, model = GaussianDiffusion(NoiseSchedule.linear(20)).to(META), unet().to(META).eval()
+    x = torch.zeros(2, 1, 16, 16, device=META)
+    with DeviceGuard(META), torch.no_grad(): terms = d.bits_per_dim(model, x)
+    assert all(v.device == META for v in terms.values())
+
+
+def test_a_whole_training_step_stays_on_the_device():
+    """Batch, flips, loss, gradient, clipping, Adam, average, histogram: none of it touches the CPU,
+    but for t and the noise, which are drawn there and moved."""
+    r = recipe("digits", "smoke").replace(flip=True, batch_size=4)
+    t = quiet(unet(), r.process(), r.images()[:20], r.train)
+    t.batches = Batches(r.images()[:20], 4, flip=True, device=META)
+    t.model, t.diffusion = t.model.to(META), t.diffusion.to(META)
+    t.state = TrainState(t.model, 1000, r.train)
+    t.state.optimizer = torch.optim.Adam(t.model.parameters(), lr=1e-3)      # no fused kernel there
+    objective = runs._Objective(t.model, t.diffusion)
+    t.gradient = runs._Gradient(t.accelerator, objective, t.state, 1)
+    t.batches.epoch(0)                    # the order of a pass is drawn on the CPU, once, and moved
+    with DeviceGuard(META) as guard: update = t.update()
+    assert update.loss.device == update.grad_norm.device == META and guard.seen > 100
+
+
+def test_a_cpu_table_read_by_the_device_is_caught_by_the_guard():
+    "The guard itself: what it is there to catch, it catches."
+    with DeviceGuard(META):
+        here, there = torch.zeros(2, device="cpu"), torch.zeros(2, device=META)
+        with pytest.raises(AssertionError, match="mixes"): torch.add(here, there)
+        with pytest.raises(AssertionError, match="default device"): torch.zeros(2)
+
+
+@pytest.mark.parametrize("device, precision", [
+    ("cpu", "fp32"),
+    *(pytest.param("cuda", p, marks=pytest.mark.cuda) for p in training._PRECISIONS)])
+def test_a_run_on_a_device_resumes(tmp_path, device, precision):
+    "With dropout, drawn on the device. (The CPU is here to show that the test can pass.)"
+    c = TrainConfig(**{**SMALL, "precision": precision})
+    def make(folder):
+        return Trainer(net(), diffusion(), points(), c, tmp_path / folder, device, progress=False)
+    whole = make("whole").train()
+    first = make("parts")
+    for update in first.steps():
+        if update.step == 10: break
+    first.save()
+    second = make("parts").resume().train()
+    assert_close_weights(whole.model, second.model, rtol=1e-3, atol=1e-5)
+    if precision == "fp16":
+        scalers = [t.accelerator.scaler.state_dict() for t in (whole, second)]
+        assert scalers[0] == scalers[1]
+
+
+def test_images_streamed_from_a_folder_train_like_images_in_memory(tmp_path):
+    from PIL import Image
+
+    from ddpm_nb.data import digits
+    from ddpm_nb.engine.images import image_folder
+    for i, image in enumerate(digits()[0][:12]):
+        Image.fromarray(image[0].numpy()).save(tmp_path / f"{i:02}.png")
+    r = tiny(unet=dict(in_channels=3, out_channels=3), steps=4, batch_size=5, flip=True)
+    held, streamed = (by_recipe(r, image_folder(tmp_path, 16, memory)[0]).train()
+                      for memory in (10**9, 0))
+    assert streamed.batches.streamed and not held.batches.streamed
+    assert same_weights(held.model, streamed.model)
