@@ -9,7 +9,6 @@ __all__ = ['UNetConfig', 'timestep_embedding', 'TimeEmbedding', 'ResidualBlock',
 # %% ../nbs/06_unet.ipynb #f0aadd94
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +52,7 @@ class _Choices:
         "What the height and width of an image must be a multiple of."
         return 2 ** (len(self.channel_multipliers) - 1)
 
-# %% ../nbs/06_unet.ipynb #b63fed4d
+# %% ../nbs/06_unet.ipynb #e90d7996
 def _whole_numbers(name: str, values: object) -> tuple[int, ...]:
     listed = isinstance(values, (tuple, list))
     if not listed or not all(isinstance(v, int) and v > 0 for v in values):
@@ -74,7 +73,7 @@ def _check_numbers(c: _Choices) -> None:
     if isinstance(c.dropout, str) or not 0 <= c.dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), got {c.dropout!r}")
 
-# %% ../nbs/06_unet.ipynb #16c71c44
+# %% ../nbs/06_unet.ipynb #5beba291
 def _check_levels(c: _Choices) -> None:
     levels = len(c.level_channels)
     if c.image_size % c.stride:
@@ -98,7 +97,7 @@ def _check_attention(c: _Choices) -> None:
         raise ValueError("head_channels must be None or divide the channels of every attention "
                          f"{attended}, got {h!r}")
 
-# %% ../nbs/06_unet.ipynb #d5ca9398
+# %% ../nbs/06_unet.ipynb #c8a38c1c
 @dataclass(frozen=True)
 class UNetConfig(_Choices):
     "Every choice that fixes the network (appendix B); the defaults are the paper's for CIFAR-10."
@@ -150,11 +149,9 @@ def timestep_embedding(t: Tensor,  # (B,), long or float
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 # %% ../nbs/06_unet.ipynb #bb990a50
-_Layer = TypeVar("_Layer", nn.Linear, nn.Conv2d)
-
-def _init(layer: _Layer,       # changed in place
+def _init(layer: nn.Module,    # a linear or convolutional layer, changed in place
           scale: float = 1.0,  # variance of the weights, times the mean of fan-in and fan-out
-         ) -> _Layer:
+         ) -> nn.Module:
     "The official code's start: uniform weights, zero biases."
     nn.init.xavier_uniform_(layer.weight, gain=math.sqrt(scale))
     nn.init.zeros_(layer.bias)
@@ -162,14 +159,12 @@ def _init(layer: _Layer,       # changed in place
 
 _NEAR_ZERO = 1e-10  # `scale` of the last layer of every residual branch
 
-def _conv3(c_in: int, c_out: int, scale: float = 1.0, stride: int = 1,
-           padding: int = 1) -> nn.Conv2d:
-    return _init(nn.Conv2d(c_in, c_out, 3, stride, padding), scale)
+def _conv3(c_in, c_out, scale=1.0, **kw):
+    return _init(nn.Conv2d(c_in, c_out, 3, **{"padding": 1, **kw}), scale)
 
-def _conv1(c_in: int, c_out: int, scale: float = 1.0) -> nn.Conv2d:
-    return _init(nn.Conv2d(c_in, c_out, 1), scale)
+def _conv1(c_in, c_out, scale=1.0): return _init(nn.Conv2d(c_in, c_out, 1), scale)
 
-def _linear(c_in: int, c_out: int) -> nn.Linear: return _init(nn.Linear(c_in, c_out))
+def _linear(c_in, c_out): return _init(nn.Linear(c_in, c_out))
 
 # %% ../nbs/06_unet.ipynb #cd590f86
 class TimeEmbedding(nn.Module):
@@ -263,12 +258,12 @@ def _way_down(config: UNetConfig,
             aside.append(channels)
     return down, aside
 
-# %% ../nbs/06_unet.ipynb #cb292945
+# %% ../nbs/06_unet.ipynb #9ce2ecb1
 def _middle(config: UNetConfig) -> nn.ModuleList:
     c = config.level_channels[-1]
     return nn.ModuleList([Stage(c, c, True, config), Stage(c, c, False, config)])
 
-# %% ../nbs/06_unet.ipynb #d0c8f46a
+# %% ../nbs/06_unet.ipynb #12895f57
 def _way_up(config: UNetConfig,
             aside: list[int],   # what `_way_down` put aside
            ) -> nn.ModuleList:
@@ -281,7 +276,7 @@ def _way_up(config: UNetConfig,
         if level > 0: up.append(Upsample(c))
     return up
 
-# %% ../nbs/06_unet.ipynb #487fb27b
+# %% ../nbs/06_unet.ipynb #e1d4d3b8
 class UNet(nn.Module):
     "The paper's network (appendix B)."
     def __init__(self,
@@ -314,7 +309,7 @@ class UNet(nn.Module):
             else: h = part(h)
         return self.conv_out(F.silu(self.norm_out(h)))
 
-# %% ../nbs/06_unet.ipynb #510dd0eb
+# %% ../nbs/06_unet.ipynb #2efd39af
 def _check_input(config: UNetConfig, x: Tensor, t: Tensor) -> None:
     c, s, got = config.in_channels, config.stride, tuple(x.shape)
     if not x.is_floating_point():
