@@ -9,6 +9,7 @@ __all__ = ['UNetConfig', 'timestep_embedding', 'TimeEmbedding', 'ResidualBlock',
 # %% ../nbs/06_unet.ipynb #f0aadd94
 import math
 from dataclasses import asdict, dataclass, fields
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -149,9 +150,11 @@ def timestep_embedding(t: Tensor,  # (B,), long or float
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 # %% ../nbs/06_unet.ipynb #bb990a50
-def _init(layer: nn.Module,    # a linear or convolutional layer, changed in place
+_Layer = TypeVar("_Layer", nn.Linear, nn.Conv2d)
+
+def _init(layer: _Layer,       # changed in place
           scale: float = 1.0,  # variance of the weights, times the mean of fan-in and fan-out
-         ) -> nn.Module:
+         ) -> _Layer:
     "The official code's start: uniform weights, zero biases."
     nn.init.xavier_uniform_(layer.weight, gain=math.sqrt(scale))
     nn.init.zeros_(layer.bias)
@@ -159,12 +162,14 @@ def _init(layer: nn.Module,    # a linear or convolutional layer, changed in pla
 
 _NEAR_ZERO = 1e-10  # `scale` of the last layer of every residual branch
 
-def _conv3(c_in, c_out, scale=1.0, **kw):
-    return _init(nn.Conv2d(c_in, c_out, 3, **{"padding": 1, **kw}), scale)
+def _conv3(c_in: int, c_out: int, scale: float = 1.0, stride: int = 1,
+           padding: int = 1) -> nn.Conv2d:
+    return _init(nn.Conv2d(c_in, c_out, 3, stride, padding), scale)
 
-def _conv1(c_in, c_out, scale=1.0): return _init(nn.Conv2d(c_in, c_out, 1), scale)
+def _conv1(c_in: int, c_out: int, scale: float = 1.0) -> nn.Conv2d:
+    return _init(nn.Conv2d(c_in, c_out, 1), scale)
 
-def _linear(c_in, c_out): return _init(nn.Linear(c_in, c_out))
+def _linear(c_in: int, c_out: int) -> nn.Linear: return _init(nn.Linear(c_in, c_out))
 
 # %% ../nbs/06_unet.ipynb #cd590f86
 class TimeEmbedding(nn.Module):
