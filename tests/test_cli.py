@@ -411,7 +411,7 @@ def test_a_network_for_another_size_is_refused_before_it_is_trained_or_measured(
         run, tmp_path, capsys):
     fails(capsys, [*tiny("--out", str(tmp_path / "r")), "unet.image_size=32"],
           "have shape (1, 16, 16), the network is for (1, 32, 32)")
-    if images.CIFAR10_FOLDER in os.listdir(images.cache_folder()):
+    if images._CIFAR10_FOLDER in os.listdir(images.cache_folder()):
         fails(capsys, ["evaluate", run, "--data", "cifar10"],
               "for images of shape (1, 16, 16), those of cifar10 have (3, 32, 32)")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ddpm_nb import data
-from ddpm_nb.data import CIFAR10_FOLDER, Batches
+from ddpm_nb.data import _CIFAR10_FOLDER, Batches
 from ddpm_nb.engine import images
 from ddpm_nb.engine.images import (ImageFiles, cache_folder, cifar10, download_file, image_folder,
                                    load_image, unpack)
@@ -30,7 +30,7 @@ def small_files(monkeypatch, records=20):
     return files
 
 
-def archive_of(files, folder=CIFAR10_FOLDER):
+def archive_of(files, folder=_CIFAR10_FOLDER):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         for name, content in files.items():
@@ -81,7 +81,7 @@ def test_cifar10_downloads_unpacks_and_is_then_used_as_it_is(tmp_path, monkeypat
     packed = archive_of({"readme.html": b"hello", **files})
     monkeypatch.setattr(images, "_CIFAR10_MD5", hashlib.md5(packed).hexdigest())
     with Server(packed) as server:
-        monkeypatch.setattr(images, "CIFAR10_URL", server.url)
+        monkeypatch.setattr(images, "_CIFAR10_URL", server.url)
         x, y = cifar10(tmp_path, download=True)
         assert len(server.asked) == 1
         again, _ = cifar10(tmp_path, download=True)
@@ -90,26 +90,26 @@ def test_cifar10_downloads_unpacks_and_is_then_used_as_it_is(tmp_path, monkeypat
     first = np.frombuffer(files["data_batch_1.bin"], np.uint8)
     assert y[0] == first[0] and (x[0].numpy().ravel() == first[1:3073]).all()
     assert torch.equal(x, again)
-    assert cifar10(tmp_path / CIFAR10_FOLDER, train=False)[0].shape == (20, 3, 32, 32)
-    assert [p.name for p in tmp_path.iterdir()] == [CIFAR10_FOLDER]   # no archive, nothing scratch
+    assert cifar10(tmp_path / _CIFAR10_FOLDER, train=False)[0].shape == (20, 3, 32, 32)
+    assert [p.name for p in tmp_path.iterdir()] == [_CIFAR10_FOLDER]   # no archive, nothing scratch
 
 
 def test_programs_that_fetch_cifar10_at_once_do_it_once(tmp_path, monkeypatch):
     packed = archive_of(small_files(monkeypatch))
     monkeypatch.setattr(images, "_CIFAR10_MD5", hashlib.md5(packed).hexdigest())
     with Server(packed) as server, ThreadPoolExecutor(4) as pool:
-        monkeypatch.setattr(images, "CIFAR10_URL", server.url)
+        monkeypatch.setattr(images, "_CIFAR10_URL", server.url)
         found = list(pool.map(lambda _: cifar10(tmp_path, download=True)[0], range(4)))
         assert server.asked == [None]
     assert all(torch.equal(x, found[0]) for x in found)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [CIFAR10_FOLDER]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [_CIFAR10_FOLDER]
 
 
 def test_cifar10_says_what_is_missing_and_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="download=True"): cifar10(tmp_path)
     files = small_files(monkeypatch)
     del files["data_batch_3.bin"]
-    write_files(tmp_path / CIFAR10_FOLDER, files)
+    write_files(tmp_path / _CIFAR10_FOLDER, files)
     with pytest.raises(FileNotFoundError, match="missing: data_batch_3.bin"): cifar10(tmp_path)
     with pytest.raises(FileExistsError, match="incomplete.*data_batch_3.bin"):
         cifar10(tmp_path, download=True)
@@ -118,18 +118,18 @@ def test_cifar10_says_what_is_missing_and_what_to_do(tmp_path, monkeypatch):
 def test_cifar10_refuses_files_of_the_wrong_size_or_with_impossible_labels(tmp_path, monkeypatch):
     files = small_files(monkeypatch)
     short = {**files, "data_batch_2.bin": files["data_batch_2.bin"][:-1]}
-    write_files(tmp_path / "a" / CIFAR10_FOLDER, short)
+    write_files(tmp_path / "a" / _CIFAR10_FOLDER, short)
     with pytest.raises(ValueError, match=r"data_batch_2.bin has 61,459 bytes instead of 61,460"):
         cifar10(tmp_path / "a")
     bad = bytearray(files["test_batch.bin"])
     bad[data._RECORD * 7] = 200
-    write_files(tmp_path / "b" / CIFAR10_FOLDER, {**files, "test_batch.bin": bytes(bad)})
+    write_files(tmp_path / "b" / _CIFAR10_FOLDER, {**files, "test_batch.bin": bytes(bad)})
     with pytest.raises(ValueError, match="label 200"): cifar10(tmp_path / "b", train=False)
 
 
 @pytest.mark.parametrize("train", [True, False])
 def test_real_cifar10_has_its_published_statistics(train):
-    if not (cache_folder() / CIFAR10_FOLDER).is_dir():
+    if not (cache_folder() / _CIFAR10_FOLDER).is_dir():
         pytest.skip(f"CIFAR-10 is not in {cache_folder()}")
     x, y = cifar10(train=train)
     assert x.shape == ((50_000 if train else 10_000), 3, 32, 32)

@@ -29,7 +29,7 @@ def cells(path):
 
 
 def exported(path):
-    return [c for c in cells(path) if re.search(r"^#\s*\|\s*exports?\b", c, flags=re.M)]
+    return [c for c in cells(path) if re.search(r"^#\s*\|\s*export[is]?\b", c, flags=re.M)]
 
 
 def code_lines(cell):

@@ -179,7 +179,7 @@ def label(line):
     return m and (m[1] or m[3], int(m[2] or m[4]))
 
 
-def is_exported(source): return bool(re.search(r"^#\s*\|\s*exports?\b", source, flags=re.M))
+def is_exported(source): return bool(re.search(r"^#\s*\|\s*export[is]?\b", source, flags=re.M))
 
 
 def scan_notebook(path, page, found):

@@ -248,7 +248,7 @@ def code_cell(cell, directives):
         only_imports(cell.source) and not flag("code-fold", "false"))
     tags = {"remove-input": flag("echo", "false"), "hide-cell": fold,
             "remove-output": flag("output", "false"),
-            "exported": bool(directives.keys() & {"export", "exports"})}
+            "exported": bool(directives.keys() & {"export", "exporti", "exports"})}
     tags = [tag for tag, on in tags.items() if on]
     cell.metadata = {"tags": tags} if tags else {}
     if "hide-cell" in tags:
