@@ -16,7 +16,7 @@ from .bound import DECODERS, ReverseStep, decoder_nll, posterior_kl, variational
 from .diffusion import ForwardProcess, extract, noise_like
 from .schedules import NoiseSchedule, look_up
 
-# %% ../nbs/04_objective.ipynb #f1c884fa
+# %% ../nbs/04_objective.ipynb #224d4577
 class _Variances(ForwardProcess):
     "The forward process, with the logarithms of the two constants at hand."
 
@@ -30,7 +30,7 @@ class _Variances(ForwardProcess):
         self.register_buffer("fixed_large_log_variance", large.log(), persistent=False)
         self.register_buffer("log_betas", schedule.betas.log(), persistent=False)
 
-# %% ../nbs/04_objective.ipynb #d042c725
+# %% ../nbs/04_objective.ipynb #326d4c8e
 class Variance:
     "How a reverse step comes by its variance."
 
@@ -49,7 +49,7 @@ class Variance:
         "What a network should say for it to be read as `log_variance`, if `learned`."
         raise NotImplementedError
 
-# %% ../nbs/04_objective.ipynb #6ec9dfb0
+# %% ../nbs/04_objective.ipynb #abe27c16
 class _FixedSmall(Variance):
     "beta-tilde, the posterior's own: right if all data are one point."
 
@@ -68,7 +68,7 @@ class _FixedLarge(Variance):
 # by name; two that a network learns come below
 VARIANCES: dict[str, Variance] = {"fixed_small": _FixedSmall(), "fixed_large": _FixedLarge()}
 
-# %% ../nbs/04_objective.ipynb #f03b7be2
+# %% ../nbs/04_objective.ipynb #975faff2
 class Prediction:
     "What a network can be asked for, and how to get x0 back from its answer."
 
@@ -93,7 +93,7 @@ class Prediction:
         "The clean data that follow from it."
         raise NotImplementedError
 
-# %% ../nbs/04_objective.ipynb #8a70bb14
+# %% ../nbs/04_objective.ipynb #a812a516
 class _Mu(Prediction):
     "The posterior's mean (eq. 7)."
 
@@ -105,7 +105,7 @@ class _Mu(Prediction):
         follow = extract(d.posterior_x_t_coef, t, x_t) * x_t
         return (output - follow) / extract(d.posterior_x0_coef, t, x_t)
 
-# %% ../nbs/04_objective.ipynb #8864c9b3
+# %% ../nbs/04_objective.ipynb #53768a97
 class _Eps(Prediction):
     "The noise (eq. 11)."
 
@@ -130,7 +130,7 @@ class _X0(Prediction):
     def to_x0(self, d: ForwardProcess, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         return output
 
-# %% ../nbs/04_objective.ipynb #2c6a0c76
+# %% ../nbs/04_objective.ipynb #f3aa78ac
 class _V(Prediction):
     "The velocity on the circle from the data to the noise."
 
@@ -143,7 +143,7 @@ class _V(Prediction):
         cos, sin = extract(d.sqrt_alpha_bars, t, x_t), extract(d.sqrt_one_minus_alpha_bars, t, x_t)
         return cos * x_t - sin * output
 
-# %% ../nbs/04_objective.ipynb #d9d7ec9d
+# %% ../nbs/04_objective.ipynb #87569c37
 PREDICTIONS: dict[str, Prediction] = {"eps": _Eps(), "x0": _X0(), "mu": _Mu(), "v": _V()}
 
 # %% ../nbs/04_objective.ipynb #f45e2701
@@ -168,7 +168,7 @@ def _check_signal(prediction: str, reaches_x0: bool) -> None:
         raise ValueError(f"{prediction} says nothing of x0 where alpha_bar is 0, as at this "
                          "schedule's end: prediction must be x0, mu or v")
 
-# %% ../nbs/04_objective.ipynb #e2bd629b
+# %% ../nbs/04_objective.ipynb #49e0ca67
 class _Reading(_Variances):
     "A network's answer, read as a Gaussian."
 
@@ -200,7 +200,7 @@ class _Reading(_Variances):
         variance, log_variance = how.read(self, said, t, x0)
         return ReverseStep(self.q_posterior(x0, x_t, t)[0], variance, log_variance, x0)
 
-# %% ../nbs/04_objective.ipynb #39a55add
+# %% ../nbs/04_objective.ipynb #47169892
 class _ReverseChain(_Reading):
     "The reverse steps of a model, and what the data cost with them."
 
@@ -228,7 +228,7 @@ class _ReverseChain(_Reading):
             return self.p_mean_variance(model, x_t, t, clip)
         return variational_bound(self, reverse, x0, self.decoder, chunk, generator, progress)
 
-# %% ../nbs/04_objective.ipynb #81d9bf3f
+# %% ../nbs/04_objective.ipynb #9cf1442d
 def _simple(d: _Reading,       # the process, with its names
             output: Tensor,    # of the network, shape of `x0`
             x0: Tensor,        # clean data, shape (B, ...)
@@ -253,7 +253,7 @@ def _vlb(d: _Reading, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise:
 # by name; a third comes below
 LOSSES: dict[str, Callable[..., Tensor]] = {"simple": _simple, "vlb": _vlb}
 
-# %% ../nbs/04_objective.ipynb #051e3474
+# %% ../nbs/04_objective.ipynb #6958fff0
 def _choices(prediction: str, variance: str, loss: str | None, decoder: str) -> str:
     "Refuse names that there are not, or that do not go together; and the loss, if none is named."
     look_up("prediction", prediction, PREDICTIONS)
@@ -269,7 +269,7 @@ def _choices(prediction: str, variance: str, loss: str | None, decoder: str) -> 
                          "vlb or hybrid")
     return loss
 
-# %% ../nbs/04_objective.ipynb #1741e5e1
+# %% ../nbs/04_objective.ipynb #0f9301e8
 class _Training(_ReverseChain):
     "The reverse steps of a model, and the loss that trains it."
 
@@ -298,7 +298,7 @@ class _Training(_ReverseChain):
         "The training loss, L_simple unless chosen otherwise (eq. 14): the mean of `losses`."
         return self.losses(model, x0, t, noise).mean()
 
-# %% ../nbs/04_objective.ipynb #7b1770fa
+# %% ../nbs/04_objective.ipynb #d269c78c
 class ReverseProcess(_Training):
     """The way back, p(x_{t-1} given x_t): a network's output, read as a Gaussian; and its losses.
 
@@ -362,7 +362,7 @@ class _KnownData:
         "log q(x_t), the density of noisy data."
         return self._log_joint(x_t, t).logsumexp(1).to(x_t.dtype)
 
-# %% ../nbs/04_objective.ipynb #2611bcdb
+# %% ../nbs/04_objective.ipynb #c05f96b5
 class _KnownPosterior(_KnownData):
     "What noisy data say of the clean."
 
@@ -389,14 +389,14 @@ class _KnownPosterior(_KnownData):
         between = between * (1 - a * (a * self.std**2 / r2)) ** 2
         return (between + self.std**2 * noise2 / r2).view(x_t.shape)
 
-# %% ../nbs/04_objective.ipynb #891a4ed6
+# %% ../nbs/04_objective.ipynb #1815347b
 def _check_points(points: Tensor, std: float) -> None:
     if points.ndim == 0 or len(points) == 0 or not points.is_floating_point():
         raise ValueError(f"points must be floating point, of shape (N, ...), got {points.dtype} "
                          f"of shape {tuple(points.shape)}")
     if not std >= 0: raise ValueError(f"std must be 0 or more, got {std}")
 
-# %% ../nbs/04_objective.ipynb #b2281e85
+# %% ../nbs/04_objective.ipynb #596b7f7a
 class IdealDenoiser(_KnownPosterior):
     """The best model there is, for data of which everything is known: `points`, each blurred.
 
@@ -428,7 +428,7 @@ class IdealDenoiser(_KnownPosterior):
         best = (extract(d.posterior_variance, t, x) + doubt).clamp(min=1e-30).log()
         return torch.cat([answer, how.target(d, best, t, x)], 1).to(x_t.dtype)
 
-# %% ../nbs/04_objective.ipynb #bfde9d24
+# %% ../nbs/04_objective.ipynb #e1b244c1
 class _Learned(Variance):
     "The network says the log-variance."
 
@@ -443,7 +443,7 @@ class _Learned(Variance):
 
 VARIANCES["learned"] = _Learned()
 
-# %% ../nbs/04_objective.ipynb #86c625f5
+# %% ../nbs/04_objective.ipynb #38a6e0c8
 class _LearnedRange(Variance):
     "The network says how far from log beta-tilde (-1) to log beta (1)."
 
@@ -462,7 +462,7 @@ class _LearnedRange(Variance):
 
 VARIANCES["learned_range"] = _LearnedRange()
 
-# %% ../nbs/04_objective.ipynb #cc7383f3
+# %% ../nbs/04_objective.ipynb #5bf87dec
 def _hybrid(d: _Reading, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor
             ) -> Tensor:
     "L_simple for the mean, and 0.001 of the bound for the variance (Nichol and Dhariwal)."
