@@ -17,7 +17,7 @@ def _beside(path: Path) -> Path:
     own = f"{os.getpid()}-{os.urandom(4).hex()}"
     return path.with_name(f".{path.stem[:40]}.{own}.part{path.suffix}")
 
-
+# %% ../../nbs/engine/files.ipynb #34113071
 def _sync(path: Path) -> None:
     "Wait until a file is on the disk, or the names in a folder (where the system can)."
     is_folder, windows = path.is_dir(), os.name == "nt"
@@ -40,7 +40,7 @@ def _move(part: Path, path: Path) -> None:
         raise
     shutil.rmtree(old, ignore_errors=True)
 
-
+# %% ../../nbs/engine/files.ipynb #dbac5588
 def _remove(path: Path) -> None:
     "Delete a file or a folder, as far as that goes."
     if path.is_dir(): shutil.rmtree(path, ignore_errors=True)
@@ -108,7 +108,7 @@ class FolderLock:
         with suppress(OSError): self.path.unlink()     # Windows deletes no file that is open
         self.lock.release()
 
-
+# %% ../../nbs/engine/files.ipynb #db76a87e
 def _take(lock, folder: Path) -> None:
     "Take the lock and leave this process's number in its file, or tell whose number is in it."
     from filelock import Timeout

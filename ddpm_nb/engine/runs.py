@@ -26,14 +26,14 @@ from ..training import _PRECISIONS, EMA, LossByT, TrainConfig, TrainState, Updat
 from ..training import learning_rate, train
 from ..unet import UNet, UNetConfig
 
-# %% ../../nbs/engine/runs.ipynb #93faab1b
+# %% ../../nbs/engine/runs.ipynb #ac1230ff
 def devices() -> list[str]:
     "What this machine can compute on, best first."
     mps = torch.backends.mps.is_available()
     found = [("cuda", torch.cuda.is_available()), ("mps", mps), ("cpu", True)]
     return [name for name, there in found if there]
 
-# %% ../../nbs/engine/runs.ipynb #897b350a
+# %% ../../nbs/engine/runs.ipynb #0a49ff63
 def _check_device(precision: str, device: str | None) -> None:
     "Refuse a device that this machine has not, or that does not know the precision."
     if device not in (None, *devices()):
@@ -42,7 +42,7 @@ def _check_device(precision: str, device: str | None) -> None:
     if precision == "fp16" and (device or devices()[0]) != "cuda":
         raise ValueError("precision fp16 needs device cuda; elsewhere use fp32 or bf16")
 
-# %% ../../nbs/engine/runs.ipynb #d33299f4
+# %% ../../nbs/engine/runs.ipynb #2b949834
 def make_accelerator(precision: str = "fp32",     # fp32, bf16 or fp16
                      device: str | None = None,   # a name in `devices()`; None: the first of them
                     ) -> Any:
@@ -59,9 +59,10 @@ def make_accelerator(precision: str = "fp32",     # fp32, bf16 or fp16
                                 f"and set accumulate")
     return a
 
-# %% ../../nbs/engine/runs.ipynb #034183e3
+# %% ../../nbs/engine/runs.ipynb #13ad3915
 class _Objective(nn.Module):
     "Network and loss as one module: what wraps it sees one forward pass."
+    diffusion: GaussianDiffusion
 
     def __init__(self, model: nn.Module, diffusion: GaussianDiffusion):
         super().__init__()
@@ -73,7 +74,7 @@ class _Objective(nn.Module):
         model = self.model if labels is None else lambda x_t, t: self.model(x_t, t, labels)
         return self.diffusion.losses(model, x0, t, noise)
 
-# %% ../../nbs/engine/runs.ipynb #bc33ef4e
+# %% ../../nbs/engine/runs.ipynb #1a2d2e58
 class _Gradient:
     "The gradient of a batch's mean loss, in parts, in half precision, over all processes."
 
@@ -90,10 +91,11 @@ class _Gradient:
                 of_part = self.objective(*part)
                 a.backward(of_part.mean() / self.parts)
             losses.append(of_part.detach())
-        if a.scaler: a.scaler.unscale_(self.state.optimizer.optimizer)   # the true gradient
+        optimizer: Any = self.state.optimizer
+        if a.scaler: a.scaler.unscale_(optimizer.optimizer)              # the true gradient
         return torch.cat(losses)
 
-# %% ../../nbs/engine/runs.ipynb #ef0917a1
+# %% ../../nbs/engine/runs.ipynb #62308220
 class _Processes:
     "This process and those that train with it."
 
@@ -119,7 +121,7 @@ class _Processes:
         from tqdm.auto import tqdm
         if self.main: tqdm.write(line, file=sys.stderr)
 
-# %% ../../nbs/engine/runs.ipynb #ca7249ff
+# %% ../../nbs/engine/runs.ipynb #590bdba8
 _COLUMNS = ("step", "loss", "grad_norm", "lr", "seconds", "steps_per_second", "images_per_second")
 
 
@@ -140,7 +142,7 @@ def _draw_row(board: Any, row: dict) -> None:
         if row[key] is not None: board.add_scalar(key, row[key], row["step"])
     board.flush()
 
-# %% ../../nbs/engine/runs.ipynb #be1a0d28
+# %% ../../nbs/engine/runs.ipynb #00c94583
 class _Log:
     "The lines of a log, in memory and in files; only one process writes."
 
@@ -167,21 +169,20 @@ class _Log:
             else:
                 with replacing(path) as part: part.write_bytes(b"".join(map(_line, self.rows)))
             self.whole = True
-            if row and self.tensorboard: self.draw(row)
+            if row and self.tensorboard: self.draw(row, self.folder / "tensorboard")
         except OSError as e:
             why = e.strerror or e
             self.note(f"cannot write the log in {self.folder} ({why}); training goes on")
 
-    def draw(self, row: dict) -> None:
+    def draw(self, row: dict, place: Path) -> None:
         "TensorBoard's curves; a writer that failed is replaced at the next line."
         from torch.utils.tensorboard import SummaryWriter
         board, self.board = self.board, None
-        place = str(self.folder / "tensorboard")
-        board = board or SummaryWriter(place, purge_step=row["step"], flush_secs=10)
+        board = board or SummaryWriter(str(place), purge_step=row["step"], flush_secs=10)
         _draw_row(board, row)
         self.board = board
 
-# %% ../../nbs/engine/runs.ipynb #5a90bade
+# %% ../../nbs/engine/runs.ipynb #572a4243
 # uint8 images (N, C, H, W), or floats (N, ...), or files; alone, or with a label (N,) each
 _Data = Tensor | ImageFiles | tuple[Tensor | ImageFiles, Tensor]
 
@@ -196,7 +197,7 @@ def _unpack_data(data: _Data) -> tuple[Tensor | ImageFiles, Tensor | None]:
         raise ValueError(f"there are {len(images)} images and {len(labels)} labels")
     return images, labels
 
-# %% ../../nbs/engine/runs.ipynb #887fd81c
+# %% ../../nbs/engine/runs.ipynb #cd05108e
 def _forms(model: nn.Module, compile: bool) -> tuple[nn.Module, nn.Module]:
     "The network itself, and the form of it that is called."
     net = getattr(model, "_orig_mod", model)       # of torch.compile
@@ -205,7 +206,7 @@ def _forms(model: nn.Module, compile: bool) -> tuple[nn.Module, nn.Module]:
     except ModuleNotFoundError: compiled = torch.compile
     return net, compiled(net)
 
-# %% ../../nbs/engine/runs.ipynb #6d336b72
+# %% ../../nbs/engine/runs.ipynb #3e3f543f
 def _check_config(c: TrainConfig, processes: int) -> None:
     "Refuse what this machine cannot do."
     if c.tensorboard and not importlib.util.find_spec("tensorboard"):
@@ -214,7 +215,7 @@ def _check_config(c: TrainConfig, processes: int) -> None:
         raise ValueError(f"batch_size must be a multiple of {processes} processes x "
                          f"{c.accumulate} parts, got {c.batch_size}")
 
-# %% ../../nbs/engine/runs.ipynb #9def0eeb
+# %% ../../nbs/engine/runs.ipynb #db68276a
 class _Run:
     "What a run is made of: processes, data, network, and the state that learning changes."
 
@@ -247,7 +248,7 @@ class _Run:
         self.since, self.seconds = (0, 0.0), 0.0                      # which was at: step, seconds
         self.stopped_by: str | None = None
 
-# %% ../../nbs/engine/runs.ipynb #216f501c
+# %% ../../nbs/engine/runs.ipynb #f848c9b2
 class _Learner(_Run):
     "A run that learns."
 
@@ -284,11 +285,11 @@ class _Learner(_Run):
         "The next update, alone."
         return next(self.steps())
 
-# %% ../../nbs/engine/runs.ipynb #8c66eaa2
+# %% ../../nbs/engine/runs.ipynb #a4035daa
 class Diverged(ArithmeticError):
     "The loss or the gradient is no longer a finite number."
 
-# %% ../../nbs/engine/runs.ipynb #eac85109
+# %% ../../nbs/engine/runs.ipynb #735d61c5
 def _first_bad(recent: deque[Update], processes: _Processes) -> Update | None:
     "The first update that was not finite in some process. Waits for the device."
     scaler = processes.accelerator.scaler
@@ -298,7 +299,7 @@ def _first_bad(recent: deque[Update], processes: _Processes) -> Update | None:
     if not finite.all(): return recent[int(finite.int().argmin())]
     return recent[-1] if scaler and scaler.get_scale() < 1 else None
 
-# %% ../../nbs/engine/runs.ipynb #a3406f0a
+# %% ../../nbs/engine/runs.ipynb #9fd7be39
 def _report(bad: Update, history: list[dict], folder: Path | None) -> str:
     "What to know about an update that was not finite, and what to try."
     before = f"{history[-1]['loss']:.4g} (step {history[-1]['step']})" if history else "none"
@@ -309,7 +310,7 @@ def _report(bad: Update, history: list[dict], folder: Path | None) -> str:
             f"last good checkpoint: {kept[0] if kept else 'none'}. "
             f"In a new run, try a lower lr, a longer warmup, or precision fp32")
 
-# %% ../../nbs/engine/runs.ipynb #c8f04f4f
+# %% ../../nbs/engine/runs.ipynb #43115cc4
 def _summary(recent: deque[Update], accelerator: Any, clock: float, made: int, seconds: float,
              images: int) -> dict:  # its keys: `_COLUMNS`
     "The updates since the log's last line, `made` in `seconds`, of so many images each."
@@ -322,7 +323,7 @@ def _summary(recent: deque[Update], accelerator: Any, clock: float, made: int, s
               round(clock, 3), rate, rate * images)
     return dict(zip(_COLUMNS, values))
 
-# %% ../../nbs/engine/runs.ipynb #09320d7f
+# %% ../../nbs/engine/runs.ipynb #e0c1c61b
 class _Watched(_Learner):
     "A run that can be looked at: checked, logged, sampled."
 
@@ -357,7 +358,7 @@ class _Watched(_Learner):
         with torch.autocast(self.device.type, half, enabled=half is not None):
             return self.diffusion.sample(self.ema.model, shape, **options)
 
-# %% ../../nbs/engine/runs.ipynb #a61333ea
+# %% ../../nbs/engine/runs.ipynb #a9c431d7
 _Files = dict[str, dict[str, Tensor]]      # by file, by name
 _FORMAT = 2      # of a checkpoint; the first kept the states of random generators
 
@@ -365,12 +366,12 @@ _FORMAT = 2      # of a checkpoint; the first kept the states of random generato
 def _checksum(state: dict) -> str:
     return f"{zlib.crc32(json.dumps(state, sort_keys=True).encode()):08x}"
 
-# %% ../../nbs/engine/runs.ipynb #1cf21c8f
+# %% ../../nbs/engine/runs.ipynb #f851aa63
 def _row_by_row(v: Tensor) -> Tensor:
     "A copy: the format knows neither another order in memory nor two names for one tensor."
     return torch.empty(v.shape, dtype=v.dtype).copy_(v.detach())
 
-# %% ../../nbs/engine/runs.ipynb #210cf209
+# %% ../../nbs/engine/runs.ipynb #7fbc89ab
 def _write_checkpoint(folder: Path, files: _Files, state: dict) -> None:
     "Tensors and state, each with its checksum, at once and whole, or not at all."
     from safetensors.torch import save
@@ -383,7 +384,7 @@ def _write_checkpoint(folder: Path, files: _Files, state: dict) -> None:
         text = json.dumps({**state, "crc32": checks}, indent=1)
         (part / "state.json").write_bytes(text.encode())
 
-# %% ../../nbs/engine/runs.ipynb #405c1a19
+# %% ../../nbs/engine/runs.ipynb #e9dd909d
 def _read_checked(folder: Path, only: tuple[str, ...]) -> tuple[dict[str, bytes], dict]:
     "The bytes of each file and the state, if their checksums are right (else ValueError, OSError)."
     state, files = json.loads((folder / "state.json").read_bytes()), {}
@@ -396,7 +397,7 @@ def _read_checked(folder: Path, only: tuple[str, ...]) -> tuple[dict[str, bytes]
             raise ValueError(f"{name}.safetensors is damaged")
     return files, state
 
-# %% ../../nbs/engine/runs.ipynb #aebb6577
+# %% ../../nbs/engine/runs.ipynb #db21bf97
 def read_checkpoint(folder: str | Path,           # as a run left it
                     only: tuple[str, ...] = (),   # names of files to read; all if empty
                    ) -> tuple[_Files, dict]:
@@ -411,21 +412,21 @@ def read_checkpoint(folder: str | Path,           # as a run left it
                          f"update ddpm_nb")
     return {name: load(data) for name, data in files.items()}, state
 
-# %% ../../nbs/engine/runs.ipynb #fb81c5b4
+# %% ../../nbs/engine/runs.ipynb #8b7c66c2
 def checkpoints(run: str | Path,  # a run folder
                ) -> list[Path]:   # oldest first
     "The whole checkpoints of a run."
     found = (Path(run) / "checkpoints").glob("step_*")
     return sorted(p for p in found if re.fullmatch(r"step_\d{8}", p.name) and p.is_dir())
 
-# %% ../../nbs/engine/runs.ipynb #ce584386
+# %% ../../nbs/engine/runs.ipynb #6b04c8b3
 def _drop(path: Path) -> None:
     "Take a folder's name away before its files, so that what has the name is whole."
     part = _beside(path)
     with suppress(OSError): path.rename(part)
     shutil.rmtree(part, ignore_errors=True)
 
-# %% ../../nbs/engine/runs.ipynb #97438363
+# %% ../../nbs/engine/runs.ipynb #9c4f2032
 class _Checkpoints:
     "The checkpoints in a run's folder, which nobody else is writing to."
 
@@ -453,11 +454,10 @@ class _Checkpoints:
             self.note(f"note: {other.name} is of another continuation of this run; "
                       f"it is now {aside.name}")
 
-# %% ../../nbs/engine/runs.ipynb #ad0e3f15
+# %% ../../nbs/engine/runs.ipynb #f80fd6d5
 def _describe(model: nn.Module, d: GaussianDiffusion, b: Batches, c: TrainConfig) -> dict:
     "All that a checkpoint must agree on with the run that resumes it, as a flat dict."
-    config = getattr(model, "config", None)
-    config = config.to_dict() if hasattr(config, "to_dict") else {}
+    config = getattr(getattr(model, "config", None), "to_dict", dict)()
     weights = sum(p.numel() for p in model.parameters())
     betas = zlib.crc32(d.schedule.betas.numpy().tobytes())
     data = dict(images=len(b.images), shape=list(b.images.shape[1:]),
@@ -469,7 +469,7 @@ def _describe(model: nn.Module, d: GaussianDiffusion, b: Batches, c: TrainConfig
     parts = dict(train=c.to_dict(), model=network, diffusion=process, data=data)
     return {f"{part}.{key}": v for part, values in parts.items() for key, v in values.items()}
 
-# %% ../../nbs/engine/runs.ipynb #8826ab71
+# %% ../../nbs/engine/runs.ipynb #5f7ab8b0
 @functools.cache      # at first: the files may change while a run goes on
 def _code_version() -> str:
     "The package's version and a checksum of its source."
@@ -477,19 +477,19 @@ def _code_version() -> str:
     sources = sorted(Path(__file__).parent.parent.rglob("*.py"))
     return f"{__version__}+{zlib.crc32(b''.join(p.read_bytes() for p in sources)):08x}"
 
-# %% ../../nbs/engine/runs.ipynb #97b2057b
+# %% ../../nbs/engine/runs.ipynb #ae84117d
 # What may change when a run is resumed (`steps`: as long as the learning rate does not jump).
 _MAY_CHANGE = tuple(f"train.{k}" for k in (
     "steps", "accumulate", "compile", "log_every", "save_every", "keep_last", "keep_every",
     "sample_every", "sample_count", "sampler", "sample_steps", "tensorboard"))
 
-# %% ../../nbs/engine/runs.ipynb #2664b34b
+# %% ../../nbs/engine/runs.ipynb #53362732
 def differences(there: dict, here: dict) -> list[str]:
     "One phrase for each key that a checkpoint and a run disagree on."
     keys = [k for k in {**there, **here} if k not in _MAY_CHANGE and there.get(k) != here.get(k)]
     return [f"{k} is {there.get(k)!r} there and {here.get(k)!r} here" for k in keys]
 
-# %% ../../nbs/engine/runs.ipynb #17ab46d3
+# %% ../../nbs/engine/runs.ipynb #71d8106d
 def _check_same(path: Path, state: dict, description: dict, here: TrainConfig) -> None:
     "Refuse to go on from a checkpoint of another run, or where the learning rate would jump."
     if differ := differences(state["config"], description):
@@ -500,14 +500,14 @@ def _check_same(path: Path, state: dict, description: dict, here: TrainConfig) -
         raise ValueError(f"{path} is in the cooldown of {there.steps} steps: with {here.steps} "
                          f"the learning rate would jump from {rates[0]:.3g} to {rates[1]:.3g}")
 
-# %% ../../nbs/engine/runs.ipynb #9bf2b500
+# %% ../../nbs/engine/runs.ipynb #91fd4c3d
 def _moments(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     "What Adam remembers, by kind and name: exp_avg.layers.0.weight."
     names = [n for n, _ in net.named_parameters()]
     states = optimizer.state_dict()["state"].items()
     return {f"{kind}.{names[i]}": v for i, state in states for kind, v in state.items()}
 
-# %% ../../nbs/engine/runs.ipynb #ee52036d
+# %% ../../nbs/engine/runs.ipynb #89dd4ab7
 def _load_moments(net: nn.Module, optimizer: torch.optim.Optimizer,
                   moments: dict[str, Tensor]) -> None:
     "Give Adam its moments back."
@@ -521,7 +521,7 @@ def _load_moments(net: nn.Module, optimizer: torch.optim.Optimizer,
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": entries, "param_groups": groups})
 
-# %% ../../nbs/engine/runs.ipynb #f0bb6660
+# %% ../../nbs/engine/runs.ipynb #822c9aa2
 def _log_tensors(recent: deque[Update], by_t: LossByT, accelerator: Any) -> dict[str, Tensor]:
     "The loss by t and the updates that no line of the log has seen, of all processes' shares."
     both = torch.stack([by_t.sums, by_t.counts])
@@ -534,7 +534,7 @@ def _log_tensors(recent: deque[Update], by_t: LossByT, accelerator: Any) -> dict
         tensors["recent"] = torch.tensor(rows, dtype=torch.float64)
     return tensors
 
-# %% ../../nbs/engine/runs.ipynb #70d8dd5f
+# %% ../../nbs/engine/runs.ipynb #7d9f89a8
 def _load_recent(tensors: dict[str, Tensor], average: nn.Module,
                  device: torch.device) -> list[Update]:
     "The updates that `_log_tensors` kept."
@@ -542,7 +542,7 @@ def _load_recent(tensors: dict[str, Tensor], average: nn.Module,
     rows = tensors["recent"].tolist() if "recent" in tensors else []
     return [Update(int(s), number(loss), number(norm), lr, average) for s, loss, norm, lr in rows]
 
-# %% ../../nbs/engine/runs.ipynb #0b27225d
+# %% ../../nbs/engine/runs.ipynb #09f00e47
 class _Lockable(_Watched):
     "A run that keeps others out of its folder."
 
@@ -559,7 +559,7 @@ class _Lockable(_Watched):
         finally:
             if self.folder and self.main: self.lock.__exit__()
 
-# %% ../../nbs/engine/runs.ipynb #bb2cb6a3
+# %% ../../nbs/engine/runs.ipynb #dd4e438d
 class _Saved(_Lockable):
     "A run that can be put on disk."
     saved: Path | None = None      # the checkpoint of this very step, if there is one
@@ -584,7 +584,7 @@ class _Saved(_Lockable):
             scaler=a.scaler.state_dict() if a.scaler else None)
         return files, state
 
-# %% ../../nbs/engine/runs.ipynb #5560f436
+# %% ../../nbs/engine/runs.ipynb #091867a9
 def _restore(run: _Saved, files: _Files, state: dict) -> None:
     "Make a run what its checkpoint holds."
     run.model.load_state_dict(files["model"])
@@ -605,7 +605,7 @@ def _restore(run: _Saved, files: _Files, state: dict) -> None:
         note("note: an older version of ddpm_nb saved this run, which drew t, noise and dropout "
              "otherwise: it goes on, with other random numbers")
 
-# %% ../../nbs/engine/runs.ipynb #d4145daf
+# %% ../../nbs/engine/runs.ipynb #35693b07
 class _Resumed(_Saved):
     "The two directions: save and resume."
 
@@ -636,7 +636,7 @@ class _Resumed(_Saved):
         self.saved = path.resolve()
         return self
 
-# %% ../../nbs/engine/runs.ipynb #6601b06a
+# %% ../../nbs/engine/runs.ipynb #6cb75229
 class _StopSignals:
     "In the block the first SIGINT or SIGTERM is only noted, in `name`; a later SIGINT interrupts."
     name: str | None = None
@@ -656,7 +656,7 @@ class _StopSignals:
     def __exit__(self, *exc: object) -> None:
         for s, handler in self.before.items(): signal.signal(s, handler)
 
-# %% ../../nbs/engine/runs.ipynb #5708f571
+# %% ../../nbs/engine/runs.ipynb #ebb86125
 class _Kept(_Resumed):
     "A run that keeps what it has learnt, as well as it can."
     asked: Tensor | None = None      # whether some process was told to stop, as of the step before
@@ -694,7 +694,7 @@ class _Kept(_Resumed):
         except (OSError, ValueError, torch.cuda.OutOfMemoryError) as e:
             self.processes.note(f"no samples this time ({getattr(e, 'strerror', None) or e})")
 
-# %% ../../nbs/engine/runs.ipynb #63391a25
+# %% ../../nbs/engine/runs.ipynb #f702a383
 def _check_start(folder: Path, step: int, processes: _Processes) -> None:
     "Refuse a folder that cannot be written to, or in which a new run would meet an old one."
     processes.on_main(lambda: check_writable(folder))
@@ -702,7 +702,7 @@ def _check_start(folder: Path, step: int, processes: _Processes) -> None:
         raise ValueError(f"{folder} already holds a run at {found[-1].name}: "
                          f"resume it, or choose another folder")
 
-# %% ../../nbs/engine/runs.ipynb #76e5c986
+# %% ../../nbs/engine/runs.ipynb #45c6d45b
 class Trainer(_Kept):
     "Algorithm 1 and all that a long run needs around it."
 
@@ -741,7 +741,7 @@ class Trainer(_Kept):
                     disable=not (self.progress and self.main),
                     mininterval=0.5 if sys.stderr.isatty() else 5)
 
-# %% ../../nbs/engine/runs.ipynb #2994bfb3
+# %% ../../nbs/engine/runs.ipynb #d744e822
 def _run_checkpoint(path: str | Path) -> Path:
     "The checkpoint that `path` is, or the newest of the run that it is."
     path = Path(path)
@@ -763,7 +763,7 @@ def _described_network(path: Path, config: dict) -> UNet:
     if kind != "UNet": raise ValueError(f"{path} holds a {kind}: pass one as `model`")
     return UNet(UNetConfig.from_dict(config))
 
-# %% ../../nbs/engine/runs.ipynb #ea85974a
+# %% ../../nbs/engine/runs.ipynb #04866205
 def load_run(path: str | Path,              # a run folder, or one of its checkpoints
              averaged: bool = True,         # the averaged weights, or the last ones
              device: str | torch.device = "cpu",
