@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'learning_rate', 'EMA', 'LossByT', 'draw', 'TrainState', 'Update', 'train']
 
-# %% ../nbs/08_training.ipynb #7df3f9da
+# %% ../nbs/08_training.ipynb #dbf3dd7f
 import contextlib, copy, hashlib, math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
-from typing import NamedTuple, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from .diffusion import randn
 from .sampling import SAMPLERS, GaussianDiffusion
 from .schedules import look_up
 
-# %% ../nbs/08_training.ipynb #df9eec80
+# %% ../nbs/08_training.ipynb #7fa8ffeb
 @dataclass(frozen=True)
 class TrainConfig:
     "Every choice of a training run; the defaults are the paper's for CIFAR-10 (see the chapter)."
@@ -48,19 +48,19 @@ class TrainConfig:
 
     def __post_init__(self) -> None: _check(self)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         "The fields as plain values that JSON can hold."
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict) -> "TrainConfig":
+    def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
         "The config that `to_dict` wrote; a missing key takes its default, an unknown is refused."
         allowed = [f.name for f in fields(cls)]
         if unknown := [k for k in values if k not in allowed]:
             raise ValueError(f"unknown TrainConfig keys {unknown}; allowed: {', '.join(allowed)}")
         return cls(**values)
 
-# %% ../nbs/08_training.ipynb #c1b5e73c
+# %% ../nbs/08_training.ipynb #4fade94a
 _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MAY_BE_0 = ("warmup", "cooldown", "seed", "keep_every", "sample_every")
 
@@ -80,14 +80,14 @@ def _check(c: TrainConfig) -> None:
     if c.batch_size % c.accumulate:
         raise ValueError(f"accumulate must divide batch_size ({c.batch_size}), got {c.accumulate}")
 
-# %% ../nbs/08_training.ipynb #b0a4bf25
+# %% ../nbs/08_training.ipynb #a4c80070
 def learning_rate(step: int, c: TrainConfig) -> float:
     "The rate after `step` updates: warm-up, then constant, then the fall, each in equal steps."
     up = min((step + 1) / c.warmup, 1) if c.warmup else 1
     down = min((c.steps - step) / c.cooldown, 1) if c.cooldown else 1
     return c.lr * up * down
 
-# %% ../nbs/08_training.ipynb #8565c375
+# %% ../nbs/08_training.ipynb #9d242c77
 class EMA:
     "A copy of a model, its weights the exponential moving average of the model's."
 
@@ -103,7 +103,7 @@ class EMA:
         torch._foreach_lerp_([*self.model.parameters()], [*model.parameters()], 1 - decay)
         for mine, theirs in zip(self.model.buffers(), model.buffers()): mine.copy_(theirs)
 
-# %% ../nbs/08_training.ipynb #47c2dea4
+# %% ../nbs/08_training.ipynb #9909d8ad
 class LossByT:
     "A running mean of the loss at each t; after `memory` updates a loss counts 1/e."
 
@@ -122,12 +122,12 @@ class LossByT:
         sums, counts = torch.stack([part.sum(1) for part in parts], 1)
         return sums / counts
 
-# %% ../nbs/08_training.ipynb #ea256a2a
+# %% ../nbs/08_training.ipynb #2addca50
 def _hashed(*parts: int | str) -> int:  # 0 .. 2^56 - 1
     "A seed of its own for each list of words and numbers."
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
 
-# %% ../nbs/08_training.ipynb #49a275c4
+# %% ../nbs/08_training.ipynb #740bd446
 def draw(x0: Tensor, T: int,     # this process's share of a batch, (B, ...); the diffusion's steps
          seed: int, step: int, rank: int = 0, world: int = 1,
         ) -> tuple[Tensor, Tensor]:  # t, long (B,), and noise, shape and dtype of `x0`
@@ -138,7 +138,7 @@ def draw(x0: Tensor, T: int,     # this process's share of a batch, (B, ...); th
     noise = randn((len(t), *x0.shape[1:]), x0, generator)
     return t[mine].to(x0.device, non_blocking=x0.is_cuda), noise[mine]
 
-# %% ../nbs/08_training.ipynb #f238a3cc
+# %% ../nbs/08_training.ipynb #46a53dea
 @contextlib.contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     "In the block, the generators that dropout draws from start at `seed`; then they are as before."
@@ -150,7 +150,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     finally:
         for g, state in zip(generators, before): g.set_state(state)
 
-# %% ../nbs/08_training.ipynb #1c91f977
+# %% ../nbs/08_training.ipynb #5986e2da
 class TrainState:
     "What changes with every update besides the weights: with them, all that a checkpoint holds."
 
@@ -162,7 +162,7 @@ class TrainState:
         self.loss_by_t = LossByT(T, device)
         self.step = 0                              # updates made so far
 
-# %% ../nbs/08_training.ipynb #15bb9044
+# %% ../nbs/08_training.ipynb #f1de3561
 class Update(NamedTuple):
     "What one update of the weights leaves to look at; tensors stay on the device."
     step: int           # updates made so far
@@ -171,7 +171,7 @@ class Update(NamedTuple):
     lr: float
     average: nn.Module  # the network with the averaged weights, in eval mode
 
-# %% ../nbs/08_training.ipynb #c51d8fba
+# %% ../nbs/08_training.ipynb #eaf33322
 def _unpacked(batch: Tensor | tuple | list, device: torch.device) -> tuple[Tensor, Tensor | None]:
     "x0 and its labels, if there are any; ValueError if x0 is not what the network can take."
     x0, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
@@ -179,7 +179,7 @@ def _unpacked(batch: Tensor | tuple | list, device: torch.device) -> tuple[Tenso
         raise ValueError(f"batches must be floats on {device}, got {x0.dtype} on {x0.device}")
     return x0, labels
 
-# %% ../nbs/08_training.ipynb #15b1ee91
+# %% ../nbs/08_training.ipynb #0efbe90f
 def _gradient(net: nn.Module, diffusion: GaussianDiffusion, x0, t, noise, labels) -> Tensor:
     "Leave the gradient of the mean loss in the weights' `.grad`; answer the loss of each item."
     model = net if labels is None else lambda x_t, t: net(x_t, t, labels)
@@ -187,7 +187,7 @@ def _gradient(net: nn.Module, diffusion: GaussianDiffusion, x0, t, noise, labels
     losses.mean().backward()
     return losses.detach()
 
-# %% ../nbs/08_training.ipynb #abfd9185
+# %% ../nbs/08_training.ipynb #18eb51f7
 def train(net: nn.Module,                 # net(x_t, t), or net(x_t, t, labels); trained in place
           diffusion: GaussianDiffusion,   # on the network's device, as the batches are
           batches: Iterable,              # of x0, floats (B, ...), or of (x0, labels)

@@ -720,22 +720,21 @@ def test_a_tensorboard_that_cannot_be_written_does_not_stop_the_run(tmp_path, mo
 LOCKED = """
 import sys
 from test_runs import net, trainer
-t = trainer(sys.argv[1], net(0.0), steps=10**6, save_every=10**6, log_every=1)
-print("ready", flush=True)
-t.train()
+trainer(sys.argv[1], net(0.0), steps=int(sys.argv[2]), save_every=10**6, log_every=1).train()
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_second_training_in_the_folder_is_refused_until_the_first_has_ended(tmp_path, number):
-    first = run_python(LOCKED, tmp_path)
-    while not (tmp_path / "log.jsonl").exists(): time.sleep(0.05)
-    second = run_python(LOCKED, tmp_path)
-    _, err = second.communicate(timeout=120)
-    refusal = f"OSError: {tmp_path} is in use by another training (process {first.pid}): stop that"
-    assert second.returncode == 1 and err.splitlines()[-1].startswith(refusal)
-    with pytest.raises(OSError, match="in use by another training"): trainer(tmp_path).save()
-    first.send_signal(number)
+    first = run_python(LOCKED, tmp_path, 10**6)
+    try:
+        while not (tmp_path / "log.jsonl").exists(): time.sleep(0.05)
+        second = run_python(LOCKED, tmp_path, 20)
+        _, err = second.communicate(timeout=120)
+        refusal = f"OSError: {tmp_path} is in use by another training (process {first.pid}): stop"
+        assert second.returncode == 1 and err.splitlines()[-1].startswith(refusal)
+        with pytest.raises(OSError, match="in use by another training"): trainer(tmp_path).save()
+    finally: first.send_signal(number)
     first.communicate(timeout=60)
     if number == signal.SIGKILL: assert trainer(tmp_path, net(0.0)).train().step == 20
     assert not (tmp_path / ".lock").exists()

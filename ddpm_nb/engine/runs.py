@@ -26,14 +26,14 @@ from ..training import _PRECISIONS, EMA, LossByT, TrainConfig, TrainState, Updat
 from ..training import learning_rate, train
 from ..unet import UNet, UNetConfig
 
-# %% ../../nbs/engine/runs.ipynb #ac1230ff
+# %% ../../nbs/engine/runs.ipynb #93faab1b
 def devices() -> list[str]:
     "What this machine can compute on, best first."
     mps = torch.backends.mps.is_available()
     found = [("cuda", torch.cuda.is_available()), ("mps", mps), ("cpu", True)]
     return [name for name, there in found if there]
 
-# %% ../../nbs/engine/runs.ipynb #0a49ff63
+# %% ../../nbs/engine/runs.ipynb #897b350a
 def _check_device(precision: str, device: str | None) -> None:
     "Refuse a device that this machine has not, or that does not know the precision."
     if device not in (None, *devices()):
@@ -42,7 +42,7 @@ def _check_device(precision: str, device: str | None) -> None:
     if precision == "fp16" and (device or devices()[0]) != "cuda":
         raise ValueError("precision fp16 needs device cuda; elsewhere use fp32 or bf16")
 
-# %% ../../nbs/engine/runs.ipynb #2b949834
+# %% ../../nbs/engine/runs.ipynb #d33299f4
 def make_accelerator(precision: str = "fp32",     # fp32, bf16 or fp16
                      device: str | None = None,   # a name in `devices()`; None: the first of them
                     ) -> Any:
@@ -59,7 +59,7 @@ def make_accelerator(precision: str = "fp32",     # fp32, bf16 or fp16
                                 f"and set accumulate")
     return a
 
-# %% ../../nbs/engine/runs.ipynb #13ad3915
+# %% ../../nbs/engine/runs.ipynb #25e1067b
 class _Objective(nn.Module):
     "Network and loss as one module: what wraps it sees one forward pass."
     diffusion: GaussianDiffusion
@@ -74,7 +74,7 @@ class _Objective(nn.Module):
         model = self.model if labels is None else lambda x_t, t: self.model(x_t, t, labels)
         return self.diffusion.losses(model, x0, t, noise)
 
-# %% ../../nbs/engine/runs.ipynb #1a2d2e58
+# %% ../../nbs/engine/runs.ipynb #184b39c8
 class _Gradient:
     "The gradient of a batch's mean loss, in parts, in half precision, over all processes."
 
@@ -95,7 +95,7 @@ class _Gradient:
         if a.scaler: a.scaler.unscale_(optimizer.optimizer)              # the true gradient
         return torch.cat(losses)
 
-# %% ../../nbs/engine/runs.ipynb #62308220
+# %% ../../nbs/engine/runs.ipynb #ef0917a1
 class _Processes:
     "This process and those that train with it."
 
@@ -121,14 +121,14 @@ class _Processes:
         from tqdm.auto import tqdm
         if self.main: tqdm.write(line, file=sys.stderr)
 
-# %% ../../nbs/engine/runs.ipynb #590bdba8
+# %% ../../nbs/engine/runs.ipynb #95eb9e16
 _COLUMNS = ("step", "loss", "grad_norm", "lr", "seconds", "steps_per_second", "images_per_second")
 
 
-def _line(row: dict) -> bytes: return (json.dumps(row) + "\n").encode()
+def _line(row: dict[str, Any]) -> bytes: return (json.dumps(row) + "\n").encode()
 
 
-def _read_log(path: Path) -> list[dict]:
+def _read_log(path: Path) -> list[dict[str, Any]]:
     "The lines of a log that are whole."
     rows = []
     for line in path.read_bytes().splitlines() if path.is_file() else ():
@@ -136,20 +136,20 @@ def _read_log(path: Path) -> list[dict]:
     return [row for row in rows if isinstance(row, dict) and all(k in row for k in _COLUMNS)]
 
 
-def _draw_row(board: Any, row: dict) -> None:
+def _draw_row(board: Any, row: dict[str, Any]) -> None:
     "Add a line of the log to TensorBoard's curves."
     for key in ("loss", "grad_norm", "lr", "images_per_second"):
         if row[key] is not None: board.add_scalar(key, row[key], row["step"])
     board.flush()
 
-# %% ../../nbs/engine/runs.ipynb #00c94583
+# %% ../../nbs/engine/runs.ipynb #ed3bb334
 class _Log:
     "The lines of a log, in memory and in files; only one process writes."
 
     def __init__(self, folder: Path | None, writes: bool, tensorboard: bool,
                  note: Callable[[str], None]):
         self.folder, self.writes, self.tensorboard, self.note = folder, writes, tensorboard, note
-        self.rows: list[dict] = []
+        self.rows: list[dict[str, Any]] = []
         self.whole = False        # log.jsonl holds what `rows` holds
         self.board: Any = None    # TensorBoard's writer
 
@@ -158,7 +158,7 @@ class _Log:
         path = self.folder / "log.jsonl" if self.folder else Path()
         self.rows = [row for row in _read_log(path) if row["step"] <= step]
 
-    def write(self, row: dict | None = None) -> None:
+    def write(self, row: dict[str, Any] | None = None) -> None:
         "Add a line to the files, or write anew what `rows` holds, if the file does not hold that."
         if not (self.folder and self.writes): return
         path = self.folder / "log.jsonl"
@@ -174,7 +174,7 @@ class _Log:
             why = e.strerror or e
             self.note(f"cannot write the log in {self.folder} ({why}); training goes on")
 
-    def draw(self, row: dict, place: Path) -> None:
+    def draw(self, row: dict[str, Any], place: Path) -> None:
         "TensorBoard's curves; a writer that failed is replaced at the next line."
         from torch.utils.tensorboard import SummaryWriter
         board, self.board = self.board, None
@@ -182,7 +182,7 @@ class _Log:
         _draw_row(board, row)
         self.board = board
 
-# %% ../../nbs/engine/runs.ipynb #572a4243
+# %% ../../nbs/engine/runs.ipynb #5a90bade
 # uint8 images (N, C, H, W), or floats (N, ...), or files; alone, or with a label (N,) each
 _Data = Tensor | ImageFiles | tuple[Tensor | ImageFiles, Tensor]
 
@@ -197,7 +197,7 @@ def _unpack_data(data: _Data) -> tuple[Tensor | ImageFiles, Tensor | None]:
         raise ValueError(f"there are {len(images)} images and {len(labels)} labels")
     return images, labels
 
-# %% ../../nbs/engine/runs.ipynb #cd05108e
+# %% ../../nbs/engine/runs.ipynb #887fd81c
 def _forms(model: nn.Module, compile: bool) -> tuple[nn.Module, nn.Module]:
     "The network itself, and the form of it that is called."
     net = getattr(model, "_orig_mod", model)       # of torch.compile
@@ -206,7 +206,7 @@ def _forms(model: nn.Module, compile: bool) -> tuple[nn.Module, nn.Module]:
     except ModuleNotFoundError: compiled = torch.compile
     return net, compiled(net)
 
-# %% ../../nbs/engine/runs.ipynb #3e3f543f
+# %% ../../nbs/engine/runs.ipynb #6d336b72
 def _check_config(c: TrainConfig, processes: int) -> None:
     "Refuse what this machine cannot do."
     if c.tensorboard and not importlib.util.find_spec("tensorboard"):
@@ -215,7 +215,7 @@ def _check_config(c: TrainConfig, processes: int) -> None:
         raise ValueError(f"batch_size must be a multiple of {processes} processes x "
                          f"{c.accumulate} parts, got {c.batch_size}")
 
-# %% ../../nbs/engine/runs.ipynb #db68276a
+# %% ../../nbs/engine/runs.ipynb #a2100ccf
 class _Run:
     "What a run is made of: processes, data, network, and the state that learning changes."
 
@@ -245,10 +245,11 @@ class _Run:
         self.gradient = _Gradient(a, self.objective, self.state, config.accumulate)
         self.lines = _Log(self.folder, self.main, config.tensorboard, self.processes.note)
         self.recent: deque[Update] = deque(maxlen=config.log_every)   # since the log's last line,
-        self.since, self.seconds = (0, 0.0), 0.0                      # which was at: step, seconds
+        self.since: tuple[int, float] = (0, 0.0)                      # which was at: step, seconds
+        self.seconds: float = 0.0
         self.stopped_by: str | None = None
 
-# %% ../../nbs/engine/runs.ipynb #f848c9b2
+# %% ../../nbs/engine/runs.ipynb #b4cdb323
 class _Learner(_Run):
     "A run that learns."
 
@@ -268,7 +269,7 @@ class _Learner(_Run):
         return self.state.loss_by_t
 
     @property
-    def history(self) -> list[dict]:
+    def history(self) -> list[dict[str, Any]]:
         "The lines of the log."
         return self.lines.rows
 
@@ -285,11 +286,11 @@ class _Learner(_Run):
         "The next update, alone."
         return next(self.steps())
 
-# %% ../../nbs/engine/runs.ipynb #a4035daa
+# %% ../../nbs/engine/runs.ipynb #8c66eaa2
 class Diverged(ArithmeticError):
     "The loss or the gradient is no longer a finite number."
 
-# %% ../../nbs/engine/runs.ipynb #735d61c5
+# %% ../../nbs/engine/runs.ipynb #eac85109
 def _first_bad(recent: deque[Update], processes: _Processes) -> Update | None:
     "The first update that was not finite in some process. Waits for the device."
     scaler = processes.accelerator.scaler
@@ -299,8 +300,8 @@ def _first_bad(recent: deque[Update], processes: _Processes) -> Update | None:
     if not finite.all(): return recent[int(finite.int().argmin())]
     return recent[-1] if scaler and scaler.get_scale() < 1 else None
 
-# %% ../../nbs/engine/runs.ipynb #9fd7be39
-def _report(bad: Update, history: list[dict], folder: Path | None) -> str:
+# %% ../../nbs/engine/runs.ipynb #4111152e
+def _report(bad: Update, history: list[dict[str, Any]], folder: Path | None) -> str:
     "What to know about an update that was not finite, and what to try."
     before = f"{history[-1]['loss']:.4g} (step {history[-1]['step']})" if history else "none"
     kept = checkpoints(folder)[-1:] if folder else []
@@ -310,9 +311,9 @@ def _report(bad: Update, history: list[dict], folder: Path | None) -> str:
             f"last good checkpoint: {kept[0] if kept else 'none'}. "
             f"In a new run, try a lower lr, a longer warmup, or precision fp32")
 
-# %% ../../nbs/engine/runs.ipynb #43115cc4
+# %% ../../nbs/engine/runs.ipynb #856dc96a
 def _summary(recent: deque[Update], accelerator: Any, clock: float, made: int, seconds: float,
-             images: int) -> dict:  # its keys: `_COLUMNS`
+             images: int) -> dict[str, Any]:  # its keys: `_COLUMNS`
     "The updates since the log's last line, `made` in `seconds`, of so many images each."
     pairs = [torch.stack([u.loss, u.grad_norm]) for u in recent]
     losses, norms = torch.stack(pairs).float().T
@@ -323,7 +324,7 @@ def _summary(recent: deque[Update], accelerator: Any, clock: float, made: int, s
               round(clock, 3), rate, rate * images)
     return dict(zip(_COLUMNS, values))
 
-# %% ../../nbs/engine/runs.ipynb #e0c1c61b
+# %% ../../nbs/engine/runs.ipynb #f2113be6
 class _Watched(_Learner):
     "A run that can be looked at: checked, logged, sampled."
 
@@ -332,7 +333,7 @@ class _Watched(_Learner):
         if self.recent and (bad := _first_bad(self.recent, self.processes)):
             raise Diverged(_report(bad, self.history, self.folder))
 
-    def log(self) -> dict:  # its keys: `_COLUMNS`
+    def log(self) -> dict[str, Any]:  # its keys: `_COLUMNS`
         "Sum up the updates since the last line, and write it to log.jsonl (and TensorBoard)."
         self.check()
         if not self.recent: raise ValueError("there is no update to log since the last line")
@@ -358,21 +359,21 @@ class _Watched(_Learner):
         with torch.autocast(self.device.type, half, enabled=half is not None):
             return self.diffusion.sample(self.ema.model, shape, **options)
 
-# %% ../../nbs/engine/runs.ipynb #a9c431d7
+# %% ../../nbs/engine/runs.ipynb #c9cf9cc0
 _Files = dict[str, dict[str, Tensor]]      # by file, by name
 _FORMAT = 2      # of a checkpoint; the first kept the states of random generators
 
 
-def _checksum(state: dict) -> str:
+def _checksum(state: dict[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(state, sort_keys=True).encode()):08x}"
 
-# %% ../../nbs/engine/runs.ipynb #f851aa63
+# %% ../../nbs/engine/runs.ipynb #1cf21c8f
 def _row_by_row(v: Tensor) -> Tensor:
     "A copy: the format knows neither another order in memory nor two names for one tensor."
     return torch.empty(v.shape, dtype=v.dtype).copy_(v.detach())
 
-# %% ../../nbs/engine/runs.ipynb #7fbc89ab
-def _write_checkpoint(folder: Path, files: _Files, state: dict) -> None:
+# %% ../../nbs/engine/runs.ipynb #f58f2e22
+def _write_checkpoint(folder: Path, files: _Files, state: dict[str, Any]) -> None:
     "Tensors and state, each with its checksum, at once and whole, or not at all."
     from safetensors.torch import save
     checks = {"state": _checksum(state)}
@@ -384,8 +385,8 @@ def _write_checkpoint(folder: Path, files: _Files, state: dict) -> None:
         text = json.dumps({**state, "crc32": checks}, indent=1)
         (part / "state.json").write_bytes(text.encode())
 
-# %% ../../nbs/engine/runs.ipynb #e9dd909d
-def _read_checked(folder: Path, only: tuple[str, ...]) -> tuple[dict[str, bytes], dict]:
+# %% ../../nbs/engine/runs.ipynb #d488ed85
+def _read_checked(folder: Path, only: tuple[str, ...]) -> tuple[dict[str, bytes], dict[str, Any]]:
     "The bytes of each file and the state, if their checksums are right (else ValueError, OSError)."
     state, files = json.loads((folder / "state.json").read_bytes()), {}
     checks = state.pop("crc32")
@@ -397,10 +398,10 @@ def _read_checked(folder: Path, only: tuple[str, ...]) -> tuple[dict[str, bytes]
             raise ValueError(f"{name}.safetensors is damaged")
     return files, state
 
-# %% ../../nbs/engine/runs.ipynb #db21bf97
+# %% ../../nbs/engine/runs.ipynb #5f6b3d65
 def read_checkpoint(folder: str | Path,           # as a run left it
                     only: tuple[str, ...] = (),   # names of files to read; all if empty
-                   ) -> tuple[_Files, dict]:
+                   ) -> tuple[_Files, dict[str, Any]]:
     "The tensors of each file, and the state; a damaged file is refused (ValueError)."
     from safetensors.torch import load
     try: files, state = _read_checked(Path(folder), only)
@@ -412,21 +413,21 @@ def read_checkpoint(folder: str | Path,           # as a run left it
                          f"update ddpm_nb")
     return {name: load(data) for name, data in files.items()}, state
 
-# %% ../../nbs/engine/runs.ipynb #8b7c66c2
+# %% ../../nbs/engine/runs.ipynb #fb81c5b4
 def checkpoints(run: str | Path,  # a run folder
                ) -> list[Path]:   # oldest first
     "The whole checkpoints of a run."
     found = (Path(run) / "checkpoints").glob("step_*")
     return sorted(p for p in found if re.fullmatch(r"step_\d{8}", p.name) and p.is_dir())
 
-# %% ../../nbs/engine/runs.ipynb #6b04c8b3
+# %% ../../nbs/engine/runs.ipynb #ce584386
 def _drop(path: Path) -> None:
     "Take a folder's name away before its files, so that what has the name is whole."
     part = _beside(path)
     with suppress(OSError): path.rename(part)
     shutil.rmtree(part, ignore_errors=True)
 
-# %% ../../nbs/engine/runs.ipynb #9c4f2032
+# %% ../../nbs/engine/runs.ipynb #9a765e96
 class _Checkpoints:
     "The checkpoints in a run's folder, which nobody else is writing to."
 
@@ -435,7 +436,7 @@ class _Checkpoints:
 
     def path(self, step: int) -> Path: return self.run / "checkpoints" / f"step_{step:08d}"
 
-    def write(self, step: int, files: _Files, state: dict) -> None:
+    def write(self, step: int, files: _Files, state: dict[str, Any]) -> None:
         "Write one; then drop those that are no longer wanted. First, what a killed run left."
         c, path = self.config, self.path(step)
         for left in path.parent.glob(".step_*.part"): shutil.rmtree(left, ignore_errors=True)
@@ -454,8 +455,8 @@ class _Checkpoints:
             self.note(f"note: {other.name} is of another continuation of this run; "
                       f"it is now {aside.name}")
 
-# %% ../../nbs/engine/runs.ipynb #f80fd6d5
-def _describe(model: nn.Module, d: GaussianDiffusion, b: Batches, c: TrainConfig) -> dict:
+# %% ../../nbs/engine/runs.ipynb #c98fc80b
+def _describe(model: nn.Module, d: GaussianDiffusion, b: Batches, c: TrainConfig) -> dict[str, Any]:
     "All that a checkpoint must agree on with the run that resumes it, as a flat dict."
     config = getattr(getattr(model, "config", None), "to_dict", dict)()
     weights = sum(p.numel() for p in model.parameters())
@@ -469,7 +470,7 @@ def _describe(model: nn.Module, d: GaussianDiffusion, b: Batches, c: TrainConfig
     parts = dict(train=c.to_dict(), model=network, diffusion=process, data=data)
     return {f"{part}.{key}": v for part, values in parts.items() for key, v in values.items()}
 
-# %% ../../nbs/engine/runs.ipynb #5f7ab8b0
+# %% ../../nbs/engine/runs.ipynb #8826ab71
 @functools.cache      # at first: the files may change while a run goes on
 def _code_version() -> str:
     "The package's version and a checksum of its source."
@@ -477,20 +478,20 @@ def _code_version() -> str:
     sources = sorted(Path(__file__).parent.parent.rglob("*.py"))
     return f"{__version__}+{zlib.crc32(b''.join(p.read_bytes() for p in sources)):08x}"
 
-# %% ../../nbs/engine/runs.ipynb #ae84117d
+# %% ../../nbs/engine/runs.ipynb #97b2057b
 # What may change when a run is resumed (`steps`: as long as the learning rate does not jump).
 _MAY_CHANGE = tuple(f"train.{k}" for k in (
     "steps", "accumulate", "compile", "log_every", "save_every", "keep_last", "keep_every",
     "sample_every", "sample_count", "sampler", "sample_steps", "tensorboard"))
 
-# %% ../../nbs/engine/runs.ipynb #53362732
+# %% ../../nbs/engine/runs.ipynb #2664b34b
 def differences(there: dict, here: dict) -> list[str]:
     "One phrase for each key that a checkpoint and a run disagree on."
     keys = [k for k in {**there, **here} if k not in _MAY_CHANGE and there.get(k) != here.get(k)]
     return [f"{k} is {there.get(k)!r} there and {here.get(k)!r} here" for k in keys]
 
-# %% ../../nbs/engine/runs.ipynb #71d8106d
-def _check_same(path: Path, state: dict, description: dict, here: TrainConfig) -> None:
+# %% ../../nbs/engine/runs.ipynb #37141d88
+def _check_same(path: Path, state: dict[str, Any], description: dict, here: TrainConfig) -> None:
     "Refuse to go on from a checkpoint of another run, or where the learning rate would jump."
     if differ := differences(state["config"], description):
         raise ValueError(f"{path} is of another configuration: " + "; ".join(differ))
@@ -500,14 +501,14 @@ def _check_same(path: Path, state: dict, description: dict, here: TrainConfig) -
         raise ValueError(f"{path} is in the cooldown of {there.steps} steps: with {here.steps} "
                          f"the learning rate would jump from {rates[0]:.3g} to {rates[1]:.3g}")
 
-# %% ../../nbs/engine/runs.ipynb #91fd4c3d
+# %% ../../nbs/engine/runs.ipynb #9bf2b500
 def _moments(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     "What Adam remembers, by kind and name: exp_avg.layers.0.weight."
     names = [n for n, _ in net.named_parameters()]
     states = optimizer.state_dict()["state"].items()
     return {f"{kind}.{names[i]}": v for i, state in states for kind, v in state.items()}
 
-# %% ../../nbs/engine/runs.ipynb #89dd4ab7
+# %% ../../nbs/engine/runs.ipynb #ee52036d
 def _load_moments(net: nn.Module, optimizer: torch.optim.Optimizer,
                   moments: dict[str, Tensor]) -> None:
     "Give Adam its moments back."
@@ -521,7 +522,7 @@ def _load_moments(net: nn.Module, optimizer: torch.optim.Optimizer,
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": entries, "param_groups": groups})
 
-# %% ../../nbs/engine/runs.ipynb #822c9aa2
+# %% ../../nbs/engine/runs.ipynb #f0bb6660
 def _log_tensors(recent: deque[Update], by_t: LossByT, accelerator: Any) -> dict[str, Tensor]:
     "The loss by t and the updates that no line of the log has seen, of all processes' shares."
     both = torch.stack([by_t.sums, by_t.counts])
@@ -534,7 +535,7 @@ def _log_tensors(recent: deque[Update], by_t: LossByT, accelerator: Any) -> dict
         tensors["recent"] = torch.tensor(rows, dtype=torch.float64)
     return tensors
 
-# %% ../../nbs/engine/runs.ipynb #7d9f89a8
+# %% ../../nbs/engine/runs.ipynb #70d8dd5f
 def _load_recent(tensors: dict[str, Tensor], average: nn.Module,
                  device: torch.device) -> list[Update]:
     "The updates that `_log_tensors` kept."
@@ -542,7 +543,7 @@ def _load_recent(tensors: dict[str, Tensor], average: nn.Module,
     rows = tensors["recent"].tolist() if "recent" in tensors else []
     return [Update(int(s), number(loss), number(norm), lr, average) for s, loss, norm, lr in rows]
 
-# %% ../../nbs/engine/runs.ipynb #09f00e47
+# %% ../../nbs/engine/runs.ipynb #0b27225d
 class _Lockable(_Watched):
     "A run that keeps others out of its folder."
 
@@ -559,17 +560,17 @@ class _Lockable(_Watched):
         finally:
             if self.folder and self.main: self.lock.__exit__()
 
-# %% ../../nbs/engine/runs.ipynb #dd4e438d
+# %% ../../nbs/engine/runs.ipynb #90ec298a
 class _Saved(_Lockable):
     "A run that can be put on disk."
     saved: Path | None = None      # the checkpoint of this very step, if there is one
 
     @functools.cached_property
-    def description(self) -> dict:
+    def description(self) -> dict[str, Any]:
         "What a checkpoint must agree on with this run."
         return _describe(self.model, self.diffusion, self.batches, self.config)
 
-    def snapshot(self) -> tuple[_Files, dict]:
+    def snapshot(self) -> tuple[_Files, dict[str, Any]]:
         "Everything that the next update depends on: tensors by file, and the rest."
         a, schedule = self.accelerator, self.diffusion.schedule
         files = dict(
@@ -584,8 +585,8 @@ class _Saved(_Lockable):
             scaler=a.scaler.state_dict() if a.scaler else None)
         return files, state
 
-# %% ../../nbs/engine/runs.ipynb #091867a9
-def _restore(run: _Saved, files: _Files, state: dict) -> None:
+# %% ../../nbs/engine/runs.ipynb #b29a19ee
+def _restore(run: _Saved, files: _Files, state: dict[str, Any]) -> None:
     "Make a run what its checkpoint holds."
     run.model.load_state_dict(files["model"])
     run.ema.model.load_state_dict(files["ema"])
@@ -605,7 +606,7 @@ def _restore(run: _Saved, files: _Files, state: dict) -> None:
         note("note: an older version of ddpm_nb saved this run, which drew t, noise and dropout "
              "otherwise: it goes on, with other random numbers")
 
-# %% ../../nbs/engine/runs.ipynb #35693b07
+# %% ../../nbs/engine/runs.ipynb #d4145daf
 class _Resumed(_Saved):
     "The two directions: save and resume."
 
@@ -636,7 +637,7 @@ class _Resumed(_Saved):
         self.saved = path.resolve()
         return self
 
-# %% ../../nbs/engine/runs.ipynb #6cb75229
+# %% ../../nbs/engine/runs.ipynb #6601b06a
 class _StopSignals:
     "In the block the first SIGINT or SIGTERM is only noted, in `name`; a later SIGINT interrupts."
     name: str | None = None
@@ -656,7 +657,7 @@ class _StopSignals:
     def __exit__(self, *exc: object) -> None:
         for s, handler in self.before.items(): signal.signal(s, handler)
 
-# %% ../../nbs/engine/runs.ipynb #ebb86125
+# %% ../../nbs/engine/runs.ipynb #5708f571
 class _Kept(_Resumed):
     "A run that keeps what it has learnt, as well as it can."
     asked: Tensor | None = None      # whether some process was told to stop, as of the step before
@@ -694,7 +695,7 @@ class _Kept(_Resumed):
         except (OSError, ValueError, torch.cuda.OutOfMemoryError) as e:
             self.processes.note(f"no samples this time ({getattr(e, 'strerror', None) or e})")
 
-# %% ../../nbs/engine/runs.ipynb #f702a383
+# %% ../../nbs/engine/runs.ipynb #63391a25
 def _check_start(folder: Path, step: int, processes: _Processes) -> None:
     "Refuse a folder that cannot be written to, or in which a new run would meet an old one."
     processes.on_main(lambda: check_writable(folder))
@@ -702,7 +703,7 @@ def _check_start(folder: Path, step: int, processes: _Processes) -> None:
         raise ValueError(f"{folder} already holds a run at {found[-1].name}: "
                          f"resume it, or choose another folder")
 
-# %% ../../nbs/engine/runs.ipynb #45c6d45b
+# %% ../../nbs/engine/runs.ipynb #76e5c986
 class Trainer(_Kept):
     "Algorithm 1 and all that a long run needs around it."
 
@@ -741,7 +742,7 @@ class Trainer(_Kept):
                     disable=not (self.progress and self.main),
                     mininterval=0.5 if sys.stderr.isatty() else 5)
 
-# %% ../../nbs/engine/runs.ipynb #d744e822
+# %% ../../nbs/engine/runs.ipynb #ce81c910
 def _run_checkpoint(path: str | Path) -> Path:
     "The checkpoint that `path` is, or the newest of the run that it is."
     path = Path(path)
@@ -751,7 +752,7 @@ def _run_checkpoint(path: str | Path) -> Path:
     return found[-1]
 
 
-def _part(state: dict, name: str) -> dict:
+def _part(state: dict[str, Any], name: str) -> dict[str, Any]:
     "One of the parts that `_describe` joined."
     return {k.removeprefix(name + "."): v for k, v in state["config"].items()
             if k.startswith(name + ".")}
@@ -763,7 +764,7 @@ def _described_network(path: Path, config: dict) -> UNet:
     if kind != "UNet": raise ValueError(f"{path} holds a {kind}: pass one as `model`")
     return UNet(UNetConfig.from_dict(config))
 
-# %% ../../nbs/engine/runs.ipynb #04866205
+# %% ../../nbs/engine/runs.ipynb #5536efa5
 def load_run(path: str | Path,              # a run folder, or one of its checkpoints
              averaged: bool = True,         # the averaged weights, or the last ones
              device: str | torch.device = "cpu",
