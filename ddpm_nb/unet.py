@@ -52,7 +52,7 @@ class _Choices:
         "What the height and width of an image must be a multiple of."
         return 2 ** (len(self.channel_multipliers) - 1)
 
-# %% ../nbs/06_unet.ipynb #e90d7996
+# %% ../nbs/06_unet.ipynb #b63fed4d
 def _whole_numbers(name: str, values: object) -> tuple[int, ...]:
     listed = isinstance(values, (tuple, list))
     if not listed or not all(isinstance(v, int) and v > 0 for v in values):
@@ -73,7 +73,7 @@ def _check_numbers(c: _Choices) -> None:
     if isinstance(c.dropout, str) or not 0 <= c.dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), got {c.dropout!r}")
 
-# %% ../nbs/06_unet.ipynb #5beba291
+# %% ../nbs/06_unet.ipynb #16c71c44
 def _check_levels(c: _Choices) -> None:
     levels = len(c.level_channels)
     if c.image_size % c.stride:
@@ -97,7 +97,7 @@ def _check_attention(c: _Choices) -> None:
         raise ValueError("head_channels must be None or divide the channels of every attention "
                          f"{attended}, got {h!r}")
 
-# %% ../nbs/06_unet.ipynb #c8a38c1c
+# %% ../nbs/06_unet.ipynb #d5ca9398
 @dataclass(frozen=True)
 class UNetConfig(_Choices):
     "Every choice that fixes the network (appendix B); the defaults are the paper's for CIFAR-10."
@@ -263,12 +263,12 @@ def _way_down(config: UNetConfig,
             aside.append(channels)
     return down, aside
 
-# %% ../nbs/06_unet.ipynb #9ce2ecb1
+# %% ../nbs/06_unet.ipynb #cb292945
 def _middle(config: UNetConfig) -> nn.ModuleList:
     c = config.level_channels[-1]
     return nn.ModuleList([Stage(c, c, True, config), Stage(c, c, False, config)])
 
-# %% ../nbs/06_unet.ipynb #12895f57
+# %% ../nbs/06_unet.ipynb #d0c8f46a
 def _way_up(config: UNetConfig,
             aside: list[int],   # what `_way_down` put aside
            ) -> nn.ModuleList:
@@ -281,7 +281,7 @@ def _way_up(config: UNetConfig,
         if level > 0: up.append(Upsample(c))
     return up
 
-# %% ../nbs/06_unet.ipynb #e1d4d3b8
+# %% ../nbs/06_unet.ipynb #487fb27b
 class UNet(nn.Module):
     "The paper's network (appendix B)."
     config: UNetConfig
@@ -323,7 +323,7 @@ class UNet(nn.Module):
             else: h = part(h)
         return self.conv_out(F.silu(self.norm_out(h)))
 
-# %% ../nbs/06_unet.ipynb #2efd39af
+# %% ../nbs/06_unet.ipynb #510dd0eb
 def _check_input(config: UNetConfig, x: Tensor, t: Tensor) -> None:
     c, s, got = config.in_channels, config.stride, tuple(x.shape)
     if not x.is_floating_point():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['compiled']
 
-# %% ../../nbs/engine/faster.ipynb #585ef6a9
+# %% ../../nbs/engine/faster.ipynb #464faa27
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, cast
@@ -18,14 +18,14 @@ from torch.utils.checkpoint import checkpoint
 
 from ..unet import ResidualBlock, UNet, Upsample
 
-# %% ../../nbs/engine/faster.ipynb #4188cc84
+# %% ../../nbs/engine/faster.ipynb #5b583b99
 @cache
 def _group_sum(channels: int, groups: int) -> Tensor:   # (channels, channels), float32, CPU
     "The matrix that puts the sum of its group in the place of each channel."
     size = channels // groups
     return torch.block_diag(*[torch.ones(size, size, device="cpu")] * groups)
 
-# %% ../../nbs/engine/faster.ipynb #d3ac07ed
+# %% ../../nbs/engine/faster.ipynb #bababedf
 class _GroupNorm(nn.GroupNorm):
     "Group normalisation as its formula, for a compiler to join with what stands around it."
     def prepare(self) -> None: self.group_sum = _group_sum(self.num_channels, self.num_groups)
@@ -44,12 +44,12 @@ class _GroupNorm(nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor: return _recomputed(self.formula, input)
 
-# %% ../../nbs/engine/faster.ipynb #25004ad3
+# %% ../../nbs/engine/faster.ipynb #0010bd79
 def _recomputed(f: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     "f(*inputs), of which nothing inside is kept for the way back: there, f runs again."
     return checkpoint(f, *inputs, use_reentrant=False, preserve_rng_state=False)
 
-# %% ../../nbs/engine/faster.ipynb #aa085a5b
+# %% ../../nbs/engine/faster.ipynb #0212b458
 def _seed() -> Tensor:   # (2,), int32
     "The seed of a mask, from PyTorch's generator."
     # A sum, or the compiler joins the drawing to what follows and draws again for every number.
@@ -72,7 +72,7 @@ def _hash_dropout(x: Tensor,      # (B, C, H, W)
     keep = (bits ^ (bits >> 16 & 0xFFFF)) >= round(2**32 * p) - 2**31
     return torch.where(keep, x / (1 - p), 0)
 
-# %% ../../nbs/engine/faster.ipynb #64c3e86c
+# %% ../../nbs/engine/faster.ipynb #12a0ea7c
 class _ResidualBlock(ResidualBlock):
     "The residual block; its norms, swishes and dropout are computed again on the way back."
     norm1: _GroupNorm
@@ -89,7 +89,7 @@ class _ResidualBlock(ResidualBlock):
         h = F.silu(self.norm2.formula(h))
         return h if seed is None else _hash_dropout(h, self.dropout.p, seed)
 
-# %% ../../nbs/engine/faster.ipynb #16f45aa1
+# %% ../../nbs/engine/faster.ipynb #2503bc9e
 class _Upsample(Upsample):
     "Each pixel four times, then a convolution: both in one."
     def forward(self, x: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class _Upsample(Upsample):
         w = F.pad(w, (0, 1)) + F.pad(w, (1, 0))              # and of its column
         return F.conv_transpose2d(x, w, self.conv.bias, stride=2, padding=1)
 
-# %% ../../nbs/engine/faster.ipynb #dd6b1d79
+# %% ../../nbs/engine/faster.ipynb #fc2966dc
 _Forms = dict[type[nn.Module], type[nn.Module]]   # plain layer -> its form
 _FORMS: dict[str, _Forms] = {                     # by device
     "cpu": {nn.GroupNorm: _GroupNorm, ResidualBlock: _ResidualBlock, Upsample: _Upsample}}
@@ -116,7 +116,7 @@ def _in_forms(layer: nn.Module, forms: _Forms) -> nn.Module:
     if isinstance(twin, _GroupNorm): twin.prepare()
     return twin
 
-# %% ../../nbs/engine/faster.ipynb #be8424e6
+# %% ../../nbs/engine/faster.ipynb #6617a764
 class _Compiled(nn.Module):
     "A network and its form, compiled: one set of weights, one mode, the network's."
     def __init__(self, net: nn.Module, options: dict[str, Any]):
@@ -145,7 +145,7 @@ class _Compiled(nn.Module):
 
     def __reduce__(self) -> tuple: return partial(compiled, **self._options), (self._orig_mod,)
 
-# %% ../../nbs/engine/faster.ipynb #c29b5fb5
+# %% ../../nbs/engine/faster.ipynb #2893bf10
 def compiled(net: nn.Module,    # stays as it is; a `UNet` gets the forms of its device
              **options: Any,    # of torch.compile
             ) -> nn.Module:     # called as `net` is
