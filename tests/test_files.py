@@ -74,9 +74,9 @@ def test_the_mode_is_the_one_the_umask_gives(tmp_path, umask, mode):
 
 def test_files_and_folders_are_synced_before_they_get_their_name_and_the_name_after(tmp_path,
                                                                                    monkeypatch):
-    done, sync, move = [], files._sync, files._move
+    done, sync, move = [], files._sync, files.move
     monkeypatch.setattr(files, "_sync", lambda p: (done.append(p.name), sync(p)))
-    monkeypatch.setattr(files, "_move", lambda a, b: (done.append("MOVE"), move(a, b)))
+    monkeypatch.setattr(files, "move", lambda a, b: (done.append("MOVE"), move(a, b)))
     with replacing(tmp_path / "f", folder=True) as part:
         (part / "sub").mkdir()
         for name in ("a", "sub/b"): (part / name).write_text("")
@@ -98,7 +98,7 @@ def test_a_link_is_written_through_and_what_is_no_file_is_not_replaced(tmp_path)
 
 def test_a_folder_that_cannot_take_its_place_gives_it_back(tmp_path, monkeypatch):
     with replacing(tmp_path / "f", folder=True) as part: (part / "old").write_text("")
-    rename = os.rename
+    rename = os.replace
 
     def refuse(a, b):
         if Path(b).name == "f" and (Path(a) / "new").exists():
@@ -107,7 +107,7 @@ def test_a_folder_that_cannot_take_its_place_gives_it_back(tmp_path, monkeypatch
 
     with pytest.raises(OSError), replacing(tmp_path / "f", folder=True) as part:
         (part / "new").write_text("")
-        monkeypatch.setattr(os, "rename", refuse)
+        monkeypatch.setattr(os, "replace", refuse)
     assert names(tmp_path) == ["f"] and names(tmp_path / "f") == ["old"]
 
 

@@ -345,13 +345,13 @@ def _train(args: argparse.Namespace) -> int:
     if os.environ.get("RANK", "0") == "0": check_writable(out)
     trainer = wanted.trainer(out, args.device, args.download, progress=not args.quiet)
     log = _log if trainer.main else lambda *words: None
-    found = bool(checkpoints(out))
-    if found: trainer.resume()
-    if trainer.main:
-        text = json.dumps(wanted.to_dict(), indent=1)
-        with replacing(out / "run.json") as part: part.write_text(text)
-    log(_beginning(out, wanted, trainer, found))
-    trainer.train()
+    with trainer.locked():       # who does not have the folder changes nothing in it
+        if found := bool(checkpoints(out)): trainer.resume()
+        if trainer.main:
+            text = json.dumps(wanted.to_dict(), indent=1)
+            with replacing(out / "run.json") as part: part.write_text(text)
+        log(_beginning(out, wanted, trainer, found))
+        trainer.train()
     if trainer.stopped_by:
         log(f"go on with: ddpm-nb train --resume {out}")
         return 130 if trainer.stopped_by == "SIGINT" else 143
@@ -689,7 +689,7 @@ def _about_machine() -> Iterator[str]:
 # %% ../../nbs/engine/cli.ipynb #e3738559
 def _about_run(run: Path) -> Iterator[str]:
     "What its newest checkpoint and its log say of a run."
-    from ddpm_nb.engine.runs import checkpoints, read_checkpoint
+    from ddpm_nb.engine.runs import _read_log, checkpoints, read_checkpoint
     found = checkpoints(run)
     if not found: raise ValueError(f"{run} is no run folder: it has no checkpoint")
     _, state = read_checkpoint(found[-1], only=("none",))
@@ -706,14 +706,6 @@ def _about_run(run: Path) -> Iterator[str]:
     for part in ("train", "model", "diffusion"):
         mine = {k.split(".", 1)[1]: v for k, v in config.items() if k.startswith(part + ".")}
         yield f"{part:<12} " + ", ".join(f"{k}={v}" for k, v in mine.items())
-
-# %% ../../nbs/engine/cli.ipynb #bd314f9f
-def _read_log(path: Path) -> list[dict]:
-    "The rows of a run's log, but one that was cut short."
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with suppress(ValueError): rows.append(json.loads(line))
-    return rows
 
 # %% ../../nbs/engine/cli.ipynb #42045e64
 _COMMANDS = {"train": (_train_arguments, _train), "sample": (_sample_arguments, _sample),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..data import _CIFAR10_FOLDER, _CIFAR10_URL, _missing_files, read_cifar10
-from .files import replacing
+from .files import move, replacing
 
 # %% ../../nbs/engine/images.ipynb #51f2ae5b
 def _fetch_rest(url: str, part: Path, timeout: float, progress: bool) -> int | None:
@@ -78,7 +78,7 @@ def download_file(url: str,              # http or https
         part.unlink()
         raise OSError(f"{url} came with the MD5 {found} instead of {md5}; it was thrown away: "
                       f"call again to fetch it anew")
-    os.replace(part, path)
+    move(part, path)
     return path
 
 # %% ../../nbs/engine/images.ipynb #b2823698
