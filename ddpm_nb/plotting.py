@@ -55,7 +55,9 @@ class Picture:
                  alt: str,             # what it shows, for a reader who cannot see it
                  format: str = "png",  # "png" or "gif"
                 ):
-        self.data, self.alt, self.format = data, " ".join(str(alt).split()), format
+        self.data: bytes = data
+        self.alt: str = " ".join(str(alt).split())
+        self.format: str = format
 
     def save(self, path: str | Path) -> Path:
         "Write the file as it is; folders are made. Returns the path."
@@ -268,8 +270,8 @@ def _check_labels(what: str, labels: Sequence, count: int) -> None:
 
 
 def show_strip(rows: Iterable[Any],         # one batch (C, ch, H, W) for each row; (R, C, ch, H, W)
-               col_labels: Sequence = (),   # one for each column, such as the times
-               row_labels: Sequence = (),   # one for each row
+               col_labels: Sequence[Any] = (),  # one for each column, such as the times
+               row_labels: Sequence[Any] = (),  # one for each row
                title: str | None = None,    # says what to notice
                alt: str | None = None,      # description; from the title if None
                scale: int | None = None,    # enlargement; to fill the page if None
@@ -368,7 +370,8 @@ def lines(x: Any,                       # (N,), or None: 0, 1, 2, ...
           dashed: Sequence[str] = (),   # names drawn as a dashed line, on top
           bands: dict[str, Any] | None = None,   # name -> (low, high), in the curve's colour
           colors: dict[str, str] | None = None,  # name -> colour, over the palette
-          xlim: tuple | None = None, ylim: tuple | None = None,
+          xlim: tuple[float, float] | None = None,
+          ylim: tuple[float, float] | None = None,
           path: str | Path | None = None,  # also write the picture there
           **kwargs: Any,                # to `axes`
          ) -> Picture:
@@ -414,7 +417,7 @@ def scatter(points: dict[str, Any],     # name -> (N, 2)
             title: str | None = None,   # says what to notice
             alt: str | None = None,     # description; from the title if None
             panels: bool = False,       # each name in axes of its own, side by side
-            limits: float | tuple | None = None,  # a (both axes from -a to a) or (low, high)
+            limits: float | tuple[float, float] | None = None,  # a (from -a to a), or (low, high)
             size: float = 4,            # of a point
             alpha: float = 0.5,         # opacity of a point
             color: str | Sequence[str] | None = None,  # one, or one for each name

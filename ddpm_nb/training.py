@@ -61,7 +61,7 @@ class TrainConfig:
         return cls(**values)
 
 # %% ../nbs/08_training.ipynb #4fade94a
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS: dict[str, Any] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MAY_BE_0 = ("warmup", "cooldown", "seed", "keep_every", "sample_every")
 
 
@@ -93,8 +93,7 @@ class EMA:
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, warmup: bool = False):
         if not 0 <= decay < 1: raise ValueError(f"decay must lie in [0, 1), got {decay}")
-        self.decay: float = decay
-        self.warmup: bool = warmup
+        self.decay, self.warmup = decay, warmup
         self.model: nn.Module = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -110,7 +109,8 @@ class LossByT:
 
     def __init__(self, T: int, device: str | torch.device = "cpu", memory: int = 1000):
         self.keep: float = math.exp(-1 / memory)
-        self.sums, self.counts = torch.zeros(2, T, device=device)
+        self.sums: Tensor = torch.zeros(T, device=device)
+        self.counts: Tensor = torch.zeros_like(self.sums)
 
     def add(self, t: Tensor, losses: Tensor) -> None:   # long (B,), float (B,)
         "File the losses of one update."

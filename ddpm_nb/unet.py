@@ -205,11 +205,11 @@ class Attention(nn.Module):
     "Self-attention over the pixels, with a residual connection."
     def __init__(self, channels: int, heads: int, groups: int):
         super().__init__()
-        self.heads = heads
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.qkv = _conv1(channels, 3 * channels)
+        self.heads: int = heads
+        self.norm: nn.GroupNorm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.qkv: nn.Conv2d = _conv1(channels, 3 * channels)
         for w in self.qkv.weight.chunk(3): nn.init.xavier_uniform_(w)   # each starts as its own
-        self.out = _conv1(channels, channels, _NEAR_ZERO)
+        self.out: nn.Conv2d = _conv1(channels, channels, _NEAR_ZERO)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (rearrange(o, "b (n d) h w -> b n (h w) d", n=self.heads)
@@ -222,7 +222,7 @@ class Downsample(nn.Module):
     "Half the size: a convolution with stride 2, padded at the right and the bottom only."
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = _conv3(channels, channels, stride=2, padding=0)
+        self.conv: nn.Conv2d = _conv3(channels, channels, stride=2, padding=0)
 
     def forward(self, x: Tensor) -> Tensor: return self.conv(F.pad(x, (0, 1, 0, 1)))
 
@@ -231,7 +231,7 @@ class Upsample(nn.Module):
     "Twice the size: each pixel four times, then a convolution."
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = _conv3(channels, channels)
+        self.conv: nn.Conv2d = _conv3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))

@@ -835,7 +835,7 @@ from test_runs import draw, net, trainer
 t = trainer(sys.argv[1], net(0.0), steps=6, save_every=6, batch_size=8, log_every=2)
 x0 = next(t.batches)
 times, noise = draw(x0, 100, 0, 0, t.batches.rank, t.batches.world)
-loss = t.objective(x0, times, noise).mean()
+loss = t.gradient.objective(x0, times, noise).mean()
 t.accelerator.backward(loss)
 loss = t.accelerator.reduce(loss.detach(), "mean")
 gradients = {k: p.grad.clone() for k, p in t.model.named_parameters()}

@@ -21,7 +21,7 @@ LEAST = 0.9       # of the public symbols have a type that needs no guess
 
 USER = f"""
 from pathlib import Path
-from typing import assert_type
+from typing import Any, assert_type
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ assert_type(labels, Tensor)
 points = swiss_roll(100)
 
 run = TrainConfig(steps=10, lr=1e-3, flip=False)
-assert_type(run.to_dict(), dict)
+assert_type(run.to_dict(), dict[str, Any])
 trainer = Trainer(net, diffusion, images, run, "runs/x", device="cpu").train()
 assert_type(trainer.step, int)
 for update in train(net, diffusion, [x0], TrainConfig(steps=1)): print(update.step, update.loss)

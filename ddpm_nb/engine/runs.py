@@ -78,8 +78,10 @@ class _Gradient:
     "The gradient of a batch's mean loss, in parts, in half precision, over all processes."
 
     def __init__(self, accelerator: Any, objective: nn.Module, state: TrainState, parts: int):
-        self.accelerator, self.objective, self.state = accelerator, objective, state
-        self.parts = parts
+        self.accelerator: Any = accelerator
+        self.objective: nn.Module = objective
+        self.state: TrainState = state
+        self.parts: int = parts
 
     def __call__(self, x0: Tensor, t: Tensor, noise: Tensor, labels: Tensor | None) -> Tensor:
         a, losses, all_of_it = self.accelerator, [], [x0, t, noise]
@@ -149,9 +151,12 @@ class _Log:
 
     def __init__(self, folder: Path | None, writes: bool, tensorboard: bool,
                  note: Callable[[str], None]):
-        self.folder, self.writes, self.tensorboard, self.note = folder, writes, tensorboard, note
+        self.folder: Path | None = folder
+        self.writes: bool = writes
+        self.tensorboard: bool = tensorboard
+        self.note: Callable[[str], None] = note
         self.rows: list[dict[str, Any]] = []
-        self.whole = False        # log.jsonl holds what `rows` holds
+        self.whole: bool = False  # log.jsonl holds what `rows` holds
         self.board: Any = None    # TensorBoard's writer
 
     def load(self, step: int) -> None:
@@ -242,11 +247,12 @@ class _Run:
                                         a.device, a.process_index, a.num_processes, labels)
         if a.device.type == "cuda": torch.backends.cudnn.benchmark = True
         self.diffusion: GaussianDiffusion = diffusion.to(a.device)
-        self.model, called = _forms(model.to(a.device), config.compile)
+        net, called = _forms(model.to(a.device), config.compile)
+        self.model: nn.Module = net
         self.state: TrainState = TrainState(self.model, self.diffusion.T, config)
         objective = _Objective(called, self.diffusion).train()
-        self.objective, self.state.optimizer = a.prepare(objective, self.state.optimizer)
-        self.gradient: _Gradient = _Gradient(a, self.objective, self.state, config.accumulate)
+        objective, self.state.optimizer = a.prepare(objective, self.state.optimizer)
+        self.gradient: _Gradient = _Gradient(a, objective, self.state, config.accumulate)
         self.lines: _Log = _Log(self.folder, self.main, config.tensorboard, self.processes.note)
         self.recent: deque[Update] = deque(maxlen=config.log_every)   # since the log's last line,
         self.since: tuple[int, float] = (0, 0.0)                      # which was at: step, seconds
@@ -489,13 +495,14 @@ _MAY_CHANGE = tuple(f"train.{k}" for k in (
     "sample_every", "sample_count", "sampler", "sample_steps", "tensorboard"))
 
 # %% ../../nbs/engine/runs.ipynb #2664b34b
-def differences(there: dict, here: dict) -> list[str]:
+def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     "One phrase for each key that a checkpoint and a run disagree on."
     keys = [k for k in {**there, **here} if k not in _MAY_CHANGE and there.get(k) != here.get(k)]
     return [f"{k} is {there.get(k)!r} there and {here.get(k)!r} here" for k in keys]
 
 # %% ../../nbs/engine/runs.ipynb #37141d88
-def _check_same(path: Path, state: dict[str, Any], description: dict, here: TrainConfig) -> None:
+def _check_same(path: Path, state: dict[str, Any], description: dict[str, Any],
+                here: TrainConfig) -> None:
     "Refuse to go on from a checkpoint of another run, or where the learning rate would jump."
     if differ := differences(state["config"], description):
         raise ValueError(f"{path} is of another configuration: " + "; ".join(differ))
@@ -762,7 +769,7 @@ def _part(state: dict[str, Any], name: str) -> dict[str, Any]:
             if k.startswith(name + ".")}
 
 
-def _described_network(path: Path, config: dict) -> UNet:
+def _described_network(path: Path, config: dict[str, Any]) -> UNet:
     "The network that a checkpoint describes, if it is a `UNet` (else ValueError)."
     kind, _ = config.pop("class"), config.pop("weights")
     if kind != "UNet": raise ValueError(f"{path} holds a {kind}: pass one as `model`")
