@@ -1,8 +1,10 @@
 // A copy button on every block of code, and folded parts that open when a link leads into them.
 document.addEventListener("DOMContentLoaded", () => {
-  for (const block of document.querySelectorAll(".cell_input div.highlight, article > section div.highlight-python div.highlight, div.highlight-bash div.highlight")) {
+  const blocks = [".cell_input", "article > section div.highlight-python", "div.highlight-bash"];
+  for (const block of document.querySelectorAll(blocks.map(b => b + " div.highlight").join(", "))) {
     if (block.querySelector("button.copy")) continue;
-    const button = Object.assign(document.createElement("button"), { className: "copy", type: "button", textContent: "copy" });
+    const button = document.createElement("button");
+    Object.assign(button, { className: "copy", type: "button", textContent: "copy" });
     button.setAttribute("aria-label", "Copy this code");
     button.onclick = async () => {
       const text = block.querySelector("pre").innerText;
@@ -16,7 +18,11 @@ document.addEventListener("DOMContentLoaded", () => {
     };
     block.append(button);
   }
-  for (const cell of document.querySelectorAll(".cell.tag_exported .cell_input")) cell.title = "this cell is part of the package ddpm_nb";
+  for (const cell of document.querySelectorAll(".cell.tag_exported .cell_input"))
+    cell.title = "this cell is part of the package ddpm_nb";
+  // the title of a fold is its name for a screen reader too
+  for (const fold of document.querySelectorAll("details.hide > summary"))
+    fold.removeAttribute("aria-label");
   const unfold = () => {
     let part = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
     if (!part) return;
