@@ -94,9 +94,10 @@ class _Trajectories(ReverseProcess):
     def respaced(self,
                  steps: int,     # how many steps to keep, 1 .. T
                  ) -> Self:      # on the same device
-        "The same diffusion at fewer, evenly spaced times; the network is told the original ones."
+        "The same diffusion at fewer times; the network is asked for what it was trained to say."
         names = self.prediction, self.variance, self.loss_type, self.decoder
-        return type(self)(self.schedule.respaced(steps), *names).to(self.device)
+        schedule, original = self.schedule.respaced(steps), self.original.schedule
+        return type(self)(schedule, *names, original=original).to(self.device)
 
     def trajectory(self,
                    model: Callable[[Tensor, Tensor], Tensor],   # model(x_t, t), in eval mode

@@ -118,6 +118,37 @@ def test_learned_range_agrees_with_diffusers():
         close(got, want, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("clip", [True, False])
+def test_clipping_leaves_the_mean_of_a_mu_network_alone(clip):
+    "As in the paper's code: the network says the mean; only the x0-hat that is reported is cut."
+    d, x, t = ReverseProcess(SHORT, "mu"), draw(20, 3), torch.arange(20)
+    answer = 0.999 * x + 0.5
+    step = d.p_mean_variance(lambda x, t: answer, x, t, clip)
+    assert torch.equal(step.mean, answer)
+    x0 = PREDICTIONS["mu"].to_x0(d, answer, x, t)
+    assert x0.abs().max() > 10
+    close(step.x0, x0.clamp(-1, 1) if clip else x0)
+
+
+def test_where_stretches_are_long_a_mu_networks_mean_is_that_of_its_x0():
+    "Of 3 stretches of 20 steps none is a step of the network's; of 19, all but one are."
+    s, x = SHORT, draw(20, 3)
+    for steps, single in ((3, 0), (19, 18)):
+        d = ReverseProcess(s.respaced(steps), "mu", original=s)
+        t, answer = torch.arange(steps), 0.999 * x[:steps] + 0.5
+        step = d.p_mean_variance(lambda x, t: answer, x[:steps], t)
+        assert (step.mean == answer).all(1).sum() == single == d.is_single.sum()
+        long, mean = ~d.is_single, d.q_posterior(step.x0, x[:steps], t)[0]
+        close(step.mean[long], mean[long])
+
+
+def test_what_is_asked_for_is_a_formula_that_a_subclass_must_give():
+    for base in (Prediction, Variance):
+        with pytest.raises(TypeError, match="abstract"): type("Empty", (base,), {})()
+    one = torch.ones(3, 1)
+    assert VARIANCES["fixed_small"].target(ReverseProcess(SHORT), one, one, one).shape == (0, 1)
+
+
 # --- variances ------------------------------------------------------------------------------------
 
 def test_fixed_large_takes_the_posterior_variance_of_index_1_at_index_0():
@@ -542,13 +573,14 @@ def test_wrong_t_noise_or_data_are_refused():
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_a_schedule_that_ends_in_pure_noise_bears_all_but_eps(prediction):
     "jsd: alpha_bar_T = 0, where eps says nothing of x0."
-    d, x, t = ReverseProcess(NoiseSchedule.jsd(T=10), prediction), draw(10, 2), torch.arange(10)
-    if prediction == "eps":
-        with refused("prediction must be x0, mu or v"): d.p_mean_variance(zeros, x, t)
-        assert d.loss(zeros, x).isfinite()                    # training is possible, reading is not
-    else:
-        assert all(v.isfinite().all() for v in d.p_mean_variance(zeros, x, t)[:2])
-        assert d.bits_per_dim(zeros, x)["total"].isfinite().all()
+    if PREDICTIONS[prediction].needs_signal:
+        with refused("prediction must be x0, mu or v"):        # before anything is trained
+            ReverseProcess(NoiseSchedule.jsd(T=10), prediction)
+        return
+    d = ReverseProcess(NoiseSchedule.jsd(T=10), prediction, decoder="gaussian")
+    x, t = draw(10, 2), torch.arange(10)
+    assert all(v.isfinite().all() for v in d.p_mean_variance(zeros, x, t)[:2])
+    assert d.bits_per_dim(zeros, x)["total"].isfinite().all()
 
 
 def test_eps_weights_are_for_a_fixed_variance():
@@ -581,7 +613,7 @@ def test_a_prediction_of_ones_own_is_one_entry_of_the_table(monkeypatch):
     simple = ReverseProcess(SHORT, "double").losses(twice, x0, t, noise)
     close(simple, 4 * ReverseProcess(SHORT).losses(net, x0, t, noise))
     with refused("double says nothing of x0 where alpha_bar is 0"):
-        ReverseProcess(NoiseSchedule.jsd(T=16), "double").p_mean_variance(zeros, x0, t)
+        ReverseProcess(NoiseSchedule.jsd(T=16), "double")
 
 
 def test_a_variance_of_ones_own_says_itself_whether_it_is_learned(monkeypatch):
