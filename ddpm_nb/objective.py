@@ -30,7 +30,7 @@ class _Constants(ForwardProcess):
         large[0] = self.posterior_log_variance[0].exp()
         self._add(fixed_large_log_variance=large.log(), log_betas=schedule.betas.log())
 
-# %% ../nbs/04_objective.ipynb #828ff87e
+# %% ../nbs/04_objective.ipynb #32eaa949
 def _places(schedule: NoiseSchedule,   # a respacing of `original`
             original: NoiseSchedule,
             ) -> Tensor:               # long, shape (schedule.T,)
@@ -41,7 +41,7 @@ def _places(schedule: NoiseSchedule,   # a respacing of `original`
         raise ValueError("schedule must be a respacing of original, with its times and alpha_bars")
     return at
 
-# %% ../nbs/04_objective.ipynb #0c8b97ed
+# %% ../nbs/04_objective.ipynb #ca815a9e
 class _Variances(_Constants):
     "The forward process, beside the one that the network was trained on."
 
@@ -233,6 +233,28 @@ class _Reading(_Variances):
         variance, log_variance = how.read(self, said, t, x0)
         return ReverseStep(mean, variance, log_variance, x0)
 
+# %% ../nbs/04_objective.ipynb #27a4c5dd
+class _Watched:
+    "A model, and a note of where its answers were not finite."
+
+    def __init__(self, model: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.model: Callable[[Tensor, Tensor], Tensor] = model
+        self.bad_t: Tensor | None = None      # the largest such t, which came first; -1 for none
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        answer = self.model(x, t)
+        if isinstance(answer, Tensor) and answer.shape[:1] == t.shape:
+            finite = answer.isfinite().unsqueeze(-1).flatten(1).all(1)
+            before = t.new_full((1,), -1) if self.bad_t is None else self.bad_t
+            self.bad_t = torch.cat([before, torch.where(finite, -1, t)]).amax(0, keepdim=True)
+        return answer
+
+    def check(self) -> None:
+        "Raise, if there was one. This waits for the device."
+        if self.bad_t is None or self.bad_t.device.type == "meta" or self.bad_t.item() < 0: return
+        raise FloatingPointError("the model's answer is not finite (NaN or infinity), first at "
+                                 f"t = {self.bad_t.item()}")
+
 # %% ../nbs/04_objective.ipynb #47169892
 class _ReverseChain(_Reading):
     "The reverse steps of a model, and what the data cost with them."
@@ -249,7 +271,8 @@ class _ReverseChain(_Reading):
 
     def bits_per_dim(self,
                      model: Callable[[Tensor, Tensor], Tensor],   # model(x_t, t)
-                     x0: Tensor,                # data, shape (B, ...), in [-1, 1]
+                     x0: Tensor,                # data, shape (B, ...), in [-1, 1]; k/127.5 - 1 if
+                                                # the decoder is the discretized one
                      chunk: int | None = None,  # time steps at once; by default, 128 items a call
                      generator: torch.Generator | None = None,    # for the noise
                      clip: bool = True,         # clip x0-hat to [-1, 1], as the paper's evaluation
@@ -257,9 +280,12 @@ class _ReverseChain(_Reading):
                      ) -> dict[str, Tensor]:    # bits/dim: "total", "prior" (B,), "vb" (B, T);
                                                 # and "mse" (B, T), of x0-hat
         "The variational bound of each item, term by term (eq. 5); total = prior + vb.sum(1)."
+        watched = _Watched(model)
         def reverse(x_t: Tensor, t: Tensor) -> ReverseStep:
-            return self.p_mean_variance(model, x_t, t, clip)
-        return variational_bound(self, reverse, x0, self.decoder, chunk, generator, progress)
+            return self.p_mean_variance(watched, x_t, t, clip)
+        terms = variational_bound(self, reverse, x0, self.decoder, chunk, generator, progress)
+        watched.check()
+        return terms
 
 # %% ../nbs/04_objective.ipynb #9cf1442d
 def _simple(d: _Reading,       # the process, with its names
@@ -464,7 +490,7 @@ class IdealDenoiser(_KnownPosterior):
         best = (extract(d.posterior_variance, t, x) + doubt).clamp(min=1e-30).log()
         return torch.cat([answer, how.target(d, best, t, x)], 1).to(x_t.dtype)
 
-# %% ../nbs/04_objective.ipynb #3ee68486
+# %% ../nbs/04_objective.ipynb #5c0a0d5f
 def _of_stretch(d: _Variances, log_variance: Tensor, t: Tensor, x: Tensor) -> Tensor:
     "The log-variance of a stretch, from that of the last step in it; by the share of the way."
     one, u = d.original, d.network_t[t]

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .diffusion import randn, same_shape
-from .objective import ReverseProcess
+from .objective import ReverseProcess, _Watched
 from .schedules import look_up
 
 # %% ../nbs/05_sampling.ipynb #4dd6b20e
@@ -83,6 +83,8 @@ def _first_state(shape: tuple[int, ...], noise: Tensor | None, device: torch.dev
                  generator: torch.Generator | None) -> Tensor:
     "The noise to begin with; never in half precision."
     if noise is None: noise = randn(shape, torch.empty(0, device=device), generator)
+    if not noise.is_floating_point():
+        raise ValueError(f"noise must be floating point, standard normal, got {noise.dtype}")
     if noise.shape != shape:
         raise ValueError(f"noise must have shape {shape}, got {tuple(noise.shape)}")
     return noise.to(device, torch.promote_types(noise.dtype, torch.float32))
@@ -139,11 +141,13 @@ class _Samples(_Trajectories):
                **options: Any,                   # the sampler's own; ddim has eta, 0 .. 1
                ) -> Tensor:                      # samples, shape `shape`
         "Sample: run `trajectory` to its end, in inference mode, memory flat in T (algorithm 2)."
-        states = self.trajectory(model, shape, sampler, steps, generator, noise=noise, start=start,
-                                 clip=clip, **options)
+        watched = _Watched(model)
+        states = self.trajectory(watched, shape, sampler, steps, generator, noise=noise,
+                                 start=start, clip=clip, **options)
         total = (self.T if steps is None else steps) if start is None else start + 1
         for state in tqdm(states, total=total, disable=not progress, desc=sampler):
             if callback: callback(state)
+        watched.check()
         return state.x.clone()    # an ordinary tensor again
 
 # %% ../nbs/05_sampling.ipynb #a282febf

@@ -20,6 +20,9 @@ def refused(match): return pytest.raises(ValueError, match=match)
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 def draw(*shape, seed=0, dtype=torch.float64):
     return torch.randn(shape, generator=gen(seed), dtype=dtype)
+def levels(*shape, seed=0, dtype=torch.float64):
+    "Data on the grid of the discretized decoder."
+    return torch.randint(0, 256, shape, generator=gen(seed)).to(dtype) / 127.5 - 1
 def zeros(x, t): return torch.zeros_like(x)
 def twice(x, t): return torch.zeros_like(torch.cat([x, x], 1))
 
@@ -302,7 +305,7 @@ def test_vlb_losses_over_all_t_sum_to_bits_per_dim(variance):
     "eq. 5: the mean over t of the vlb loss is L_0 + ... + L_{T-1}; a uniform t is unbiased."
     d = ReverseProcess(SHORT, variance=variance, loss="vlb")
     net = Affine(2, 4 if variance.startswith("learned") else 2)
-    x0 = draw(1, 2, 3).clamp(-1, 1)
+    x0 = levels(1, 2, 3)
     with torch.no_grad():
         terms = d.bits_per_dim(net, x0, chunk=20, generator=gen(5), clip=False)
         noise = torch.randn(20, 2, 3, generator=gen(5), dtype=torch.float64)   # as there
@@ -327,7 +330,7 @@ def test_random_t_gives_the_bound_on_average():
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_losses_and_bound_accept_any_shape_of_data(shape, prediction):
     d = ReverseProcess(SHORT, prediction)
-    x0 = draw(*shape, dtype=torch.float32).clamp(-1, 1)
+    x0 = levels(*shape, dtype=torch.float32)
     assert d.losses(zeros, x0).shape == (6,)
     assert d.loss(zeros, x0).shape == ()
     terms = d.bits_per_dim(zeros, x0)
@@ -340,7 +343,7 @@ def test_losses_and_bound_accept_any_shape_of_data(shape, prediction):
 def test_bits_per_dim_in_chunks_equals_all_at_once(chunk):
     "Memory may be saved, the numbers stay: a model and a noise that depend on x_t alone."
     d = ReverseProcess(SHORT, variance="learned_range")
-    net, x0 = Affine(2, 4), draw(3, 2, 3).clamp(-1, 1)
+    net, x0 = Affine(2, 4), levels(3, 2, 3)
     whole = {k: [] for k in ("vb", "mse")}
     # the noise of one call per chunk, as bits_per_dim walks, from the last chunk to the first
     got = d.bits_per_dim(net, x0, chunk=chunk, generator=gen(3))
@@ -375,6 +378,40 @@ def test_every_exact_term_of_the_bound_on_a_gaussian():
         nats = nats + d.posterior_x0_coef**2 * doubt / (2 * log_variance.exp())
         error = 5 * vb.std(0) / math.sqrt(n)
         assert ((vb.mean(0) - nats / math.log(2)).abs()[1:] < error[1:]).all()
+
+
+@pytest.mark.parametrize("x0,says", [
+    (levels(4, 3) / 2 + 0.5, r", 0.\d+ .. 0.\d+, are off by up to 0.5 of a level"),
+    ((levels(4, 3) + 1) * 127.5, "are off by up to 3.+ of a level.*to_model.*decoder='gaussian'"),
+    (draw(4, 3).clamp(-1, 1), "are off by up to 0.[34]"), (torch.tensor([math.nan]), "nan .. nan")])
+def test_bits_of_data_off_the_grid_are_refused(x0, says):
+    "eq. 13 is for 256 values: in [0, 1] every other is half a level off, and bytes by thousands."
+    def never(x, t): raise AssertionError("the model was called")
+    with refused("discretized decoder is for the 256 values k/127.5 - 1, and the data.*" + says):
+        ReverseProcess(SHORT).bits_per_dim(never, x0)
+    if x0.ndim > 1: ReverseProcess(SHORT, decoder="gaussian").bits_per_dim(zeros, x0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_every_level_is_on_the_grid_in_its_own_precision(dtype):
+    x0 = (torch.arange(256.0) / 127.5 - 1).to(dtype)[None]
+    assert ReverseProcess(SHORT).bits_per_dim(zeros, x0)["total"].isfinite().all()
+    if dtype != torch.float16:
+        with refused("off by up to 0.01"):
+            ReverseProcess(SHORT).bits_per_dim(zeros, x0 + 0.01 / 127.5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("when", [0, 7, 19])
+def test_bits_from_a_network_that_is_not_finite_are_an_error(bad, when):
+    "One answer in one place at one step is enough, and the step is named."
+    def model(x, t):
+        out = torch.zeros_like(x)
+        out[t == when, 1:] = bad
+        return out
+    for chunk in (1, 6, 20):
+        with pytest.raises(FloatingPointError, match=f"not finite .*first at t = {when}$"):
+            ReverseProcess(SHORT).bits_per_dim(model, levels(3, 4), chunk)
 
 
 def test_half_precision_output_leaves_the_state_in_float32():
@@ -546,7 +583,7 @@ def test_a_schedule_is_needed():
 @pytest.mark.parametrize("wrong", [lambda x, t: x[:, :1], lambda x, t: torch.cat([x, x], 1),
                                    lambda x, t: x[:2], lambda x, t: x[..., :1]])
 def test_an_output_of_the_wrong_shape_is_refused(wrong):
-    x, t = draw(4, 3, 2, 2), torch.arange(4)
+    x, t = levels(4, 3, 2, 2), torch.arange(4)
     for call in (lambda d: d.loss(wrong, x), lambda d: d.p_mean_variance(wrong, x, t),
                  lambda d: d.bits_per_dim(wrong, x)):
         with refused(r"must return the shape of x_t, \(\d+, 3, 2, 2\), got"):

@@ -603,6 +603,8 @@ def test_a_cpu_generator_serves_another_device():
     (dict(eta=-0.1, sampler="ddim"), "eta must lie in"),
     (dict(eta=math.nan, sampler="ddim"), "eta must lie in"),
     (dict(noise=torch.zeros(4, 3)), r"noise must have shape \(4, 2\), got \(4, 3\)"),
+    (dict(noise=torch.zeros(4, 2, dtype=torch.uint8)),
+     "noise must be floating point, standard normal, got torch.uint8"),
 ])
 def test_a_wrong_argument_is_refused_before_anything_runs(wrong, match, capsys):
     d, calls = GaussianDiffusion(SHORT), []
@@ -617,6 +619,21 @@ def test_a_model_that_returns_the_wrong_shape_is_refused(sampler):
     d = GaussianDiffusion(SHORT)
     with refused(r"must return the shape of x_t, \(4, 2\), got \(4, 1\)"):
         d.sample(lambda x, t: x[:, :1], (4, 2), sampler, progress=False)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samples_from_a_network_that_is_not_finite_are_an_error(sampler, bad, clip):
+    "Clipped, infinity would be white. One item of a batch is enough; the first step is named."
+    d = GaussianDiffusion(SHORT)
+    for steps, first in ((20, 19), (20, 7), (20, 0), (5, 7)):
+        def model(x, t):
+            out = tame(x, t)
+            out[1] = torch.where(t[1] <= first, bad, out[1])
+            return out
+        with pytest.raises(FloatingPointError, match=f"not finite .*first at t = {first}$"):
+            d.sample(model, (3, 2), sampler, steps, gen(0), False, clip=clip)
 
 
 def test_interpolation_refuses_what_does_not_fit():
