@@ -183,7 +183,7 @@ def _some_terms(process: ForwardProcess,
     mse = (x0_hat - x).pow(2).reshape(n, B, -1).mean(2)
     return bits.view(n, B).T, mse.T
 
-# %% ../nbs/03_bound.ipynb #39d797bf
+# %% ../nbs/03_bound.ipynb #552b4065
 def _check_levels(x0: Tensor) -> None:
     "Refuse data that are not among the 256 values of the discretized decoder (eq. 13)."
     if x0.device.type == "meta" or x0.numel() == 0: return
@@ -200,7 +200,7 @@ def _check_levels(x0: Tensor) -> None:
 @torch.no_grad()
 def variational_bound(process: ForwardProcess,      # the forward process
                       reverse: _Reverse,            # what to judge: (x_t, t) to a `ReverseStep`
-                      x0: Tensor,                   # data, shape (B, ...), k/127.5 - 1 if discretized
+                      x0: Tensor,                   # data, (B, ...); k/127.5 - 1 if discretized
                       decoder: str = "discretized", # a name in `DECODERS`
                       chunk: int | None = None,     # steps at once; by default 128 items a call
                       generator: torch.Generator | None = None,   # for the noise
