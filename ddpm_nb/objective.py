@@ -279,7 +279,10 @@ class _ReverseChain(_Reading):
                      progress: bool = False,    # show a bar
                      ) -> dict[str, Tensor]:    # bits/dim: "total", "prior" (B,), "vb" (B, T);
                                                 # and "mse" (B, T), of x0-hat
-        "The variational bound of each item, term by term (eq. 5); total = prior + vb.sum(1)."
+        """The variational bound of each item, term by term (eq. 5); total = prior + vb.sum(1).
+
+        FloatingPointError, if an answer of the model was NaN or infinite.
+        """
         watched = _Watched(model)
         def reverse(x_t: Tensor, t: Tensor) -> ReverseStep:
             return self.p_mean_variance(watched, x_t, t, clip)

@@ -140,7 +140,10 @@ class _Samples(_Trajectories):
                callback: Callable[[State], None] | None = None,   # called after each step
                **options: Any,                   # the sampler's own; ddim has eta, 0 .. 1
                ) -> Tensor:                      # samples, shape `shape`
-        "Sample: run `trajectory` to its end, in inference mode, memory flat in T (algorithm 2)."
+        """Sample: run `trajectory` to its end, in inference mode, memory flat in T (algorithm 2).
+
+        FloatingPointError, if an answer of the model was NaN or infinite.
+        """
         watched = _Watched(model)
         states = self.trajectory(watched, shape, sampler, steps, generator, noise=noise,
                                  start=start, clip=clip, **options)
@@ -211,13 +214,14 @@ def dpm_solver_pp_2m(d: ReverseProcess,                            # whose steps
     "DPM-Solver++(2M): the ODE in half log-SNR, x0-hat extrapolated from the last two steps."
     s = d.schedule
     alphas, sigmas = s.alpha_bars.sqrt().tolist(), s.one_minus_alpha_bars.sqrt().tolist()
-    lambdas, last_x0, last_h = (s.log_snr / 2).tolist(), None, None
+    lambdas, last_x0, last_h = (s.log_snr / 2).tolist(), None, 1.0
     for i in range(start, -1, -1):
         x0 = d.p_mean_variance(model, x, _at(i, x), clip).x0
         if i == 0: x = x0     # the last stretch, to infinite SNR, ends in x0-hat itself
         else:
             h = lambdas[i - 1] - lambdas[i]
-            D = x0 if last_h is None else x0 + h / (2 * last_h) * (x0 - last_x0)
+            D = x0
+            if last_x0 is not None: D = x0 + h / (2 * last_h) * (x0 - last_x0)
             x = sigmas[i - 1] / sigmas[i] * x - alphas[i - 1] * math.expm1(-h) * D
             last_x0, last_h = x0, h
         yield State(i, x, x0)

@@ -339,6 +339,14 @@ def test_the_bound_of_fewer_steps_is_the_same_for_all_predictions(variance):
         for name in total: close(total[name], total["x0"], rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_loss_of_a_respaced_diffusion_asks_what_the_network_was_trained_to_say(prediction):
+    "Data of one point: the exact model of the original chain has nothing to learn at fewer times."
+    d, point = GaussianDiffusion(FIFTY, prediction), torch.tensor([[0.3]], dtype=torch.float64)
+    losses = d.respaced(7).losses(IdealDenoiser(d, point), point.expand(7, 1), torch.arange(7))
+    assert (losses < 1e-20).all()
+
+
 def test_a_respaced_diffusion_keeps_the_original_at_its_side():
     d = GaussianDiffusion(FIFTY, "mu", "learned").to("meta")
     assert d.original is d
