@@ -89,6 +89,11 @@ def _first_state(shape: tuple[int, ...], noise: Tensor | None, device: torch.dev
         raise ValueError(f"noise must have shape {shape}, got {tuple(noise.shape)}")
     return noise.to(device, torch.promote_types(noise.dtype, torch.float32))
 
+# %% ../nbs/05_sampling.ipynb #ab2d8ade
+def _then_check(states: Iterator[State], watched: _Watched) -> Iterator[State]:
+    yield from states
+    watched.check()
+
 # %% ../nbs/05_sampling.ipynb #5bdcf106
 class _Trajectories(ReverseProcess):
     "The reverse process, walked back step by step."
@@ -113,14 +118,18 @@ class _Trajectories(ReverseProcess):
                    clip: bool = True,                # clip x0-hat to [-1, 1]
                    **options: Any,                   # the sampler's own; ddim has eta, 0 .. 1
                    ) -> Iterator[State]:             # one state a step, as it is made
-        "Run a sampler, and yield each state: x, and the x0-hat that led to it (eq. 15)."
+        """Run a sampler, and yield each state: x, and the x0-hat that led to it (eq. 15).
+
+        FloatingPointError after the last, if an answer of the model was NaN or infinite.
+        """
         options = _checked_options(sampler, options)
         d = self if steps is None else self.respaced(steps)
         start = _first_index(d.T, start)
         x = _first_state(tuple(shape), noise, self.device, generator)
         # inference mode is on while the sampler works, off while the caller looks
-        run = torch.inference_mode()(SAMPLERS[sampler])
-        return run(d, model, x, start, clip, generator, **options)
+        run, watched = torch.inference_mode()(SAMPLERS[sampler]), _Watched(model)
+        states = run(d, watched, x, start, clip, generator, **options)
+        return _then_check(states, watched)
 
 # %% ../nbs/05_sampling.ipynb #db43c127
 class _Samples(_Trajectories):
@@ -144,13 +153,11 @@ class _Samples(_Trajectories):
 
         FloatingPointError, if an answer of the model was NaN or infinite.
         """
-        watched = _Watched(model)
-        states = self.trajectory(watched, shape, sampler, steps, generator, noise=noise,
-                                 start=start, clip=clip, **options)
+        states = self.trajectory(model, shape, sampler, steps, generator, noise=noise, start=start,
+                                 clip=clip, **options)
         total = (self.T if steps is None else steps) if start is None else start + 1
         for state in tqdm(states, total=total, disable=not progress, desc=sampler):
             if callback: callback(state)
-        watched.check()
         return state.x.clone()    # an ordinary tensor again
 
 # %% ../nbs/05_sampling.ipynb #a282febf

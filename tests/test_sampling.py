@@ -642,6 +642,9 @@ def test_samples_from_a_network_that_is_not_finite_are_an_error(sampler, bad, cl
             return out
         with pytest.raises(FloatingPointError, match=f"not finite .*first at t = {first}$"):
             d.sample(model, (3, 2), sampler, steps, gen(0), False, clip=clip)
+        states = d.trajectory(model, (3, 2), sampler, steps, gen(0), clip=clip)
+        for _ in range(steps): next(states)
+        with pytest.raises(FloatingPointError): next(states)        # a trajectory too, at its end
 
 
 def test_interpolation_refuses_what_does_not_fit():
