@@ -183,11 +183,24 @@ def _some_terms(process: ForwardProcess,
     mse = (x0_hat - x).pow(2).reshape(n, B, -1).mean(2)
     return bits.view(n, B).T, mse.T
 
+# %% ../nbs/03_bound.ipynb #552b4065
+def _check_levels(x0: Tensor) -> None:
+    "Refuse data that are not among the 256 values of the discretized decoder (eq. 13)."
+    if x0.device.type == "meta" or x0.numel() == 0: return
+    level = (x0.float() + 1) * 127.5
+    off = (level - level.round().clamp(0, 255)).abs().max().item()
+    if not off <= max(1e-3, 127.5 / 2 * torch.finfo(x0.dtype).eps):            # NaN too
+        low, high = (v.item() for v in x0.aminmax())
+        raise ValueError("the discretized decoder is for the 256 values k/127.5 - 1, and the data, "
+                         f"{low:.4g} .. {high:.4g}, are off by up to {off:.3g} of a level: bring "
+                         "bytes to [-1, 1] with to_model, or take decoder='gaussian' if the data "
+                         "are continuous")
+
 # %% ../nbs/03_bound.ipynb #d3b95e03
 @torch.no_grad()
 def variational_bound(process: ForwardProcess,      # the forward process
                       reverse: _Reverse,            # what to judge: (x_t, t) to a `ReverseStep`
-                      x0: Tensor,                   # data, shape (B, ...); inside, float32 at least
+                      x0: Tensor,                   # data, (B, ...); k/127.5 - 1 if discretized
                       decoder: str = "discretized", # a name in `DECODERS`
                       chunk: int | None = None,     # steps at once; by default 128 items a call
                       generator: torch.Generator | None = None,   # for the noise
@@ -201,6 +214,7 @@ def variational_bound(process: ForwardProcess,      # the forward process
     if chunk is not None and chunk < 1: raise ValueError(f"chunk must be 1 or more, got {chunk}")
     B, T = len(x0), process.T
     process.check(x0, torch.zeros(B, dtype=torch.long, device=x0.device))
+    if decoder == "discretized": _check_levels(x0)
     x0 = x0.to(torch.promote_types(x0.dtype, torch.float32))
     chunk = chunk or max(1, 128 // max(B, 1))
     vb, mse = torch.empty(2, B, T, dtype=x0.dtype, device=x0.device)

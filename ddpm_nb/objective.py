@@ -7,6 +7,7 @@ __all__ = ['VARIANCES', 'PREDICTIONS', 'LOSSES', 'Variance', 'Prediction', 'Reve
 
 # %% ../nbs/04_objective.ipynb #bbc034c9
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -17,7 +18,7 @@ from .diffusion import ForwardProcess, extract, noise_like
 from .schedules import NoiseSchedule, look_up
 
 # %% ../nbs/04_objective.ipynb #224d4577
-class _Variances(ForwardProcess):
+class _Constants(ForwardProcess):
     "The forward process, with the logarithms of the two constants at hand."
 
     log_betas: Tensor                   # float64, shape (T,)
@@ -27,15 +28,44 @@ class _Variances(ForwardProcess):
         super().__init__(schedule)
         large = schedule.betas.clone()
         large[0] = self.posterior_log_variance[0].exp()
-        self.register_buffer("fixed_large_log_variance", large.log(), persistent=False)
-        self.register_buffer("log_betas", schedule.betas.log(), persistent=False)
+        self._add(fixed_large_log_variance=large.log(), log_betas=schedule.betas.log())
+
+# %% ../nbs/04_objective.ipynb #32eaa949
+def _places(schedule: NoiseSchedule,   # a respacing of `original`
+            original: NoiseSchedule,
+            ) -> Tensor:               # long, shape (schedule.T,)
+    "The index that each step of a schedule has in the original one."
+    at = torch.searchsorted(original.timesteps, schedule.timesteps).clamp(max=original.T - 1)
+    same = (original.timesteps[at] == schedule.timesteps).all()
+    if not (same and torch.allclose(original.alpha_bars[at], schedule.alpha_bars, atol=1e-12)):
+        raise ValueError("schedule must be a respacing of original, with its times and alpha_bars")
+    return at
+
+# %% ../nbs/04_objective.ipynb #ca815a9e
+class _Variances(_Constants):
+    "The forward process, beside the one that the network was trained on."
+
+    network_t: Tensor   # the index of each step there, long, shape (T,)
+    is_single: Tensor   # is it one step there, too, and no longer stretch? bool, shape (T,)
+
+    def __init__(self, schedule: NoiseSchedule, original: NoiseSchedule | None = None) -> None:
+        super().__init__(schedule)
+        at = _places(schedule, schedule if original is None else original)
+        self._add(network_t=at, is_single=at.diff(prepend=at.new_tensor([-1])) == 1)
+        self._original: _Constants | None = None if original is None else _Constants(original)
+
+    @property
+    def original(self) -> _Constants:
+        "What the network was trained on: this process, unless it was respaced."
+        return self if self._original is None else self._original
 
 # %% ../nbs/04_objective.ipynb #326d4c8e
-class Variance:
+class Variance(ABC):
     "How a reverse step comes by its variance."
 
     learned: bool = False   # does the network say it, in a second half of its channels?
 
+    @abstractmethod
     def read(self,
              d: _Variances,         # the process, with its tables
              said: Tensor,          # second half of the network's channels; empty if not `learned`
@@ -43,11 +73,10 @@ class Variance:
              x: Tensor,             # shape (B, ...): gives dtype and number of axes
              ) -> tuple[Tensor, Tensor]:   # variance and log-variance, broadcastable to `x`
         "The variance of p(x_{t-1} given x_t), and its logarithm."
-        raise NotImplementedError
 
-    def target(self, d: _Variances, log_variance: Tensor, t: Tensor, x: Tensor) -> Tensor:
-        "What a network should say for it to be read as `log_variance`, if `learned`."
-        raise NotImplementedError
+    def target(self, d: _Constants, log_variance: Tensor, t: Tensor, x: Tensor) -> Tensor:
+        "What a network should say for it to be read as `log_variance`: nothing, unless `learned`."
+        return log_variance[:0]
 
 # %% ../nbs/04_objective.ipynb #abe27c16
 class _FixedSmall(Variance):
@@ -69,33 +98,36 @@ class _FixedLarge(Variance):
 VARIANCES: dict[str, Variance] = {"fixed_small": _FixedSmall(), "fixed_large": _FixedLarge()}
 
 # %% ../nbs/04_objective.ipynb #975faff2
-class Prediction:
+class Prediction(ABC):
     "What a network can be asked for, and how to get x0 back from its answer."
 
     needs_signal: bool = False   # is there no way back where alpha_bar is 0?
+    says_mean: bool = False      # is the answer itself the mean of the step?
 
+    @abstractmethod
     def target(self,
-               d: ForwardProcess,   # the process, with its tables
+               d: ForwardProcess,   # the process that the network is trained on, with its tables
                x0: Tensor,          # clean data, shape (B, ...)
                x_t: Tensor,         # noisy data, shape of `x0`
                t: Tensor,           # long, shape (B,)
                noise: Tensor,       # what made `x_t` of `x0`, shape of `x0`
                ) -> Tensor:         # shape of `x0`
         "What the network should say."
-        raise NotImplementedError
 
+    @abstractmethod
     def to_x0(self,
-              d: ForwardProcess,   # the process, with its tables
+              d: ForwardProcess,   # the process that the network was trained on, with its tables
               output: Tensor,      # what the network said, shape of `x_t`
               x_t: Tensor,         # noisy data, shape (B, ...)
               t: Tensor,           # long, shape (B,)
               ) -> Tensor:         # shape of `x_t`
         "The clean data that follow from it."
-        raise NotImplementedError
 
 # %% ../nbs/04_objective.ipynb #a812a516
 class _Mu(Prediction):
     "The posterior's mean (eq. 7)."
+
+    says_mean = True
 
     def target(self, d: ForwardProcess, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor
                ) -> Tensor:
@@ -163,8 +195,8 @@ def _checked(output: Tensor, x_t: Tensor, learned: bool) -> Tensor:
     return output
 
 
-def _check_signal(prediction: str, reaches_x0: bool) -> None:
-    if PREDICTIONS[prediction].needs_signal and not reaches_x0:
+def _check_signal(prediction: str, schedule: NoiseSchedule) -> None:
+    if PREDICTIONS[prediction].needs_signal and schedule.alpha_bars[-1] == 0:
         raise ValueError(f"{prediction} says nothing of x0 where alpha_bar is 0, as at this "
                          "schedule's end: prediction must be x0, mu or v")
 
@@ -176,11 +208,11 @@ class _Reading(_Variances):
     variance: str     # a name in `VARIANCES`
     decoder: str      # a name in `DECODERS`
 
-    def __init__(self, schedule: NoiseSchedule, prediction: str, variance: str, decoder: str
-                 ) -> None:
-        super().__init__(schedule)
+    def __init__(self, schedule: NoiseSchedule, prediction: str, variance: str, decoder: str,
+                 original: NoiseSchedule | None = None) -> None:
+        super().__init__(schedule, original)
         self.prediction, self.variance, self.decoder = prediction, variance, decoder
-        self.reaches_x0: bool = bool(schedule.alpha_bars[-1] > 0)
+        _check_signal(prediction, self.original.schedule)
 
     def read(self,
              output: Tensor,        # of the network, shape of `x_t`, or twice its channels
@@ -189,16 +221,39 @@ class _Reading(_Variances):
              clip: bool = True,     # clip x0-hat to [-1, 1], as the paper does
              ) -> ReverseStep:      # the Gaussian p(x_{t-1} given x_t), and its x0-hat
         "Turn the network's output into a reverse step (eq. 1, 11, 15)."
-        _check_signal(self.prediction, self.reaches_x0)
-        how = VARIANCES[self.variance]
+        how, asked = VARIANCES[self.variance], PREDICTIONS[self.prediction]
         output = _checked(output, x_t, how.learned)
         # half precision ends at the network's door
         output = output.to(torch.promote_types(output.dtype, x_t.dtype))
-        output, said = output.chunk(2, 1) if how.learned else (output, output[:0])
-        x0 = PREDICTIONS[self.prediction].to_x0(self, output, x_t, t)
+        answer, said = output.chunk(2, 1) if how.learned else (output, output[:0])
+        x0 = asked.to_x0(self.original, answer, x_t, self.network_t[t])
         if clip: x0 = x0.clamp(-1, 1)
+        mean = self.q_posterior(x0, x_t, t)[0]
+        if asked.says_mean: mean = torch.where(extract(self.is_single, t, x0) > 0, answer, mean)
         variance, log_variance = how.read(self, said, t, x0)
-        return ReverseStep(self.q_posterior(x0, x_t, t)[0], variance, log_variance, x0)
+        return ReverseStep(mean, variance, log_variance, x0)
+
+# %% ../nbs/04_objective.ipynb #27a4c5dd
+class _Watched:
+    "A model, and a note of where its answers were not finite."
+
+    def __init__(self, model: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.model: Callable[[Tensor, Tensor], Tensor] = model
+        self.bad_t: Tensor | None = None      # the largest such t, which came first; -1 for none
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        answer = self.model(x, t)
+        if isinstance(answer, Tensor) and answer.shape[:1] == t.shape:
+            finite = answer.isfinite().unsqueeze(-1).flatten(1).all(1)
+            before = t.new_full((1,), -1) if self.bad_t is None else self.bad_t
+            self.bad_t = torch.cat([before, torch.where(finite, -1, t)]).amax(0, keepdim=True)
+        return answer
+
+    def check(self) -> None:
+        "Raise, if there was one. This waits for the device."
+        if self.bad_t is None or self.bad_t.device.type == "meta" or self.bad_t.item() < 0: return
+        raise FloatingPointError("the model's answer is not finite (NaN or infinity), first at "
+                                 f"t = {self.bad_t.item()}")
 
 # %% ../nbs/04_objective.ipynb #47169892
 class _ReverseChain(_Reading):
@@ -216,17 +271,24 @@ class _ReverseChain(_Reading):
 
     def bits_per_dim(self,
                      model: Callable[[Tensor, Tensor], Tensor],   # model(x_t, t)
-                     x0: Tensor,                # data, shape (B, ...), in [-1, 1]
+                     x0: Tensor,                # data, shape (B, ...), in [-1, 1]; k/127.5 - 1 if
+                                                # the decoder is the discretized one
                      chunk: int | None = None,  # time steps at once; by default, 128 items a call
                      generator: torch.Generator | None = None,    # for the noise
                      clip: bool = True,         # clip x0-hat to [-1, 1], as the paper's evaluation
                      progress: bool = False,    # show a bar
                      ) -> dict[str, Tensor]:    # bits/dim: "total", "prior" (B,), "vb" (B, T);
                                                 # and "mse" (B, T), of x0-hat
-        "The variational bound of each item, term by term (eq. 5); total = prior + vb.sum(1)."
+        """The variational bound of each item, term by term (eq. 5); total = prior + vb.sum(1).
+
+        FloatingPointError, if an answer of the model was NaN or infinite.
+        """
+        watched = _Watched(model)
         def reverse(x_t: Tensor, t: Tensor) -> ReverseStep:
-            return self.p_mean_variance(model, x_t, t, clip)
-        return variational_bound(self, reverse, x0, self.decoder, chunk, generator, progress)
+            return self.p_mean_variance(watched, x_t, t, clip)
+        terms = variational_bound(self, reverse, x0, self.decoder, chunk, generator, progress)
+        watched.check()
+        return terms
 
 # %% ../nbs/04_objective.ipynb #9cf1442d
 def _simple(d: _Reading,       # the process, with its names
@@ -237,7 +299,7 @@ def _simple(d: _Reading,       # the process, with its names
             noise: Tensor,     # what made `x_t` of `x0`, shape of `x0`
             ) -> Tensor:       # mean squared error, shape (B,)
     "L_simple: the squared error of the answer (eq. 14)."
-    target = PREDICTIONS[d.prediction].target(d, x0, x_t, t, noise)
+    target = PREDICTIONS[d.prediction].target(d.original, x0, x_t, d.network_t[t], noise)
     error = _checked(output, x_t, learned=False) - target
     return error.pow(2).unsqueeze(-1).flatten(1).mean(1)
 
@@ -313,9 +375,11 @@ class ReverseProcess(_Training):
                  variance: str = "fixed_large",  # of the reverse step: a name in `VARIANCES`
                  loss: str | None = None,        # in `LOSSES`; "simple", or "hybrid" to learn both
                  decoder: str = "discretized",   # p(x_0 given x_1); "gaussian" for continuous data
+                 original: NoiseSchedule | None = None,   # what the network was trained with, if
+                                                          # `schedule` is a respacing of it
                  ) -> None:
         loss = _choices(prediction, variance, loss, decoder)
-        super().__init__(schedule, prediction, variance, decoder)
+        super().__init__(schedule, prediction, variance, decoder, original)
         self.loss_type = loss
 
     def extra_repr(self) -> str:
@@ -345,8 +409,8 @@ class _KnownData:
 
     def _scales(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         "Signal, variance of the noise, and r^2, the variance of x_t about its centre; (B, 1) each."
-        a = self.d.sqrt_alpha_bars[t].unsqueeze(1)
-        noise2 = self.d.sqrt_one_minus_alpha_bars[t].unsqueeze(1) ** 2
+        a = self.d.original.sqrt_alpha_bars[t].unsqueeze(1)
+        noise2 = self.d.original.sqrt_one_minus_alpha_bars[t].unsqueeze(1) ** 2
         return a, noise2, (a * self.std) ** 2 + noise2
 
     def _log_joint(self, x_t: Tensor, t: Tensor) -> Tensor:
@@ -417,27 +481,44 @@ class IdealDenoiser(_KnownPosterior):
                  t: Tensor,       # long, shape (B,), of the schedule of `d`
                  ) -> Tensor:     # shape of `x_t`, or with a learned variance twice its channels
         "The expectation of the target given x_t: what a perfectly trained network would say."
-        d, how, x = self.d, VARIANCES[self.d.variance], x_t.to(self.points.dtype)
+        how, asked = VARIANCES[self.d.variance], PREDICTIONS[self.d.prediction]
+        d, x = self.d.original, x_t.to(self.points.dtype)
         x0 = self._mean(x, t)
         noise = x - extract(d.sqrt_alpha_bars, t, x) * x0
         noise = noise / extract(d.sqrt_one_minus_alpha_bars, t, x)
-        answer = PREDICTIONS[d.prediction].target(d, x0, x, t, noise)
+        answer = asked.target(d, x0, x, t, noise)
         if not how.learned: return answer.to(x_t.dtype)
         # the posterior's own, and what its mean inherits from our doubt about x_0
         doubt = extract(d.posterior_x0_coef, t, x) ** 2 * self._variance(x, t)
         best = (extract(d.posterior_variance, t, x) + doubt).clamp(min=1e-30).log()
         return torch.cat([answer, how.target(d, best, t, x)], 1).to(x_t.dtype)
 
+# %% ../nbs/04_objective.ipynb #5c0a0d5f
+def _of_stretch(d: _Variances, log_variance: Tensor, t: Tensor, x: Tensor) -> Tensor:
+    "The log-variance of a stretch, from that of the last step in it; by the share of the way."
+    one, u = d.original, d.network_t[t]
+    share = log_variance.exp() - extract(one.posterior_variance, u, x)
+    share = share / extract(one.betas - one.posterior_variance, u, x)
+    at_most = 1 / extract(one.sqrt_one_minus_alpha_bars, u, x) ** 2
+    share = torch.minimum(share.clamp(min=0), at_most)
+    way = extract(d.betas - d.posterior_variance, t, x)
+    variance = extract(d.posterior_variance, t, x) + share * way
+    # the last one leads to the data, where beta-tilde is 0: no narrower than the original's
+    return variance.clamp(min=one.posterior_log_variance[0].exp().to(x.dtype)).log()
+
 # %% ../nbs/04_objective.ipynb #e1b244c1
 class _Learned(Variance):
-    "The network says the log-variance."
+    "The network says the log-variance, of a step of the process that it was trained on."
 
     learned = True
 
     def read(self, d: _Variances, said: Tensor, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        if d.original is not d:
+            single = extract(d.is_single, t, x) > 0
+            said = torch.where(single, said, _of_stretch(d, said, t, x))
         return said.exp(), said
 
-    def target(self, d: _Variances, log_variance: Tensor, t: Tensor, x: Tensor) -> Tensor:
+    def target(self, d: _Constants, log_variance: Tensor, t: Tensor, x: Tensor) -> Tensor:
         return log_variance
 
 
@@ -455,7 +536,7 @@ class _LearnedRange(Variance):
         log_variance = fraction * large + (1 - fraction) * small
         return log_variance.exp(), log_variance
 
-    def target(self, d: _Variances, log_variance: Tensor, t: Tensor, x: Tensor) -> Tensor:
+    def target(self, d: _Constants, log_variance: Tensor, t: Tensor, x: Tensor) -> Tensor:
         small, large = extract(d.posterior_log_variance, t, x), extract(d.log_betas, t, x)
         return 2 * (log_variance - small) / (large - small) - 1
 

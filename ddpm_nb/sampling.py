@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .diffusion import randn, same_shape
-from .objective import ReverseProcess
+from .objective import ReverseProcess, _Watched
 from .schedules import look_up
 
 # %% ../nbs/05_sampling.ipynb #4dd6b20e
@@ -83,9 +83,16 @@ def _first_state(shape: tuple[int, ...], noise: Tensor | None, device: torch.dev
                  generator: torch.Generator | None) -> Tensor:
     "The noise to begin with; never in half precision."
     if noise is None: noise = randn(shape, torch.empty(0, device=device), generator)
+    if not noise.is_floating_point():
+        raise ValueError(f"noise must be floating point, standard normal, got {noise.dtype}")
     if noise.shape != shape:
         raise ValueError(f"noise must have shape {shape}, got {tuple(noise.shape)}")
     return noise.to(device, torch.promote_types(noise.dtype, torch.float32))
+
+# %% ../nbs/05_sampling.ipynb #ab2d8ade
+def _then_check(states: Iterator[State], watched: _Watched) -> Iterator[State]:
+    yield from states
+    watched.check()
 
 # %% ../nbs/05_sampling.ipynb #5bdcf106
 class _Trajectories(ReverseProcess):
@@ -94,9 +101,10 @@ class _Trajectories(ReverseProcess):
     def respaced(self,
                  steps: int,     # how many steps to keep, 1 .. T
                  ) -> Self:      # on the same device
-        "The same diffusion at fewer, evenly spaced times; the network is told the original ones."
+        "The same diffusion at fewer times; the network is asked for what it was trained to say."
         names = self.prediction, self.variance, self.loss_type, self.decoder
-        return type(self)(self.schedule.respaced(steps), *names).to(self.device)
+        schedule, original = self.schedule.respaced(steps), self.original.schedule
+        return type(self)(schedule, *names, original=original).to(self.device)
 
     def trajectory(self,
                    model: Callable[[Tensor, Tensor], Tensor],   # model(x_t, t), in eval mode
@@ -110,14 +118,18 @@ class _Trajectories(ReverseProcess):
                    clip: bool = True,                # clip x0-hat to [-1, 1]
                    **options: Any,                   # the sampler's own; ddim has eta, 0 .. 1
                    ) -> Iterator[State]:             # one state a step, as it is made
-        "Run a sampler, and yield each state: x, and the x0-hat that led to it (eq. 15)."
+        """Run a sampler, and yield each state: x, and the x0-hat that led to it (eq. 15).
+
+        FloatingPointError after the last, if an answer of the model was NaN or infinite.
+        """
         options = _checked_options(sampler, options)
         d = self if steps is None else self.respaced(steps)
         start = _first_index(d.T, start)
         x = _first_state(tuple(shape), noise, self.device, generator)
         # inference mode is on while the sampler works, off while the caller looks
-        run = torch.inference_mode()(SAMPLERS[sampler])
-        return run(d, model, x, start, clip, generator, **options)
+        run, watched = torch.inference_mode()(SAMPLERS[sampler]), _Watched(model)
+        states = run(d, watched, x, start, clip, generator, **options)
+        return _then_check(states, watched)
 
 # %% ../nbs/05_sampling.ipynb #db43c127
 class _Samples(_Trajectories):
@@ -137,7 +149,10 @@ class _Samples(_Trajectories):
                callback: Callable[[State], None] | None = None,   # called after each step
                **options: Any,                   # the sampler's own; ddim has eta, 0 .. 1
                ) -> Tensor:                      # samples, shape `shape`
-        "Sample: run `trajectory` to its end, in inference mode, memory flat in T (algorithm 2)."
+        """Sample: run `trajectory` to its end, in inference mode, memory flat in T (algorithm 2).
+
+        FloatingPointError, if an answer of the model was NaN or infinite.
+        """
         states = self.trajectory(model, shape, sampler, steps, generator, noise=noise, start=start,
                                  clip=clip, **options)
         total = (self.T if steps is None else steps) if start is None else start + 1
@@ -206,13 +221,14 @@ def dpm_solver_pp_2m(d: ReverseProcess,                            # whose steps
     "DPM-Solver++(2M): the ODE in half log-SNR, x0-hat extrapolated from the last two steps."
     s = d.schedule
     alphas, sigmas = s.alpha_bars.sqrt().tolist(), s.one_minus_alpha_bars.sqrt().tolist()
-    lambdas, last_x0, last_h = (s.log_snr / 2).tolist(), None, None
+    lambdas, last_x0, last_h = (s.log_snr / 2).tolist(), None, 1.0
     for i in range(start, -1, -1):
         x0 = d.p_mean_variance(model, x, _at(i, x), clip).x0
         if i == 0: x = x0     # the last stretch, to infinite SNR, ends in x0-hat itself
         else:
             h = lambdas[i - 1] - lambdas[i]
-            D = x0 if last_h is None else x0 + h / (2 * last_h) * (x0 - last_x0)
+            D = x0
+            if last_x0 is not None: D = x0 + h / (2 * last_h) * (x0 - last_x0)
             x = sigmas[i - 1] / sigmas[i] * x - alphas[i - 1] * math.expm1(-h) * D
             last_x0, last_h = x0, h
         yield State(i, x, x0)

@@ -474,20 +474,20 @@ def test_memory_does_not_grow_with_T():
         def watched(x_t, t):
             sizes.append(len(x_t))
             return some_reverse(process)(x_t, t)
-        variational_bound(process, watched, torch.zeros(4, 2))
+        variational_bound(process, watched, torch.ones(4, 2))
         assert max(sizes) <= 128 and sum(sizes) == 4 * T
 
 
 def test_same_generator_same_bits():
     process = ForwardProcess(NoiseSchedule.linear(20))
-    draw = lambda: variational_bound(process, some_reverse(process), torch.zeros(3, 2),
+    draw = lambda: variational_bound(process, some_reverse(process), torch.ones(3, 2),
                                      generator=torch.Generator().manual_seed(7))
     assert all(torch.equal(a, b) for a, b in zip(draw().values(), draw().values()))
 
 
 def test_half_precision_is_raised_and_no_gradient_is_kept():
     process = ForwardProcess(NoiseSchedule.linear(20))
-    x0 = torch.zeros(3, 2, dtype=torch.bfloat16, requires_grad=True)
+    x0 = torch.ones(3, 2, dtype=torch.bfloat16, requires_grad=True)
     for v in variational_bound(process, some_reverse(process), x0).values():
         assert v.dtype == torch.float32 and not v.requires_grad and v.isfinite().all()
 
@@ -496,13 +496,13 @@ def test_half_precision_is_raised_and_no_gradient_is_kept():
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_one_and_two_steps_are_enough(T, decoder):
     process = ForwardProcess(NoiseSchedule.linear(T, 0.3, 0.6))
-    out = variational_bound(process, some_reverse(process), torch.zeros(3, 2), decoder)
+    out = variational_bound(process, some_reverse(process), torch.ones(3, 2), decoder)
     assert out["vb"].shape == (3, T) and all(v.isfinite().all() for v in out.values())
 
 
 def test_a_schedule_without_signal_at_its_end_has_a_finite_bound():
     process = ForwardProcess(NoiseSchedule.jsd(20))
-    out = variational_bound(process, some_reverse(process), torch.rand(3, 2) * 2 - 1)
+    out = variational_bound(process, some_reverse(process), torch.randint(256, (3, 2)) / 127.5 - 1)
     assert all(v.isfinite().all() for v in out.values()) and (out["prior"] == 0).all()
 
 
@@ -517,6 +517,15 @@ def test_wrong_options_are_refused_before_any_work(options, says):
     if "decoder" in options:
         zero = torch.zeros(2)
         with pytest.raises(ValueError, match=says): decoder_nll(zero, zero, zero, "laplace")
+
+
+@pytest.mark.parametrize("x0", (torch.zeros(2, 2), torch.full((2, 2), 1.5), torch.rand(2, 9)))
+def test_data_off_the_grid_of_the_discretized_decoder_are_refused(x0):
+    "eq. 13: 0 lies between two levels, 1.5 beyond the last. A density is for any number."
+    process = ForwardProcess(NoiseSchedule.linear(5))
+    with pytest.raises(ValueError, match="256 values k/127.5 - 1.*decoder='gaussian'"):
+        variational_bound(process, some_reverse(process), x0)
+    variational_bound(process, some_reverse(process), x0, "gaussian")
 
 
 def test_whole_numbers_are_refused():

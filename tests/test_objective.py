@@ -20,6 +20,9 @@ def refused(match): return pytest.raises(ValueError, match=match)
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 def draw(*shape, seed=0, dtype=torch.float64):
     return torch.randn(shape, generator=gen(seed), dtype=dtype)
+def levels(*shape, seed=0, dtype=torch.float64):
+    "Data on the grid of the discretized decoder."
+    return torch.randint(0, 256, shape, generator=gen(seed)).to(dtype) / 127.5 - 1
 def zeros(x, t): return torch.zeros_like(x)
 def twice(x, t): return torch.zeros_like(torch.cat([x, x], 1))
 
@@ -116,6 +119,37 @@ def test_learned_range_agrees_with_diffusers():
         noise = torch.randn(x.shape, generator=gen(7), dtype=x.dtype)
         got = step.mean + (step.log_variance / 2).exp() * noise
         close(got, want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_clipping_leaves_the_mean_of_a_mu_network_alone(clip):
+    "As in the paper's code: the network says the mean; only the x0-hat that is reported is cut."
+    d, x, t = ReverseProcess(SHORT, "mu"), draw(20, 3), torch.arange(20)
+    answer = 0.999 * x + 0.5
+    step = d.p_mean_variance(lambda x, t: answer, x, t, clip)
+    assert torch.equal(step.mean, answer)
+    x0 = PREDICTIONS["mu"].to_x0(d, answer, x, t)
+    assert x0.abs().max() > 10
+    close(step.x0, x0.clamp(-1, 1) if clip else x0)
+
+
+def test_where_stretches_are_long_a_mu_networks_mean_is_that_of_its_x0():
+    "Of 3 stretches of 20 steps none is a step of the network's; of 19, all but one are."
+    s, x = SHORT, draw(20, 3)
+    for steps, single in ((3, 0), (19, 18)):
+        d = ReverseProcess(s.respaced(steps), "mu", original=s)
+        t, answer = torch.arange(steps), 0.999 * x[:steps] + 0.5
+        step = d.p_mean_variance(lambda x, t: answer, x[:steps], t)
+        assert (step.mean == answer).all(1).sum() == single == d.is_single.sum()
+        long, mean = ~d.is_single, d.q_posterior(step.x0, x[:steps], t)[0]
+        close(step.mean[long], mean[long])
+
+
+def test_what_is_asked_for_is_a_formula_that_a_subclass_must_give():
+    for base in (Prediction, Variance):
+        with pytest.raises(TypeError, match="abstract"): type("Empty", (base,), {})()
+    one = torch.ones(3, 1)
+    assert VARIANCES["fixed_small"].target(ReverseProcess(SHORT), one, one, one).shape == (0, 1)
 
 
 # --- variances ------------------------------------------------------------------------------------
@@ -271,7 +305,7 @@ def test_vlb_losses_over_all_t_sum_to_bits_per_dim(variance):
     "eq. 5: the mean over t of the vlb loss is L_0 + ... + L_{T-1}; a uniform t is unbiased."
     d = ReverseProcess(SHORT, variance=variance, loss="vlb")
     net = Affine(2, 4 if variance.startswith("learned") else 2)
-    x0 = draw(1, 2, 3).clamp(-1, 1)
+    x0 = levels(1, 2, 3)
     with torch.no_grad():
         terms = d.bits_per_dim(net, x0, chunk=20, generator=gen(5), clip=False)
         noise = torch.randn(20, 2, 3, generator=gen(5), dtype=torch.float64)   # as there
@@ -296,7 +330,7 @@ def test_random_t_gives_the_bound_on_average():
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_losses_and_bound_accept_any_shape_of_data(shape, prediction):
     d = ReverseProcess(SHORT, prediction)
-    x0 = draw(*shape, dtype=torch.float32).clamp(-1, 1)
+    x0 = levels(*shape, dtype=torch.float32)
     assert d.losses(zeros, x0).shape == (6,)
     assert d.loss(zeros, x0).shape == ()
     terms = d.bits_per_dim(zeros, x0)
@@ -309,7 +343,7 @@ def test_losses_and_bound_accept_any_shape_of_data(shape, prediction):
 def test_bits_per_dim_in_chunks_equals_all_at_once(chunk):
     "Memory may be saved, the numbers stay: a model and a noise that depend on x_t alone."
     d = ReverseProcess(SHORT, variance="learned_range")
-    net, x0 = Affine(2, 4), draw(3, 2, 3).clamp(-1, 1)
+    net, x0 = Affine(2, 4), levels(3, 2, 3)
     whole = {k: [] for k in ("vb", "mse")}
     # the noise of one call per chunk, as bits_per_dim walks, from the last chunk to the first
     got = d.bits_per_dim(net, x0, chunk=chunk, generator=gen(3))
@@ -344,6 +378,40 @@ def test_every_exact_term_of_the_bound_on_a_gaussian():
         nats = nats + d.posterior_x0_coef**2 * doubt / (2 * log_variance.exp())
         error = 5 * vb.std(0) / math.sqrt(n)
         assert ((vb.mean(0) - nats / math.log(2)).abs()[1:] < error[1:]).all()
+
+
+@pytest.mark.parametrize("x0,says", [
+    (levels(4, 3) / 2 + 0.5, r", 0.\d+ .. 0.\d+, are off by up to 0.5 of a level"),
+    ((levels(4, 3) + 1) * 127.5, "are off by up to 3.+ of a level.*to_model.*decoder='gaussian'"),
+    (draw(4, 3).clamp(-1, 1), "are off by up to 0.[34]"), (torch.tensor([math.nan]), "nan .. nan")])
+def test_bits_of_data_off_the_grid_are_refused(x0, says):
+    "eq. 13 is for 256 values: in [0, 1] every other is half a level off, and bytes by thousands."
+    def never(x, t): raise AssertionError("the model was called")
+    with refused("discretized decoder is for the 256 values k/127.5 - 1, and the data.*" + says):
+        ReverseProcess(SHORT).bits_per_dim(never, x0)
+    if x0.ndim > 1: ReverseProcess(SHORT, decoder="gaussian").bits_per_dim(zeros, x0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_every_level_is_on_the_grid_in_its_own_precision(dtype):
+    x0 = (torch.arange(256.0) / 127.5 - 1).to(dtype)[None]
+    assert ReverseProcess(SHORT).bits_per_dim(zeros, x0)["total"].isfinite().all()
+    if dtype != torch.float16:
+        with refused("off by up to 0.01"):
+            ReverseProcess(SHORT).bits_per_dim(zeros, x0 + 0.01 / 127.5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("when", [0, 7, 19])
+def test_bits_from_a_network_that_is_not_finite_are_an_error(bad, when):
+    "One answer in one place at one step is enough, and the step is named."
+    def model(x, t):
+        out = torch.zeros_like(x)
+        out[t == when, 1:] = bad
+        return out
+    for chunk in (1, 6, 20):
+        with pytest.raises(FloatingPointError, match=f"not finite .*first at t = {when}$"):
+            ReverseProcess(SHORT).bits_per_dim(model, levels(3, 4), chunk)
 
 
 def test_half_precision_output_leaves_the_state_in_float32():
@@ -515,7 +583,7 @@ def test_a_schedule_is_needed():
 @pytest.mark.parametrize("wrong", [lambda x, t: x[:, :1], lambda x, t: torch.cat([x, x], 1),
                                    lambda x, t: x[:2], lambda x, t: x[..., :1]])
 def test_an_output_of_the_wrong_shape_is_refused(wrong):
-    x, t = draw(4, 3, 2, 2), torch.arange(4)
+    x, t = levels(4, 3, 2, 2), torch.arange(4)
     for call in (lambda d: d.loss(wrong, x), lambda d: d.p_mean_variance(wrong, x, t),
                  lambda d: d.bits_per_dim(wrong, x)):
         with refused(r"must return the shape of x_t, \(\d+, 3, 2, 2\), got"):
@@ -542,13 +610,14 @@ def test_wrong_t_noise_or_data_are_refused():
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_a_schedule_that_ends_in_pure_noise_bears_all_but_eps(prediction):
     "jsd: alpha_bar_T = 0, where eps says nothing of x0."
-    d, x, t = ReverseProcess(NoiseSchedule.jsd(T=10), prediction), draw(10, 2), torch.arange(10)
-    if prediction == "eps":
-        with refused("prediction must be x0, mu or v"): d.p_mean_variance(zeros, x, t)
-        assert d.loss(zeros, x).isfinite()                    # training is possible, reading is not
-    else:
-        assert all(v.isfinite().all() for v in d.p_mean_variance(zeros, x, t)[:2])
-        assert d.bits_per_dim(zeros, x)["total"].isfinite().all()
+    if PREDICTIONS[prediction].needs_signal:
+        with refused("prediction must be x0, mu or v"):        # before anything is trained
+            ReverseProcess(NoiseSchedule.jsd(T=10), prediction)
+        return
+    d = ReverseProcess(NoiseSchedule.jsd(T=10), prediction, decoder="gaussian")
+    x, t = draw(10, 2), torch.arange(10)
+    assert all(v.isfinite().all() for v in d.p_mean_variance(zeros, x, t)[:2])
+    assert d.bits_per_dim(zeros, x)["total"].isfinite().all()
 
 
 def test_eps_weights_are_for_a_fixed_variance():
@@ -581,7 +650,7 @@ def test_a_prediction_of_ones_own_is_one_entry_of_the_table(monkeypatch):
     simple = ReverseProcess(SHORT, "double").losses(twice, x0, t, noise)
     close(simple, 4 * ReverseProcess(SHORT).losses(net, x0, t, noise))
     with refused("double says nothing of x0 where alpha_bar is 0"):
-        ReverseProcess(NoiseSchedule.jsd(T=16), "double").p_mean_variance(zeros, x0, t)
+        ReverseProcess(NoiseSchedule.jsd(T=16), "double")
 
 
 def test_a_variance_of_ones_own_says_itself_whether_it_is_learned(monkeypatch):

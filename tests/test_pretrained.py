@@ -202,13 +202,13 @@ def test_a_save_that_breaks_off_leaves_the_old_model(saved, monkeypatch, when):
         def fail(*args, **kwargs): raise OSError("the disk is full")
         monkeypatch.setattr("safetensors.torch.save", fail)
     else:
-        real, moved = os.rename, []
+        moved, rename = [], os.rename                # the old one aside, the new one there: fails
 
-        def rename(a, b):                            # the old one aside, the new one there: fails
+        def refuse(a, b):
             moved.append(b)
-            if len(moved) == 2: raise OSError("no")
-            real(a, b)
-        monkeypatch.setattr(os, "rename", rename)
+            raise OSError("no")
+        monkeypatch.setattr(os, "replace", refuse)
+        monkeypatch.setattr(os, "rename", lambda a, b: (moved.append(b), rename(a, b)))
     net, d = randomised(UNet(TINY), 5), GaussianDiffusion(NoiseSchedule.linear(3))
     with pytest.raises(OSError): save_pretrained(saved, net, d)
     assert when == "writing" or len(moved) == 3      # the third move brings the old one back

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddpm_nb.objective import VARIANCES, IdealDenoiser
+from ddpm_nb.objective import PREDICTIONS, VARIANCES, IdealDenoiser
 from ddpm_nb.sampling import SAMPLERS, GaussianDiffusion, State
 from ddpm_nb.schedules import NoiseSchedule
 
@@ -259,8 +259,126 @@ def test_schedules_that_end_in_pure_noise_can_be_sampled(sampler, prediction, sc
 
 
 def test_a_schedule_that_ends_in_pure_noise_refuses_eps():
-    d = GaussianDiffusion(NoiseSchedule.jsd(T=50))
-    with refused("prediction must be x0, mu or v"): d.sample(tame, (2, 2), progress=False)
+    "When it is made, and not after a training."
+    for schedule in (NoiseSchedule.jsd(T=50), NoiseSchedule.linear(50, beta_end=1.0)):
+        with refused("prediction must be x0, mu or v"): GaussianDiffusion(schedule)
+
+
+# T = 50; at the end of the first two steps together the noise is .10 wide, of one step .045
+FIFTY = NoiseSchedule.linear(T=50, beta_start=2e-3, beta_end=0.35)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 20, 25, 49, 50])
+@pytest.mark.parametrize("variance", VARIANCES)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_prediction_and_variance_is_read_right_at_every_number_of_steps(
+        sampler, prediction, variance, steps):
+    """The exact model of two points, at -.9 and .9, in float64.
+
+    `x0` needs no reading, so each prediction must give its samples. From 25 steps on they lie on
+    the data: the last x0-hat is off by at most 1.8 exp(-(D^2 - 2 D d) / 2 v), where D = 1.8 is
+    the distance of the points, v < .0106 the noise before the last step and d < 6 sqrt(v).
+    """
+    points, noise = torch.tensor([[-0.9], [0.9]], dtype=torch.float64), draw(40, 1, seed=1)
+    def samples(prediction):
+        d = GaussianDiffusion(FIFTY, prediction, variance)
+        return d.sample(IdealDenoiser(d, points), (40, 1), sampler, steps, gen(0), False,
+                        noise=noise)
+    x = samples(prediction)
+    # rounding, 1e-16, times what mu makes of it at the end of this schedule, 1e3, and some more
+    close(x, samples("x0"), rtol=0, atol=1e-10)
+    if steps >= 25: assert ((x.abs() - 0.9).abs() < 1e-10).all()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 25, 49, 50])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_learned_variance_is_that_of_the_stretch(prediction, steps):
+    "x0 ~ N(m, s^2): mean and variance of x_prev given x_t, of two Gaussian variables, by hand."
+    m, s = 0.3, 0.5
+    d = GaussianDiffusion(FIFTY, prediction, "learned")
+    r, ideal = d.respaced(steps), gaussian(d, s, m)
+    t, x = torch.arange(steps), draw(steps, 1)
+    step = r.p_mean_variance(ideal, x, t, clip=False)
+    k = r.schedule
+    spread = lambda bar, rest: bar * s**2 + rest
+    before = spread(k.alpha_bars_prev, k.one_minus_alpha_bars_prev)
+    now = spread(k.alpha_bars, k.one_minus_alpha_bars)
+    gain = k.alphas.sqrt() * before / now
+    mean = k.alpha_bars_prev.sqrt() * m + gain * (x[:, 0] - k.alpha_bars.sqrt() * m)
+    variance = before - gain**2 * now
+    close(step.mean[:, 0], mean, rtol=1e-9, atol=1e-9)
+    close(step.variance[:, 0], variance, rtol=1e-7, atol=0)
+    close(step.log_variance, step.variance.log())
+
+
+@pytest.mark.parametrize("output", [-40.0, 0.0, 40.0])
+def test_a_learned_variance_of_a_stretch_lies_where_that_of_data_in_range_can(output):
+    "Whatever the network says: above beta-tilde, and no doubt about x0 is above 1."
+    r = GaussianDiffusion(PAPER, variance="learned").respaced(20)
+    model = lambda x, t: torch.cat([x, torch.full_like(x, output)], 1)
+    t, x = torch.arange(20), draw(20, 1, dtype=torch.float32)
+    variance = r.p_mean_variance(model, x, t).variance[:, 0].double()
+    most = r.posterior_variance + r.posterior_x0_coef**2
+    least = r.posterior_variance.clamp(min=r.original.posterior_variance[1])
+    assert (variance >= least * (1 - 1e-5)).all() and (variance <= most * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_the_bound_of_fewer_steps_is_the_same_for_all_predictions(variance):
+    "A network is judged by what it says, in whatever form; at 7 steps, and from those at 3."
+    x0 = 0.15 * draw(50, 1, seed=2)
+    for route in ((7,), (25, 7), (7, 3)):
+        total = {}
+        for prediction in PREDICTIONS:
+            d = GaussianDiffusion(FIFTY, prediction, variance, decoder="gaussian")
+            r, ideal = d, gaussian(d, 0.15)
+            for steps in route: r = r.respaced(steps)
+            terms = r.bits_per_dim(ideal, x0, generator=gen(1), clip=False)
+            total[prediction] = terms["total"]
+        for name in total: close(total[name], total["x0"], rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_loss_of_a_respaced_diffusion_asks_what_the_network_was_trained_to_say(prediction):
+    "Data of one point: the exact model of the original chain has nothing to learn at fewer times."
+    d, point = GaussianDiffusion(FIFTY, prediction), torch.tensor([[0.3]], dtype=torch.float64)
+    losses = d.respaced(7).losses(IdealDenoiser(d, point), point.expand(7, 1), torch.arange(7))
+    assert (losses < 1e-20).all()
+
+
+def test_a_respaced_diffusion_keeps_the_original_at_its_side():
+    d = GaussianDiffusion(FIFTY, "mu", "learned").to("meta")
+    assert d.original is d
+    r = d.respaced(25).respaced(7)
+    assert r.original.schedule == FIFTY and r.original.device.type == "meta"
+    again = GaussianDiffusion(r.schedule, "mu", "learned", original=FIFTY)
+    assert again.network_t.tolist() == r.schedule.timesteps.tolist()
+    assert again.is_single.tolist() == [False] * 7
+    assert GaussianDiffusion(FIFTY).respaced(50).is_single.all()
+    for other in (SHORT, PAPER, NoiseSchedule.cosine(50)):
+        with refused("schedule must be a respacing of original"):
+            GaussianDiffusion(r.schedule, original=other)
+
+
+def test_moving_a_respaced_diffusion_leaves_the_first_where_it_is():
+    d = GaussianDiffusion(FIFTY, "mu")
+    r = d.respaced(7).to("meta")
+    assert (r.original.device.type, d.device.type) == ("meta", "cpu")
+
+
+def test_the_ideal_denoiser_of_a_respaced_diffusion_speaks_of_the_original():
+    "It is a network as any other, and is told the original times."
+    for prediction in PREDICTIONS:
+        d = GaussianDiffusion(FIFTY, prediction, "learned")
+        t, x = torch.arange(50), draw(50, 1)
+        close(gaussian(d.respaced(7))(x, t), gaussian(d)(x, t))
+
+
+def test_alpha_bars_too_small_for_one_step_do_not_stop_eps():
+    "4e-18 is not 0, though one step from there has beta = 1 in float64."
+    d = GaussianDiffusion(NoiseSchedule.linear(4000))
+    assert d.sample(tame, (4, 2), steps=1, generator=gen(0), progress=False).isfinite().all()
 
 
 def test_a_respaced_sampler_tells_the_model_the_original_times():
@@ -493,6 +611,8 @@ def test_a_cpu_generator_serves_another_device():
     (dict(eta=-0.1, sampler="ddim"), "eta must lie in"),
     (dict(eta=math.nan, sampler="ddim"), "eta must lie in"),
     (dict(noise=torch.zeros(4, 3)), r"noise must have shape \(4, 2\), got \(4, 3\)"),
+    (dict(noise=torch.zeros(4, 2, dtype=torch.uint8)),
+     "noise must be floating point, standard normal, got torch.uint8"),
 ])
 def test_a_wrong_argument_is_refused_before_anything_runs(wrong, match, capsys):
     d, calls = GaussianDiffusion(SHORT), []
@@ -507,6 +627,24 @@ def test_a_model_that_returns_the_wrong_shape_is_refused(sampler):
     d = GaussianDiffusion(SHORT)
     with refused(r"must return the shape of x_t, \(4, 2\), got \(4, 1\)"):
         d.sample(lambda x, t: x[:, :1], (4, 2), sampler, progress=False)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samples_from_a_network_that_is_not_finite_are_an_error(sampler, bad, clip):
+    "Clipped, infinity would be white. One item of a batch is enough; the first step is named."
+    d = GaussianDiffusion(SHORT)
+    for steps, first in ((20, 19), (20, 7), (20, 0), (5, 7)):
+        def model(x, t):
+            out = tame(x, t)
+            out[1] = torch.where(t[1] <= first, bad, out[1])
+            return out
+        with pytest.raises(FloatingPointError, match=f"not finite .*first at t = {first}$"):
+            d.sample(model, (3, 2), sampler, steps, gen(0), False, clip=clip)
+        states = d.trajectory(model, (3, 2), sampler, steps, gen(0), clip=clip)
+        for _ in range(steps): next(states)
+        with pytest.raises(FloatingPointError): next(states)        # a trajectory too, at its end
 
 
 def test_interpolation_refuses_what_does_not_fit():

@@ -703,7 +703,7 @@ class _Kept(_Resumed):
         from ddpm_nb.plotting import save_grid
         path = self.folder / "samples" / f"step_{self.step:08d}.png"
         try: return save_grid(self.sample(), path, scale=2)
-        except (OSError, ValueError, torch.cuda.OutOfMemoryError) as e:
+        except (OSError, ValueError, ArithmeticError, torch.cuda.OutOfMemoryError) as e:
             self.processes.note(f"no samples this time ({getattr(e, 'strerror', None) or e})")
 
 # %% ../../nbs/engine/runs.ipynb #63391a25
