@@ -40,7 +40,7 @@ if TYPE_CHECKING:          # a type checker sees all names at once, and none bes
 else:
     def __getattr__(name: str) -> object:
         "Import a public name, or a chapter's module, when it is first asked for (PEP 562)."
-        if name in _MODULES: return _import_module(f"{__name__}.{name}")
+        if name in (*_MODULES, "engine", "plotting"): return _import_module(f"{__name__}.{name}")
         for module in _MODULES if name in __all__ else ():
             home = _import_module(f"{__name__}.{module}")
             if name in home.__all__: return globals().setdefault(name, getattr(home, name))

@@ -174,7 +174,7 @@ class Update(NamedTuple):
 # %% ../nbs/08_training.ipynb #eaf33322
 def _unpacked(batch: Any, device: torch.device) -> tuple[Tensor, Tensor | None]:
     "x0 and its labels, if there are any; ValueError if x0 is not what the network can take."
-    x0, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
+    x0, labels = (*batch, None)[:2] if isinstance(batch, (tuple, list)) else (batch, None)
     if x0.device != device or not x0.is_floating_point():
         raise ValueError(f"batches must be floats on {device}, got {x0.dtype} on {x0.device}")
     return x0, labels

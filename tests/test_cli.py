@@ -552,3 +552,21 @@ def test_divergence_ends_with_a_report_and_exit_code_1(capsys, tmp_path):
 def test_traceback_is_there_when_asked_for(tmp_path):
     with contextlib.chdir(tmp_path), pytest.raises(ValueError):
         main(["--traceback", "train", "mnist"])
+
+
+def test_a_sample_that_is_terminated_leaves_nothing_behind(tmp_path):
+    words = ["sample", "digits", "--n", "5000", "--quiet", "--out", tmp_path / "x.npz"]
+    code = "import sys; from ddpm_nb.engine.cli import main; sys.exit(main())"
+    job = subprocess.Popen([sys.executable, "-c", code, *map(str, words)], stderr=subprocess.PIPE)
+    until = time.monotonic() + 120
+    while not list(tmp_path.iterdir()) and time.monotonic() < until: time.sleep(0.1)
+    assert list(tmp_path.iterdir())                      # the part is there: it is sampling
+    job.terminate()
+    assert job.wait(timeout=60) == 143 and not list(tmp_path.iterdir())
+
+
+def test_fewer_steps_than_were_made_are_refused(capsys, run):
+    before = (run / "run.json").read_text()
+    fails(capsys, ["train", "--resume", run, "--steps", 2, "--device", "cpu", "--quiet"],
+          "is at step 4 already")
+    assert (run / "run.json").read_text() == before

@@ -277,3 +277,27 @@ def test_on_a_gpu_outputs_and_gradients_are_the_networks(train):
         fast(2 * x, t)                                   # a CUDA graph writes where it did before
         assert torch.equal(first, kept)
         assert torch.allclose(first, net(x, t), rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_that_takes_labels_keeps_its_arguments():
+    class Labelled(UNet):
+        def forward(self, x, t, y=None): return super().forward(x, t) + (0 if y is None else y)
+
+    net = Labelled(TINY).eval()
+    x, t = torch.randn(2, TINY.in_channels, 8, 8), torch.tensor([1, 5])
+    fast = compiled(net, backend="eager")
+    torch.testing.assert_close(fast(x, t, 3.0), net(x, t, 3.0))
+
+
+def test_the_hash_is_the_one_it_names():
+    "Fibonacci hashing, then MurmurHash3's last rounds, on 32-bit numbers without a sign."
+    def bits(place, seed):
+        h = (place ^ seed[0]) * (-1640531527 % 2**32) % 2**32
+        h = ((h ^ h >> 16 ^ seed[1]) * (-2048144789 % 2**32)) % 2**32
+        h = ((h ^ h >> 13) * (-1028477387 % 2**32)) % 2**32
+        return h ^ h >> 16
+    seed, p, x = torch.tensor([12345, 67890], dtype=torch.int32), 0.25, torch.ones(2, 8, 8, 8)
+    kept = _hash_dropout(x, p, seed).permute(0, 2, 3, 1).flatten() > 0
+    def signed(h): return h - 2**32 if h >= 2**31 else h
+    wanted = [signed(bits(i, (12345, 67890))) >= round(2**32 * p) - 2**31 for i in range(x.numel())]
+    assert kept.tolist() == wanted

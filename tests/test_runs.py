@@ -807,6 +807,11 @@ def test_a_network_that_torch_compile_has_wrapped_is_saved_under_its_own_names(t
     assert same_weights(load_run(tmp_path, False, model=Net())[0], t.model)
 
 
+def test_a_respaced_diffusion_is_not_trained():
+    with pytest.raises(ValueError, match="train the one it was made from"):
+        quiet(net(), diffusion().respaced(5), points(), TrainConfig())
+
+
 # Loading what was learnt
 
 

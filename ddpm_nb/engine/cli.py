@@ -4,9 +4,9 @@
 
 # %% ../../nbs/engine/cli.ipynb #bf1ebef1
 from __future__ import annotations
-import argparse, ast, json, math, os, re, shutil, sys, textwrap, time
+import argparse, ast, json, math, os, re, shutil, signal, sys, textwrap, threading, time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -347,6 +347,9 @@ def _train(args: argparse.Namespace) -> int:
     log = _log if trainer.main else lambda *words: None
     with trainer.locked():       # who does not have the folder changes nothing in it
         if found := bool(checkpoints(out)): trainer.resume()
+        if trainer.step > (asked := wanted.train.steps):
+            raise ValueError(f"{out} is at step {trainer.step} already: --steps must not be less, "
+                             f"got {asked}")
         if trainer.main:
             text = json.dumps(wanted.to_dict(), indent=1)
             with replacing(out / "run.json") as part: part.write_text(text)
@@ -727,13 +730,24 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 # %% ../../nbs/engine/cli.ipynb #111861d3
+@contextmanager
+def _terminated_as_an_exit() -> Iterator[None]:
+    "In the block SIGTERM ends the program as an exception does: nothing half written is left."
+    def leave(number: int, frame: object) -> None: sys.exit(128 + number)
+    main_thread = threading.current_thread() is threading.main_thread()   # allowed nowhere else
+    before = signal.signal(signal.SIGTERM, leave) if main_thread else None
+    try: yield
+    finally:
+        if main_thread: signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
 def main(argv: list[str] | None = None,  # the words after `ddpm-nb`; None: the process's own
         ) -> int:       # exit code: 0 done, 1 training diverged, 2 the user's mistake, 128 + signal
     "The command `ddpm-nb`."
     args = parser().parse_args(argv)
     import torch
     try:
-        code = args.run(args)
+        with _terminated_as_an_exit(): code = args.run(args)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt: return 130

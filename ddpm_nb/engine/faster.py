@@ -68,7 +68,7 @@ def _hash_dropout(x: Tensor,      # (B, C, H, W)
     # Shifts of int32 carry the sign along, hence the masks.
     bits = (place ^ seed[0]) * -1640531527
     bits = (bits ^ (bits >> 16 & 0xFFFF) ^ seed[1]) * -2048144789
-    bits = (bits ^ (bits >> 13 & 0x7FFF)) * -1028477387
+    bits = (bits ^ (bits >> 13 & 0x7FFFF)) * -1028477387
     keep = (bits ^ (bits >> 16 & 0xFFFF)) >= round(2**32 * p) - 2**31
     return torch.where(keep, x / (1 - p), 0)
 
@@ -130,11 +130,11 @@ class _Compiled(nn.Module):
         self._runs = {True: torch.compile(form, **options),
                       False: torch.compile(form, **graphs | options)}
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         for ours, theirs in self._layers:
             if ours.training != theirs.training: ours.training = theirs.training
         gradients = torch.is_grad_enabled()
-        out = self._runs[gradients](x, t)
+        out = self._runs[gradients](*inputs)
         return out.clone() if out.is_cuda and not gradients else out
 
     @property

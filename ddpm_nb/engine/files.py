@@ -110,6 +110,12 @@ class FolderLock:
         self.lock.release()
 
 # %% ../../nbs/engine/files.ipynb #db76a87e
+def _names(path: Path, lock: Any) -> bool:
+    "Is the locked file still the one of that name? Its last holder may just have deleted it."
+    try: return os.path.samestat(os.fstat(lock._context.lock_file_fd), path.stat())
+    except OSError: return False
+
+
 def _take(lock: Any, folder: Path) -> None:
     "Take the lock and leave this process's number in its file, or tell whose number is in it."
     from filelock import Timeout
@@ -118,7 +124,7 @@ def _take(lock: Any, folder: Path) -> None:
     with suppress(OSError, ValueError): pid = f" (process {int(path.read_text())})"
     try:
         lock.acquire(timeout=0)
-        while not path.exists():     # its last holder was just deleting it: take a file that stays
+        while not _names(path, lock):
             lock.release()
             lock.acquire(timeout=0)
     except Timeout:

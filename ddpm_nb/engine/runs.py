@@ -136,7 +136,8 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         with suppress(ValueError): rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict) and all(k in row for k in _COLUMNS)]
+    return [row for row in rows if isinstance(row, dict) and "grad_norm" in row and all(
+        isinstance(row.get(k), (int, float)) for k in _COLUMNS if k != "grad_norm")]
 
 
 def _draw_row(board: Any, row: dict[str, Any]) -> None:
@@ -199,6 +200,8 @@ def _unpack_data(data: _Data) -> tuple[Tensor | Images, Tensor | None]:
     if not isinstance(getattr(images, "dtype", None), torch.dtype):
         raise ValueError(f"data must be a tensor of images, what image_folder gives, or "
                          f"(images, labels); got {type(images).__name__}")
+    if labels is not None and not isinstance(labels, Tensor):
+        raise ValueError(f"labels must be a tensor, got {type(labels).__name__}")
     if labels is not None and len(labels) != len(images):
         raise ValueError(f"there are {len(images)} images and {len(labels)} labels")
     return images, labels
@@ -212,8 +215,10 @@ def _forms(model: nn.Module, compile: bool) -> tuple[nn.Module, nn.Module]:
     return net, compiled(net)
 
 # %% ../../nbs/engine/runs.ipynb #6d336b72
-def _check_config(c: TrainConfig, processes: int) -> None:
-    "Refuse what this machine cannot do."
+def _check_config(c: TrainConfig, d: GaussianDiffusion, processes: int) -> None:
+    "Refuse what this machine cannot do, and what a checkpoint could not bring back."
+    if d.original is not d: raise ValueError("a respaced diffusion is for sampling: train the one "
+                                             "it was made from")
     if c.tensorboard and not importlib.util.find_spec("tensorboard"):
         raise ValueError("tensorboard=True needs the package tensorboard: pip install tensorboard")
     if c.batch_size % (processes * c.accumulate):
@@ -235,13 +240,13 @@ class _Run:
                 ):
         self.config: TrainConfig = config
         self.progress: bool = progress
-        self.folder: Path | None = None if folder is None else Path(folder)
+        self.folder: Path | None = None if folder is None else Path(folder).expanduser()
         a = make_accelerator(config.precision, device)
         self.accelerator: Any = a
         self.processes: _Processes = _Processes(a)
         self.device: torch.device = a.device
         self.main: bool = a.is_main_process
-        _check_config(config, a.num_processes)
+        _check_config(config, diffusion, a.num_processes)
         images, labels = _unpack_data(data)
         self.batches: Batches = Batches(images, config.batch_size, config.seed, config.flip,
                                         a.device, a.process_index, a.num_processes, labels)
@@ -481,7 +486,7 @@ def _describe(model: nn.Module, d: GaussianDiffusion, b: Batches, c: TrainConfig
     return {f"{part}.{key}": v for part, values in parts.items() for key, v in values.items()}
 
 # %% ../../nbs/engine/runs.ipynb #8826ab71
-@functools.cache      # at first: the files may change while a run goes on
+@functools.cache
 def _code_version() -> str:
     "The package's version and a checksum of its source."
     from ddpm_nb import __version__
@@ -707,9 +712,8 @@ class _Kept(_Resumed):
             self.processes.note(f"no samples this time ({getattr(e, 'strerror', None) or e})")
 
 # %% ../../nbs/engine/runs.ipynb #63391a25
-def _check_start(folder: Path, step: int, processes: _Processes) -> None:
-    "Refuse a folder that cannot be written to, or in which a new run would meet an old one."
-    processes.on_main(lambda: check_writable(folder))
+def _check_start(folder: Path, step: int) -> None:
+    "Refuse a folder in which a new run would meet an old one."
     if not step and (found := checkpoints(folder)):
         raise ValueError(f"{folder} already holds a run at {found[-1].name}: "
                          f"resume it, or choose another folder")
@@ -721,8 +725,10 @@ class Trainer(_Kept):
     def train(self) -> Self:
         "Make the updates that are left, with bar, log, samples and checkpoints; signals stop it."
         json.dumps(self.description)     # what cannot be saved should not be found out later
-        if self.folder: _check_start(self.folder, self.step, self.processes)
+        folder = self.folder
+        if folder: self.processes.on_main(lambda: check_writable(folder))
         with self.locked(), _StopSignals() as stop, self._bar() as bar, self.saved_on_error():
+            if folder: _check_start(folder, self.step)
             self.lines.write()
             self.asked = None
             for _ in self.steps():
@@ -756,7 +762,7 @@ class Trainer(_Kept):
 # %% ../../nbs/engine/runs.ipynb #ce81c910
 def _run_checkpoint(path: str | Path) -> Path:
     "The checkpoint that `path` is, or the newest of the run that it is."
-    path = Path(path)
+    path = Path(path).expanduser()
     if (path / "state.json").is_file(): return path
     if not (found := checkpoints(path)):
         raise ValueError(f"{path} is no run folder: it has no checkpoint")
