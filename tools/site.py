@@ -224,11 +224,21 @@ def only_imports(source):
     return bool(body) and all(map(imports, body))
 
 
+def only_checks(source):
+    "Whether a cell does nothing but define how arguments are checked."
+    try: body = ast.parse(source).body
+    except SyntaxError: return False
+    refuses = lambda n: isinstance(n, ast.FunctionDef) and n.name.startswith("_") and any(
+        isinstance(o, ast.Raise) for o in ast.walk(n))
+    return all(map(refuses, body)) and any(n.name.startswith("_check") for n in body)
+
+
 def fold_title(cell):
     "What the fold around a cell is called: `#| code-summary: ...`, else what is in it."
     lines = re.findall(r"^#\s*\|\s*code-summary:\s*(.+?)\s*$", cell.source, flags=re.M)
     if lines: return (re.sub(r"""^(["'])(.*)\1$""", r"\2", lines[0]),) * 2
     if only_imports(cell.source): return "Imports", "Imports"
+    if only_checks(cell.source): return ("What is refused, and in which words",) * 2
     what = "the code and its result" if cell.outputs else "the code"
     return f"Show {what}", f"Hide {what}"
 
@@ -245,7 +255,8 @@ def code_cell(cell, directives):
     flag = lambda key, value: directives.get(key + ":", directives.get(key, [""]))[:1] == [value]
     if directives.keys() & {"hide", "default_exp"} or flag("include", "false"): return None
     fold = flag("code-fold", "true") or (
-        only_imports(cell.source) and not flag("code-fold", "false"))
+        not flag("code-fold", "false")
+        and (only_imports(cell.source) or only_checks(cell.source)))
     tags = {"remove-input": flag("echo", "false"), "hide-cell": fold,
             "remove-output": flag("output", "false"),
             "exported": bool(directives.keys() & {"export", "exporti", "exports"})}
