@@ -2,9 +2,13 @@
 import hashlib
 import http.server
 import io
+import os
+import shutil
 import tarfile
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +19,8 @@ from ddpm_nb.data import _CIFAR10_FOLDER, Batches
 from ddpm_nb.engine import images
 from ddpm_nb.engine.images import (ImageFiles, cache_folder, cifar10, download_file, image_folder,
                                    load_image, unpack)
+
+pytestmark = pytest.mark.filterwarnings("ignore:left out in")   # what is said has tests of its own
 
 # CIFAR-10 from a small stand-in of its archive
 
@@ -322,3 +328,184 @@ def test_broken_images_and_empty_folders_are_named(pictures, tmp_path_factory):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         image_folder(pictures / "nowhere", 16)
     with pytest.raises(ValueError, match="above 0"): image_folder(pictures, 0)
+
+
+# What of a folder is taken
+
+
+def picture(path, value=100, size=(8, 8)):
+    from PIL import Image
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full(size, value, np.uint8)).save(path)
+
+
+def taken(folder, **how):
+    "The grey of each image that is taken, and the warnings."
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        images, _ = image_folder(folder, 8, **how)
+    return images[:, 0, 0, 0].tolist(), [str(w.message) for w in said]
+
+
+def test_linked_folders_are_followed_each_once_and_loops_end(tmp_path):
+    top, elsewhere = tmp_path / "top", tmp_path / "elsewhere"
+    picture(top / "a" / "1.png", 1)
+    picture(elsewhere / "2.png", 2)
+    picture(elsewhere / "deep" / "3.png", 3)
+    (top / "0_first").symlink_to(top / "a")              # first by name; the folder itself wins
+    (top / "b").symlink_to(elsewhere)
+    (top / "c").symlink_to(elsewhere / "deep")           # reached through b too
+    (top / "4.png").symlink_to(elsewhere / "2.png")      # a linked file is a file
+    (elsewhere / "deep" / "up").symlink_to(top)
+    values, said = taken(top)
+    assert sorted(values) == [1, 2, 2, 3]
+    assert len(said) == 1 and "3 linked a second time (0_first, " in said[0]
+    places = [p.relative_to(top).as_posix() for p in image_folder(top, 8, memory=0)[0].paths]
+    assert "a/1.png" in places and "b/2.png" in places
+
+
+def test_hidden_things_are_left_out_with_a_word_and_what_systems_leave_without(tmp_path):
+    top = tmp_path / ".hidden_itself"
+    for name in ("a.png", ".ipynb_checkpoints/a-checkpoint.png", "b/.trash/x/old.png", "b/._c.png",
+                 "b/c.png"): picture(top / name)
+    for name in (".DS_Store", "b/Thumbs.db"): (top / name).write_bytes(b"junk")
+    values, said = taken(top)
+    assert values == [100, 100]
+    assert len(said) == 1 and said[0].endswith(
+        "3 hidden (.ipynb_checkpoints, ._c.png, .trash)"), said
+    (top / ".DS_Store").rename(tmp_path / ".DS_Store")
+    for name in (".ipynb_checkpoints", "b/.trash"): shutil.rmtree(top / name)
+    (top / "b" / "._c.png").unlink()
+    assert taken(top) == ([100, 100], [])                # nothing to say
+
+
+@pytest.mark.parametrize("name", ["x.jfif", "x.JFIF", "x.avif"])
+def test_less_common_endings_are_taken(tmp_path, name):
+    from PIL import Image
+    kind = {"jfif": "JPEG", "avif": "AVIF"}[name[2:].lower()]
+    Image.init()
+    if kind not in Image.SAVE: pytest.skip(f"this Pillow does not write {kind}")
+    Image.fromarray(np.full((8, 8, 3), 100, np.uint8)).save(tmp_path / name, kind)
+    values, said = taken(tmp_path)
+    assert abs(values[0] - 100) < 5 and said == []
+
+
+def test_a_format_that_pillow_was_built_without_is_left_out_with_a_word(tmp_path, monkeypatch):
+    from PIL import Image
+    picture(tmp_path / "a.png")
+    (tmp_path / "b.avif").write_bytes(b"whatever")
+    known = {k: v for k, v in Image.registered_extensions().items() if k != ".avif"}
+    monkeypatch.setattr(Image, "registered_extensions", lambda: known)
+    assert taken(tmp_path)[1] == [f"left out in {tmp_path}: 1 with another ending (*.avif)"]
+
+
+def test_what_is_left_out_is_said_in_one_line_by_reason(tmp_path):
+    picture(tmp_path / "a.png")
+    for name in ("1.heic", "2.heic", "notes.txt", "x.csv", "y.mp4", "README"):
+        (tmp_path / name).write_bytes(b"another kind")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "round.png").symlink_to(tmp_path / "round.png")
+    assert taken(tmp_path)[1] == [
+        f"left out in {tmp_path}: 6 with another ending (*.heic, README, *.txt and 2 more); "
+        f"2 neither a file nor a folder (gone, round.png)"]
+
+
+def unreadable(monkeypatch, folder):
+    "Even for root, who may read everything."
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path) == folder: raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+    monkeypatch.setattr(os, "scandir", refuse)
+
+
+def test_a_folder_that_cannot_be_read_is_said(tmp_path, monkeypatch):
+    picture(tmp_path / "a" / "1.png", 1)
+    picture(tmp_path / "b" / "2.png", 2)
+    unreadable(monkeypatch, tmp_path / "b")
+    words = f"left out in {tmp_path}: 1 unreadable (b: Permission denied)"
+    assert taken(tmp_path) == ([1], [words])
+    unreadable(monkeypatch, tmp_path)
+    with pytest.raises(ValueError, match=r"no image in .*left out: 1 unreadable \(\.: Permission"):
+        image_folder(tmp_path, 8)
+
+
+# What is wrong with them, before the first is trained on
+
+
+@pytest.mark.parametrize("memory", [10**9, 0])
+def test_all_bad_images_are_named_at_once_up_to_ten(tmp_path, memory):
+    for i in range(300): picture(tmp_path / f"{i:03}.png")
+    bad = [tmp_path / f"{i:03}.png" for i in (0, 7, 8, 40, 99, 100, 101, 255, 256, 257, 270, 299)]
+    for path in bad[:2]: path.write_bytes(b"not a PNG")
+    words = f"2 of 300 files cannot be read as images: {bad[0]}, {bad[1]} .the first: {bad[0]} can"
+    with pytest.raises(ValueError, match=words): image_folder(tmp_path, 8, memory)
+    for path in bad: path.write_bytes(b"not a PNG")
+    with pytest.raises(ValueError, match="12 of 300 files") as e: image_folder(tmp_path, 8, memory)
+    assert f"{', '.join(map(str, bad[:10]))} and 2 more" in str(e.value)
+    assert "\n" not in str(e.value) and str(bad[10]) not in str(e.value)
+
+
+def test_streamed_files_are_checked_as_far_as_is_cheap(tmp_path):
+    from PIL import Image
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    for name in ("a.png", "b.jpg", "c.webp"): noise.save(tmp_path / name)
+    files, _ = image_folder(tmp_path, 16, memory=0)
+    assert isinstance(files, ImageFiles)
+    Image.fromarray(rng.random((8, 8), dtype=np.float32)).save(tmp_path / "d.tif")
+    for name in ("a.png", "b.jpg"):                      # cut off in the middle
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[:len(content) // 2])
+    with pytest.raises(ValueError, match=r"2 of 4 files .*a\.png, .*d\.tif"):
+        image_folder(tmp_path, 16, memory=0)
+    with pytest.raises(ValueError, match=r"b\.jpg cannot be read"): files[[2, 1]]   # at its turn
+
+
+@pytest.mark.parametrize("memory", [10**9, 0])
+@pytest.mark.parametrize("name, dtype", [("g.png", "<u2"), ("g.tif", "<u2"), ("h.tif", ">u2")])
+def test_twelve_bits_in_sixteen_are_told_with_the_factor(tmp_path, memory, name, dtype):
+    from PIL import Image
+    picture(tmp_path / "bright.png", 255)                # 8 bits: says nothing of the others
+    black = np.zeros((8, 8), np.uint16)
+    Image.fromarray(black).save(tmp_path / "black.png")
+
+    def said(values):
+        Image.fromarray(np.full((8, 8), values, dtype)).save(tmp_path / name)
+        with warnings.catch_warnings(record=True) as said: image_folder(tmp_path, 8, memory)
+        return [str(w.message) for w in said]
+    for top, number, bits, factor in [(4095, "4,095", 12, 16), (2048, "2,048", 12, 16),
+                                      (1023, "1,023", 10, 64), (1, "1", 1, 32768)]:
+        line, = said(top)
+        assert f"above {number} of 65,535" in line and f"{bits} bits of grey" in line
+        assert f"multiply their values by {factor} " in line and "\n" not in line
+        assert top * factor < 65536 <= top * factor * 2
+    for top in (0, 4096, 65535): assert said(top) == []
+
+
+def test_one_bright_image_says_that_all_of_its_folder_use_their_bits(tmp_path):
+    from PIL import Image
+    for name, value in [("a", 4000), ("b", 60_000), ("c", 10)]:
+        Image.fromarray(np.full((8, 8), value, np.uint16)).save(tmp_path / f"{name}.png")
+    assert taken(tmp_path) == ([16, 233, 0], [])
+
+
+@pytest.mark.parametrize("which", [
+    slice(3), slice(None), slice(1, None, 2), slice(2, 2), 0, -1, [4, 0], [-2], [],
+    torch.tensor([3, 3, 1]), torch.tensor(2), torch.tensor([True, False, False, True, False])],
+    ids=str)
+def test_streamed_files_are_indexed_as_a_tensor_is(pictures, which):
+    held, streamed = (image_folder(pictures, 16, memory)[0] for memory in (10**9, 0))
+    want = held[which]
+    assert torch.equal(streamed[which], want) and streamed[which].dtype == torch.uint8
+    if want.ndim == 4:
+        few = streamed.subset(which)
+        assert len(few) == len(want) and torch.equal(few[:], want)
+
+
+def test_an_index_that_no_image_has_is_an_error_and_a_loop_over_files_ends(pictures):
+    files, _ = image_folder(pictures, 16, memory=0)
+    for which in (5, -6, [5], torch.tensor([0, 5])):
+        with pytest.raises(IndexError): files[which]
+    assert len(list(files)) == 5

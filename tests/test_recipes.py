@@ -1,4 +1,5 @@
 "Recipes: a run as data, data sets and schedules by name, each open to a reader's own."
+import hashlib
 import json
 from dataclasses import replace
 from functools import partial
@@ -9,7 +10,7 @@ import torch
 
 from ddpm_nb.data import digits
 from ddpm_nb.engine import recipes
-from ddpm_nb.engine.images import ImageFiles, image_folder
+from ddpm_nb.engine.images import ImageFiles, load_files
 from ddpm_nb.engine.recipes import DATASETS, RECIPES, Recipe, diffusion_options, recipe
 from ddpm_nb.engine.runs import Trainer
 from ddpm_nb.sampling import GaussianDiffusion
@@ -201,30 +202,92 @@ def test_cifar10_is_trained_on_one_part_and_measured_on_the_other(monkeypatch):
     assert asked == [("/data", False, False), ("/data", True, True)]
 
 
-@pytest.mark.parametrize("memory", [10**9, 0])
-def test_every_tenth_image_of_a_folder_is_held_out_with_its_label(tmp_path, monkeypatch, memory):
-    "Number i is a grey of i, in the folder of its last bit: so the even ones come first."
+def greys(folder, names):
+    "Number i of the names is a grey of i."
     from PIL import Image
-    monkeypatch.setattr(recipes, "image_folder", partial(image_folder, memory=memory))
-    for i in range(25):
-        (tmp_path / str(i % 2)).mkdir(exist_ok=True)
-        Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / str(i % 2) / f"{i:02}.png")
-    order = [*range(0, 25, 2), *range(1, 25, 2)]
-    for train, places in [(False, [9, 19]), (True, [i for i in range(25) if i not in (9, 19)])]:
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(folder / name)
+
+
+def split(folder):
+    "The greys trained on, and those held out."
+    return tuple(DATASETS["folder"](train, str(folder), False, 8)[0][:][:, 0, 0, 0].tolist()
+                 for train in (True, False))
+
+
+@pytest.mark.parametrize("memory", [10**9, 0])
+def test_about_every_tenth_image_of_a_folder_is_held_out_with_its_label(tmp_path, monkeypatch,
+                                                                       memory):
+    "The numbers are written down: a split must be the same on every machine, for ever."
+    monkeypatch.setattr(recipes, "load_files", partial(load_files, memory=memory))
+    names = [f"{i % 2}/{i:02}.png" for i in range(40)]        # in the folder of its last bit
+    greys(tmp_path, names)
+    out = [i for i, name in enumerate(names)
+           if int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) % 10 == 0]
+    assert out == [15, 16, 19, 27, 35, 36]
+    order = [*range(0, 40, 2), *range(1, 40, 2)]
+    for train in (False, True):
         images, labels = DATASETS["folder"](train, str(tmp_path), False, 8)
         assert isinstance(images, ImageFiles if memory == 0 else torch.Tensor)
         shown = images[torch.arange(len(images))][:, 0, 0, 0].tolist()
-        assert shown == [order[i] for i in places] and images.shape == (len(places), 3, 8, 8)
+        assert shown == [i for i in order if (i in out) != train]
+        assert images.shape == (len(shown), 3, 8, 8)
         assert labels.tolist() == [number % 2 for number in shown]
 
 
+def test_files_added_later_shift_no_other_image_between_training_and_held_out(tmp_path):
+    names = [f"deep/{i:03}.png" for i in range(1, 201, 2)]
+    greys(tmp_path, names)
+    train, out = split(tmp_path)
+    assert sorted(train + out) == list(range(100)) and 3 <= len(out) <= 20
+    greys(tmp_path, names + [f"deep/{i:03}.png" for i in range(0, 200, 2)] + ["0.png"])
+    more_train, more_out = split(tmp_path)
+    assert set(train) <= set(more_train) and set(out) <= set(more_out)
+    assert len(more_train) + len(more_out) == 201
+    moved = tmp_path.rename(tmp_path.with_name("elsewhere"))   # a folder may be moved
+    assert split(moved) == (more_train, more_out)
+
+
+def test_the_share_held_out_is_a_tenth():
+    share = np.mean([recipes._held_out(f"photos/IMG_{i}.jpg") for i in range(40_000)])
+    assert abs(share - 0.1) < 4 * (0.1 * 0.9 / 40_000) ** 0.5
+
+
+def test_labels_of_both_parts_number_the_same_folders(tmp_path):
+    "A class of which nothing is held out keeps its number."
+    names = [f"{c}/{i:02}.png" for c in "abc" for i in range(30 if c != "b" else 1)]
+    greys(tmp_path, names)
+    for train in (True, False):
+        images, labels = DATASETS["folder"](train, str(tmp_path), False, 8)
+        assert labels.tolist() == ["abc".index(names[g][0]) for g in images[:, 0, 0, 0].tolist()]
+        assert 2 in labels
+
+
 def test_a_folder_that_is_not_named_or_too_small_is_refused_in_words(tmp_path):
-    from PIL import Image
     with pytest.raises(ValueError, match=r"needs their folder: root .in the shell: --root FOLDER."):
         recipe("folder", "smoke").images()
-    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="has only 1 images: every tenth would be held out"):
-        recipe("folder", "smoke").replace(root=str(tmp_path)).images(train=False)
+    kept, = [name for name in ("a.png",) if not recipes._held_out(name)]
+    lone = next(f"{i}.png" for i in range(100) if recipes._held_out(f"{i}.png"))
+    greys(tmp_path / "kept", [kept])
+    greys(tmp_path / "lone", [lone])
+    with pytest.raises(ValueError, match="has only 1 images: .* would be trained on; add some"):
+        recipe("folder", "smoke").replace(root=str(tmp_path / "kept")).images(train=False)
+    with pytest.raises(ValueError, match="has only 1 images: .* would be held out; add some"):
+        recipe("folder", "smoke").replace(root=str(tmp_path / "lone")).images()
+    with pytest.warns(UserWarning, match="has only 1 images, .* nothing to evaluate on"):
+        DATASETS["folder"](True, str(tmp_path / "kept"), False, 8)
+
+
+def test_a_bad_image_is_named_before_training_and_only_those_asked_for_are_read(tmp_path):
+    names = [f"{i:02}.png" for i in range(40)]
+    greys(tmp_path, names)
+    bad = [n for n in names if not recipes._held_out(n)][:2]
+    for name in bad: (tmp_path / name).write_bytes(b"no picture")
+    r = recipe("folder", "smoke").replace(root=str(tmp_path))
+    with pytest.raises(ValueError, match=f"2 of .*{bad[0]}, .*{bad[1]}"):
+        r.trainer(device="cpu", progress=False)
+    assert len(r.images(train=False)) == sum(map(recipes._held_out, names))
 
 
 def test_images_of_another_size_than_the_networks_are_refused_with_the_keys_to_set():

@@ -6,10 +6,12 @@
 __all__ = ['download_file', 'cache_folder', 'cifar10', 'ImageFiles', 'image_folder']
 
 # %% ../../nbs/engine/images.ipynb #90d21b1d
-import hashlib, http.client, math, os, shutil, tarfile, urllib.error, urllib.request
+import hashlib, http.client, math, os, shutil, tarfile, urllib.error, urllib.request, warnings
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -157,18 +159,74 @@ def _as_rgb(image):
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
-# %% ../../nbs/engine/images.ipynb #cc656bcf
+# %% ../../nbs/engine/images.ipynb #19b74bd8
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    "The Pillow image in a file; what is wrong with it is a ValueError with the file's name."
+    from PIL import Image
+    try:
+        with Image.open(path) as image: yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        raise ValueError(f"{path} cannot be read as an image: {e}") from None
+
+
+def _peak(image) -> int:
+    "The highest value of 16-bit grey; 0 for any other image."
+    return int(np.asarray(image).max()) if image.mode.startswith("I;16") else 0
+
+# %% ../../nbs/engine/images.ipynb #abab1490
+def _loaded(path: str | Path, size: int) -> tuple[Tensor, int]:
+    "The largest square in the middle, resized; and the highest value, if it is 16-bit grey."
+    from PIL import Image, ImageOps
+    with _opened(path) as f:
+        upright = _as_rgb(ImageOps.exif_transpose(f))
+        image = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1), _peak(f)
+
+
 def load_image(path: str | Path, # anything Pillow opens
                size: int,        # height and width of the answer
               ) -> Tensor:       # uint8 (3, size, size)
     "The largest square in the middle, resized."
-    from PIL import Image, ImageOps
-    try:
-        with Image.open(path) as f: upright = _as_rgb(ImageOps.exif_transpose(f))
-        image = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise ValueError(f"{path} cannot be read as an image: {e}") from None
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return _loaded(path, size)[0]
+
+# %% ../../nbs/engine/images.ipynb #21d13c4f
+def _some(names: Iterable[str], n: int) -> str:
+    "The first `n` of them, and how many more there are."
+    names = list(names)
+    return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
+
+
+def _look(path: Path) -> int:
+    "ValueError if the file is, at a glance, no image that can be read; gives its `_peak`."
+    with _opened(path) as f:
+        if f.mode[0] not in "IF": f.verify()
+        else: _as_rgb(f)                            # grey of more than 8 bits: read it
+        return _peak(f)
+
+# %% ../../nbs/engine/images.ipynb #441661e6
+def _warn_if_dark(paths: list[Path], peaks: list[int]) -> None:
+    "One line if no 16-bit image uses more than 12 of its bits; a peak of 0 is another image's."
+    top = max(peaks, default=0)
+    if not 0 < top < 2**12: return
+    first, bits = next(p for p, peak in zip(paths, peaks) if peak), top.bit_length()
+    warnings.warn(f"no 16-bit image (the first: {first}) goes above {top:,} of 65,535, so they are "
+                  f"nearly black here: if they hold {bits} bits of grey, multiply their values "
+                  f"by {2**16 >> bits} and save them again", stacklevel=5)
+
+# %% ../../nbs/engine/images.ipynb #c184bf8e
+def _look_at_all(files: "ImageFiles", look: Callable[[int], int]) -> None:
+    "`look` at each file by its number; one ValueError names all that it refuses, up to ten."
+    def attempt(i):
+        try: return look(i), None
+        except ValueError as e: return 0, (str(files.paths[i]), str(e))
+    found = []
+    for part in files._numbers.split(256): found += files._pool.map(attempt, part.tolist())
+    bad = [fault for _, fault in found if fault]
+    if len(bad) == 1: raise ValueError(bad[0][1])
+    if bad: raise ValueError(f"{len(bad)} of {len(files)} files cannot be read as images: "
+                             f"{_some([name for name, _ in bad], 10)} (the first: {bad[0][1]})")
+    _warn_if_dark(files.paths, [peak for peak, _ in found])
 
 # %% ../../nbs/engine/images.ipynb #cf08e176
 class ImageFiles:
@@ -182,44 +240,113 @@ class ImageFiles:
         self.shape: torch.Size = torch.Size((len(paths), 3, size, size))
         self.dtype: torch.dtype = torch.uint8
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+        self._numbers = torch.arange(len(paths))
 
     @property
     def ndim(self) -> int: return len(self.shape)
 
     def __len__(self) -> int: return len(self.paths)
 
-    def __getitem__(self, indices: Tensor) -> Tensor:  # long (B,) -> uint8 (B, 3, size, size)
+    def __getitem__(self, which: int | slice | list[int] | Tensor) -> Tensor:
+        "As a tensor's: uint8 (3, size, size) for a number, else (B, 3, size, size)."
+        numbers = self._numbers[which]
+        if numbers.ndim == 0: return load_image(self.paths[int(numbers)], self.shape[-1])
         read = lambda i: load_image(self.paths[i], self.shape[-1])
-        return torch.stack(list(self._pool.map(read, indices.tolist())))
+        images = list(self._pool.map(read, numbers.tolist()))
+        return torch.stack(images) if images else torch.empty(0, *self.shape[1:], dtype=self.dtype)
 
-    def subset(self, indices: Tensor) -> "ImageFiles":  # long (B,) -> that many files, unread
+    def subset(self, which: slice | list[int] | Tensor) -> "ImageFiles":  # that many files, unread
         "Some of the files, in that order."
-        return ImageFiles([self.paths[i] for i in indices.tolist()], self.shape[-1])
+        return ImageFiles([self.paths[i] for i in self._numbers[which].tolist()], self.shape[-1])
+
+# %% ../../nbs/engine/images.ipynb #4abfb679
+def load_files(files: ImageFiles,          # none of them read yet
+               memory: int = 4 * 2**30,    # bytes up to which the images are held in memory
+              ) -> Tensor | ImageFiles:    # uint8 (N, 3, size, size)
+    "Every file looked at; all images as one tensor, or the files if that would be too large."
+    if math.prod(files.shape) > memory:
+        _look_at_all(files, lambda i: _look(files.paths[i]))
+        return files
+    images = torch.empty(files.shape, dtype=files.dtype)
+
+    def read(i):
+        images[i], peak = _loaded(files.paths[i], files.shape[-1])
+        return peak
+    _look_at_all(files, read)
+    return images
 
 # %% ../../nbs/engine/images.ipynb #5e88e201
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff",
+             ".ppm")
+_JUNK = (".DS_Store", "Thumbs.db", "desktop.ini")      # what systems leave behind, not worth a word
 
 
+def _suffixes() -> tuple[str, ...]:
+    "Those that the Pillow here can read: it may have been built without AVIF."
+    from PIL import Image
+    return tuple(s for s in _SUFFIXES if s in Image.registered_extensions())
+
+
+def _why_not(entry: os.DirEntry, suffixes: tuple[str, ...]) -> tuple[str, str] | None:
+    "Why an entry of a folder is left out, and how it is called in that list; None if it is taken."
+    suffix, folder = Path(entry.name).suffix.lower(), os.path.isdir(entry)
+    if entry.name.startswith("."): return "hidden", entry.name
+    if folder: return None
+    if not os.path.isfile(entry): return "neither a file nor a folder", entry.name
+    if suffix in suffixes: return None
+    return "with another ending", f"*{suffix}" if suffix else entry.name
+
+# %% ../../nbs/engine/images.ipynb #2e5af1e5
+def _walk(root: Path) -> tuple[list[Path], dict[str, list[str]]]:
+    "The images in a folder, in those in it and in linked ones; what is left out, by the reason."
+    found, left, entered, suffixes = [], {}, set(), _suffixes()
+    todo, links = [root], []
+    while todo or links:
+        folder = todo.pop() if todo else links.pop(0)
+        name = folder.relative_to(root).as_posix()
+        if (place := folder.resolve()) in entered:
+            left.setdefault("linked a second time", []).append(name)
+            continue
+        entered.add(place)
+        try:
+            with os.scandir(folder) as them:
+                entries = sorted((e for e in them if e.name not in _JUNK), key=lambda e: e.name)
+        except OSError as e:
+            left.setdefault("unreadable", []).append(f"{name}: {e.strerror}")
+            continue
+        for e in entries:
+            if reason := _why_not(e, suffixes): left.setdefault(reason[0], []).append(reason[1])
+            elif not os.path.isdir(e): found.append(folder / e.name)
+            else: (links if e.is_symlink() else todo).append(folder / e.name)
+    return sorted(found), left
+
+# %% ../../nbs/engine/images.ipynb #60204aed
 def _image_paths(path: Path) -> list[Path]:
     "Every image in a folder and the folders in it, in the order of their names."
     if not path.is_dir(): raise FileNotFoundError(f"there is no folder {path}")
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file()
-                   and not p.name.startswith("."))               # a Mac's ._x.jpg is no image
-    if not found: raise ValueError(f"no image in {path}; looked for {', '.join(_SUFFIXES)}")
+    found, left = _walk(path)
+    words = "; ".join(f"{len(names)} {why} ({_some(dict.fromkeys(names), 3)})"
+                      for why, names in left.items())
+    if not found:
+        raise ValueError(f"no image in {path}; looked for {', '.join(_suffixes())}"
+                         + (f"; left out: {words}" if words else ""))
+    if words: warnings.warn(f"left out in {path}: {words}", stacklevel=4)
     return found
 
 # %% ../../nbs/engine/images.ipynb #8f192752
+def _image_files(path: str | Path, size: int) -> tuple[ImageFiles, Tensor]:
+    "Every image in a folder, none of them read yet, and the number of its folder."
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"size must be a whole number above 0, got {size!r}")
+    files = ImageFiles(_image_paths(Path(path).expanduser()), size)
+    number = {folder: i for i, folder in enumerate(sorted({p.parent for p in files.paths}))}
+    return files, torch.tensor([number[p.parent] for p in files.paths])
+
+
 def image_folder(path: str | Path,           # searched with all folders in it
                  size: int,                  # height and width of the answer
                  memory: int = 4 * 2**30,    # bytes up to which the images are held in memory
                 ) -> tuple[Tensor | ImageFiles, Tensor]:  # uint8 (N, 3, size, size), long (N,)
     "Every image in a folder, in the order of their names; the label is the number of its folder."
-    if not isinstance(size, int) or size < 1:
-        raise ValueError(f"size must be a whole number above 0, got {size!r}")
-    files = ImageFiles(_image_paths(Path(path).expanduser()), size)
-    number = {folder: i for i, folder in enumerate(sorted({p.parent for p in files.paths}))}
-    labels = torch.tensor([number[p.parent] for p in files.paths])
-    if math.prod(files.shape) > memory: return files, labels
-    images = torch.empty(files.shape, dtype=files.dtype)
-    for part in torch.arange(len(files)).split(256): images[part] = files[part]
-    return images, labels
+    files, labels = _image_files(path, size)
+    return load_files(files, memory), labels

@@ -6,6 +6,7 @@
 __all__ = ['DATASETS', 'RECIPES', 'diffusion_options', 'Recipe', 'recipe']
 
 # %% ../../nbs/engine/recipes.ipynb #fce8b57e
+import hashlib, os, warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace as replaced
 from inspect import signature
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..data import Images, digits
-from .images import ImageFiles, cifar10, image_folder
+from .images import ImageFiles, _image_files, cifar10, load_files
 from .runs import Trainer, differences, make_accelerator
 from ..sampling import GaussianDiffusion
 from ..schedules import SCHEDULES, look_up
@@ -33,20 +34,30 @@ def _cifar10(train: bool, root: str | None, download: bool, size: int) -> tuple[
     "CIFAR-10, in `root` or the cache."
     return cifar10(root, train, download)
 
+# %% ../../nbs/engine/recipes.ipynb #fea6dc62
+def _held_out(name: str) -> bool:    # a file's path within the folder, parts joined by "/"
+    "Is it held out? True for one name in ten, as a hash of it falls."
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") % 10 == 0
+
 # %% ../../nbs/engine/recipes.ipynb #59bc7799
 def _folder(train: bool, root: str | None, download: bool,
             size: int) -> tuple[Tensor | ImageFiles, Tensor]:
-    "The images in the folder `root`; every tenth, in the order of their names, is held out."
+    "The images in the folder `root`; about one in ten, by a hash of its name, is held out."
     if root is None:
         raise ValueError("training on your own images needs their folder: root "
                          "(in the shell: --root FOLDER)")
-    images, labels = image_folder(root, size)
-    place = torch.arange(len(images))
-    place = place[(place % 10 == 9) != train]
-    if len(place) == 0:
-        raise ValueError(f"{root} has only {len(images)} images: every tenth would be held out")
-    chosen = images[place] if isinstance(images, Tensor) else images.subset(place)
-    return chosen, labels[place]
+    files, labels = _image_files(root, size)
+    names = [p.relative_to(Path(root).expanduser()).as_posix() for p in files.paths]
+    held = torch.tensor([_held_out(name) for name in names])
+    number, too_few = int(held.sum()), f"{root} has only {len(files)} images"
+    if number == (len(files) if train else 0):
+        raise ValueError(f"{too_few}: by the hash of its name each would be "
+                         f"{'held out' if train else 'trained on'}; add some")
+    if number == 0:
+        warnings.warn(f"{too_few}, and by the hash of its name none is held out: "
+                      f"there will be nothing to evaluate on", stacklevel=2)
+    place = (held != train).nonzero().flatten()
+    return load_files(files.subset(place)), labels[place]
 
 # %% ../../nbs/engine/recipes.ipynb #89779afb
 # (train, root, download, size) -> images, uint8 (N, C, H, W), and labels, long (N,)
