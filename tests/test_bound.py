@@ -354,7 +354,7 @@ def bound_by_the_code(process, x0, a, b, v):
 @given(st.lists(st.tuples(st.floats(0.01, 0.9), st.floats(-1.5, 1.5), st.floats(-1, 1),
                           st.floats(0.01, 2)), min_size=1, max_size=12), st.floats(-1.5, 1.5))
 def test_both_forms_agree_and_lie_above_the_exact_likelihood(chain, x0):
-    """eq. 3 equals eq. 5 (eq. 17 to eq. 22) for any chain of linear Gaussian steps, good or bad,
+    """eq. 3 equals eq. 5 for any chain of linear Gaussian steps, good or bad,
     and both bound -log p(x_0)."""
     betas, a, b, v = (torch.tensor(column, dtype=f64) for column in zip(*chain))
     process = ForwardProcess(NoiseSchedule.from_betas(betas))
@@ -413,7 +413,7 @@ THREE_POINTS = (4 / 6, 0.3), (1 / 6, 0.3 + 0.4 * 3**0.5), (1 / 6, 0.3 - 0.4 * 3*
 
 @pytest.mark.parametrize("T", (20, 100, 1000))
 def test_bound_on_gaussian_data_is_the_entropy_and_two_kinds_of_mismatch(T):
-    "eq. 23 to eq. 26, exactly: with the true variances nothing but the end is lost, at any T."
+    "eq. 26, exactly: with the true variances nothing but the end is lost, at any T."
     s = NoiseSchedule.linear(T, 0.1 / T, 16 / T)
     entropy = 0.5 * math.log(2 * math.pi * math.e * 0.16)
     m, V = 0.3 * s.alpha_bars[-1].sqrt(), 0.16 * s.alpha_bars[-1] + s.one_minus_alpha_bars[-1]

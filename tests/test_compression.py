@@ -54,7 +54,7 @@ def test_rate_and_distortion_are_those_of_algorithm_3_done_by_hand():
 
 
 def test_rate_grows_and_ends_at_the_bound_less_the_decoders_term():
-    "Table 4: at the last time the rate is L_1 + ... + L_T (eq. 5)."
+    "At the last time the rate is L_1 + ... + L_T (eq. 5)."
     d = GaussianDiffusion(NoiseSchedule.linear(60, 1e-3, 0.2), decoder="gaussian")
     x0 = torch.rand(6, 1, 4, 4, generator=generator()) * 2 - 1
     model = lambda x, t: 0.3 * x
@@ -223,7 +223,7 @@ def tables(*shape, g):
 
 @pytest.mark.parametrize("S, T", [(2, 1), (3, 2), (4, 3), (2, 5)])
 def test_the_bound_has_three_forms_of_one_value(S, T):
-    "Eq. 3, 5, 16, by loops over all paths in plain Python, and appendix A, eq. 17 to 26."
+    "Eq. 3, 5, 16, by loops over all paths in plain Python."
     g = generator(S + T)
     q0, prior = tables(S, g=g), tables(S, g=g)
     forward, reverse = [tables(S, S, g=g) for _ in range(T)], [tables(S, S, g=g) for _ in range(T)]
@@ -254,6 +254,46 @@ def test_the_bound_has_three_forms_of_one_value(S, T):
         by_hand = sum(p * math.log(p / known[j] / q0[i].item()) for (i, j), p in both.items())
         assert L.information[k] == pytest.approx(by_hand, abs=1e-12)
     assert min(L.waste) >= -1e-15
+
+
+@pytest.mark.parametrize("S, T", [(2, 1), (3, 2), (3, 3), (2, 5)])
+def test_each_line_of_appendix_a_is_one_number_on_every_path(S, T):
+    """Path by path, in plain Python: eq. 17 to 21, and eq. 23 to 25.
+
+    Their common average is the bound of `exact_bound`.
+    """
+    g, log = generator(10 * S + T), math.log
+    q0, prior = tables(S, g=g).tolist(), tables(S, g=g).tolist()
+    forward, reverse = (torch.stack([tables(S, S, g=g) for _ in range(T)]) for _ in range(2))
+    step = lambda x, t: forward[t - 1][x[t - 1], x[t]].item()       # q(x_t given x_{t-1})
+    back = lambda x, t: reverse[t - 1][x[t], x[t - 1]].item()       # p(x_{t-1} given x_t)
+    chance = lambda x: q0[x[0]] * math.prod(step(x, t) for t in range(1, T + 1))
+    paths = {x: chance(x) for x in product(range(S), repeat=T + 1)}
+    def q(x, *times): return sum(p for y, p in paths.items() if all(y[t] == x[t] for t in times))
+    def given(x, t, *known): return q(x, t, *known) / q(x, *known)
+
+    def lines(x):
+        end, every, later = prior[x[T]], range(1, T + 1), range(2, T + 1)
+        first = -log(back(x, 1) / step(x, 1))
+        joint = end * math.prod(back(x, t) for t in every)
+        plain = -log(end) - sum(log(back(x, t) / step(x, t)) for t in every)
+        apart = -log(end) - sum(log(back(x, t) / step(x, t)) for t in later) + first
+        turned = -log(end) - log(back(x, 1) / given(x, 1, 0)) - sum(
+            log(back(x, t) / given(x, t - 1, t, 0) * given(x, t - 1, 0) / given(x, t, 0))
+            for t in later)
+        joined = -log(end / given(x, T, 0)) - log(back(x, 1)) - sum(
+            log(back(x, t) / given(x, t - 1, t, 0)) for t in later)
+        without = -log(end) - sum(log(back(x, t) / given(x, t - 1, t) * q(x, t - 1) / q(x, t))
+                                  for t in every)
+        entropy = -log(end / q(x, T)) - log(q(x, 0)) - sum(
+            log(back(x, t) / given(x, t - 1, t)) for t in every)
+        return [-log(joint / (paths[x] / q0[x[0]])), plain, apart, turned, joined, without, entropy]
+
+    by_path = {x: lines(x) for x in paths}
+    for values in by_path.values(): assert values == pytest.approx([values[0]] * 7, abs=1e-12)
+    exact = (torch.tensor(o, dtype=torch.float64) for o in (q0, prior))
+    L = exact_bound(next(exact), list(forward), list(reverse), next(exact))
+    assert L.total == pytest.approx(sum(paths[x] * by_path[x][0] for x in paths), abs=1e-12)
 
 
 def test_the_best_reverse_process_pays_the_entropy_and_nothing_else():

@@ -155,8 +155,11 @@ def test_what_is_asked_for_is_a_formula_that_a_subclass_must_give():
 # --- variances ------------------------------------------------------------------------------------
 
 def test_fixed_large_takes_the_posterior_variance_of_index_1_at_index_0():
-    "As in the paper's code."
-    d = ReverseProcess(NoiseSchedule.linear())
+    "As in the paper's code. So at t = 1 the weight of eq. 12 is not that of sigma^2 = beta."
+    s = NoiseSchedule.linear()
+    d, beta = ReverseProcess(s), s.betas / (2 * s.alphas * s.one_minus_alpha_bars)
+    close(d.eps_weights[1:], beta[1:])
+    assert round(d.eps_weights[0].item(), 3) == 0.917 and round(beta[0].item(), 3) == 0.5
     step = d.p_mean_variance(zeros, draw(2, 1), torch.tensor([0, 1]))
     close(step.variance[:, 0], torch.stack([d.posterior_variance[1], d.betas[1]]))
 
@@ -326,6 +329,37 @@ def test_random_t_gives_the_bound_on_average():
     assert abs(losses.mean() - terms.mean()) < 5 * error
 
 
+def chi_square(t, T):
+    "How far the counts of 0 .. T-1 in `t` are from equal, in units of what luck alone does."
+    expected = len(t) / T
+    return ((t.bincount(minlength=T) - expected) ** 2 / expected).sum().item()
+
+
+def test_every_t_is_drawn_as_often_as_any_other():
+    """eq. 14: t is uniform on 1 .. T, both ends among them.
+
+    20,000 draws of 20 values: fair ones exceed 51.5 less than once in 10,000 times. One value that
+    comes 30 % too seldom is seen in 99 of 100 times (checked in 300 trials), and a range that
+    lacks one of its ends always.
+    """
+    T, n, limit, luck = 20, 20_000, 51.5, torch.tensor((19 / 2, 51.5 / 2)).double()
+    assert torch.special.gammaincc(*luck) < 1e-4
+    d, seen = ReverseProcess(SHORT), []
+    def model(x, t):
+        seen.append(t)
+        return x
+    for draw_t in (d.losses, d.loss):
+        torch.manual_seed(0)
+        draw_t(model, torch.zeros(n, 1))
+        assert chi_square(seen.pop(), T) < limit
+    for low, high in ((0, T - 1), (1, T)):     # from 0 .. T-2, and from 1 .. T-1
+        assert chi_square(torch.randint(low, high, (n,), generator=gen(1)), T) > limit
+    share = torch.ones(300, T)
+    share[:, -1] = 0.7
+    rare = torch.multinomial(share, n, replacement=True, generator=gen(2))
+    assert sum(chi_square(t, T) > limit for t in rare) > 297
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_losses_and_bound_accept_any_shape_of_data(shape, prediction):
@@ -488,7 +522,7 @@ def test_nobody_beats_the_ideal_denoiser(prediction, variance):
 
 
 def test_learned_variance_lowers_the_bound():
-    "Table 2's learned row, for an exact model: the ideal diagonal variance beats both fixed ones."
+    "For an exact model the ideal diagonal variance beats both fixed ones."
     points = draw(5, 2)
     x0 = points[torch.randint(5, (4000,), generator=gen(0))] + 0.1 * draw(4000, 2)
     total = {}

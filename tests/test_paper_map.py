@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,38 @@ def test_a_lost_symbol_and_a_lost_check_are_reported(book):
     assert "algorithm 4 lacks a symbol" in paper_map.problems(ITEMS, found)
     for what in (found.cells, found.tests): what.pop(("alg", 3), None)
     assert "algorithm 3 lacks a test" in paper_map.problems(ITEMS, found)
+
+
+def test_a_label_is_no_check_and_one_of_the_whole_derivation_is_none_of_its_lines():
+    "Each line of appendix A has a check of its own."
+    for number in (8, 17, 19, 25):
+        cells, tests = ({k: v for k, v in o.items() if k != ("eq", number)}
+                        for o in (FOUND.cells, FOUND.tests))
+        found = FOUND._replace(cells=cells, tests=tests)
+        lost = set(paper_map.problems(ITEMS, found)) - set(paper_map.problems(ITEMS, FOUND))
+        assert lost == {f"equation {number} lacks a test"}
+
+
+def test_a_test_that_mentions_a_table_does_not_check_its_numbers(tmp_path):
+    page = tmp_path / "test_x.py"
+    page.write_text('def test_a():\n    "Table 2, figure 8."\n'
+                    'def test_b():\n    # checks table 4\n    assert 1\n')
+    found = FOUND._replace(tests=defaultdict(list))
+    paper_map.scan_tests(page, found)
+    assert found.tests == {("fig", 8): ["tests/test_x.py::test_a"],
+                           ("tab", 4): ["tests/test_x.py::test_b"]}
+
+
+def test_what_is_only_shown_or_quoted_says_so():
+    last = {(i.kind, i.number): paper_map.entries(i, FOUND)[2::2] for i in ITEMS}
+    for number in (6, 7, 12, 15):
+        where, checks = last["fig", number]
+        assert where.endswith("<em>on digits</em>") and checks == "<em>only shown</em>"
+    assert last["tab", 2][1] == "<em>only quoted</em>"
+    assert "only" not in last["fig", 8][1] and "needs" in last["fig", 3][0]
+    computed = {i.number: paper_map.entries(i, FOUND)[3] for i in ITEMS if i.kind == "eq"}
+    assert computed[20].startswith("<em>with equation 5:</em>") and "<em>" not in computed[5]
+    assert all("<em>" not in checks for (kind, _), (_, checks) in last.items() if kind == "eq")
 
 
 def test_a_dead_link_is_reported(tmp_path):

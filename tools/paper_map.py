@@ -9,6 +9,8 @@ No place is typed twice: notebooks and tests say it in passing.
                                "figure 5", "eq. 6 and 7", "eq. 17 to 22"
   `# checks eq. 4`             in a cell or a test, or the same words in a test's docstring:
                                it checks this
+A label is no check: each equation and algorithm needs words of the last kind of its own. The
+numbers of a table are checked only where a comment says so; a test that mentions one does not.
 The paper's items themselves, the one list that is written by hand, is the text PAPER in
 nbs/appendix/paper_map.ipynb.
 """
@@ -29,8 +31,9 @@ class Item(NamedTuple):
     kind: str     # a key of KINDS
     number: int
     says: str     # what it is, in words
-    step_of: str  # "eq 5" for a line of its derivation, which may share its symbol and test; or ""
+    step_of: str  # "eq 5" for a line of its derivation, which may share its symbol; or ""
     needs: str    # why it cannot be shown here, if nothing does; or ""
+    here: str     # what stands here in its place: "on digits", "quoted"; or ""
 
 
 class Place(NamedTuple):
@@ -52,7 +55,7 @@ class Map(NamedTuple):
 # --- the paper's items ---------------------------------------------------------------------------
 
 def parse(text):
-    "Items from lines `eq 5 | what it says | step of: eq 3 | needs: ...`; the last two may lack."
+    "Items from lines `eq 5 | what it says | step of: eq 3 | needs: ... | here: ...`, the end free."
     items = []
     for line in text.strip().splitlines():
         if not line.strip(): continue
@@ -61,10 +64,11 @@ def parse(text):
         if kind not in KINDS:
             raise ValueError(f"an item begins with {', '.join(KINDS)}, got {line!r}")
         more = dict(part.split(": ", 1) for part in more)
-        if more.keys() - {"step of", "needs"}:
-            raise ValueError(f"after what it says come `step of:` and `needs:`, got {line!r}")
-        step_of, needs = more.get("step of", ""), more.get("needs", "")
-        items.append(Item(kind, int(number), says, step_of, needs))
+        if more.keys() - {"step of", "needs", "here"}:
+            raise ValueError("after what it says come `step of:`, `needs:` and `here:`, "
+                             f"got {line!r}")
+        extra = (more.get(word, "") for word in ("step of", "needs", "here"))
+        items.append(Item(kind, int(number), says, *extra))
     return items
 
 
@@ -208,7 +212,8 @@ def scan_tests(path, found):
     for n in ast.walk(ast.parse(source)):
         if not (isinstance(n, ast.FunctionDef) and n.name.startswith("test_")): continue
         body = "\n".join(source.split("\n")[n.lineno - 1:n.end_lineno])
-        for key in mentions(ast.get_docstring(n) or "") | checked(body):
+        said = {key for key in mentions(ast.get_docstring(n) or "") if key[0] != "tab"}
+        for key in said | checked(body):
             found.tests[key].append(f"tests/{path.name}::{n.name}")
 
 
@@ -244,7 +249,7 @@ def lacks(item, found):
     if len(pages) > 1: out.append("just one label: it is in " + ", ".join(pages))
     if item.kind in COMPUTED:
         if not any(k in found.symbols for k in keys): out.append("a symbol")
-        if not any(k in found.cells or k in found.tests for k in keys): out.append("a test")
+        if key not in found.cells and key not in found.tests: out.append("a test")
     return out
 
 
@@ -283,15 +288,14 @@ def dead(items, found, docs=ROOT / "docs", nbs=ROOT / "nbs"):
 # --- the table -----------------------------------------------------------------------------------
 
 def row(item, found):
-    """Places, symbols, checking cells and tests of an item; where it has none of its own, those of
-    the equation that it is a step of."""
+    """Places, symbols, checking cells and tests of an item; where it has no symbol of its own, that
+    of the equation that it is a step of."""
     key = (item.kind, item.number)
     parent = parent_of(item) if item.step_of else None
-    get = lambda what: what.get(key) or what.get(parent) or []
-    own = found.places.get(key, [])
+    own, symbols = found.places.get(key, []), found.symbols.get(key) or found.symbols.get(parent)
     beside = lambda p: (p.page != own[0].page, p.heading != own[0].heading) if own else ()
     near = lambda ps: sorted(ps, key=beside)     # those beside the derivation first
-    return own, near(get(found.symbols)), near(get(found.cells)), get(found.tests)
+    return own, near(symbols or []), near(found.cells.get(key, [])), found.tests.get(key, [])
 
 
 def link(place, text=None):
@@ -330,15 +334,24 @@ STYLE = "table-layout:fixed;width:100%;font-size:85%;overflow-wrap:anywhere"
 def titled(place): return link(place, html.escape(f"{chapter(place)}: {plain(place.text)}"))
 
 
+def unchecked(item):
+    "What a table or a figure is, of which nothing is computed and compared."
+    return "only quoted" if item.here.startswith("quoted") else "only shown"
+
+
 def entries(item, found):
     "The cells of an item's row, as HTML."
     own, symbols, cells, tests = row(item, found)
     where = "<br>".join(map(titled, own)) or "<strong>missing</strong>"
     if not own and item.needs: where = f"<em>not here: needs {html.escape(item.needs)}</em>"
-    names = [f"<code>{link(p, broken(p.text))}</code>" for p in symbols]
+    if own and item.here: where += f"<br><em>{html.escape(item.here)}</em>"
+    names = few([f"<code>{link(p, broken(p.text))}</code>" for p in symbols])
+    if symbols and (item.kind, item.number) not in found.symbols:
+        names = f"<em>with {name(parent_of(item))}:</em><br>{names}"
     tested = [f"<code>{broken(html.escape(t.removeprefix('tests/')))}</code>" for t in tests]
     checks = few([*map(titled, cells), *tested])
-    return [str(item.number), html.escape(item.says), where, few(names), checks]
+    if own and not checks: checks = f"<em>{unchecked(item)}</em>"
+    return [str(item.number), html.escape(item.says), where, names, checks]
 
 
 def table(items, found, kind):
