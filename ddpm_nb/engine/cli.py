@@ -179,14 +179,14 @@ def _positive_int(text: str) -> int:
     if number > 0: return number
     raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
 
-# %% ../../nbs/engine/cli.ipynb #79702c4a
+# %% ../../nbs/engine/cli.ipynb #abff93f7
 def _seed(text: str) -> int:
     "A whole number of 64 bits, as PyTorch's generators take it."
     with suppress(ValueError):
         if -2**63 <= (number := int(text)) < 2**64: return number
     raise argparse.ArgumentTypeError(f"expected a whole number in -2**63 .. 2**64 - 1, got {text}")
 
-# %% ../../nbs/engine/cli.ipynb #3ca11df9
+# %% ../../nbs/engine/cli.ipynb #a28e2852
 def _name(text: str) -> str:
     "Any but none, as of a variable of the shell that is not set."
     if text.strip(): return text
@@ -283,9 +283,9 @@ def _check_keys(parts: dict[str, dict[str, object]],  # as `_grouped` has them
                 raise ValueError(f"unknown key {full(name)!r}; "
                                  f"allowed: {', '.join(map(full, allowed[part]))}")
 
-# %% ../../nbs/engine/cli.ipynb #37bd41c4
+# %% ../../nbs/engine/cli.ipynb #92d2ea49
 def _check_fits(recipe: Recipe) -> None:
-    "ValueError for what its parts allow, each by itself, and what could not be trained."
+    "ValueError for what each part allows by itself, but that could not be trained."
     from ddpm_nb.engine.runs import _check_channels
     _check_channels(recipe.unet, recipe.process())
     if recipe.train.seed >= 2**64:
@@ -677,7 +677,7 @@ def _bits_per_dim(diffusion: GaussianDiffusion,
             bar.update(len(x))
     return torch.cat(totals).double()
 
-# %% ../../nbs/engine/cli.ipynb #08deba4a
+# %% ../../nbs/engine/cli.ipynb #9671cc15
 def _bits_line(bits: Tensor, of: str) -> str:  # (N,), float64
     "The mean and its standard error, if there is one."
     bound = "bits/dim (bound on the negative log-likelihood"

@@ -278,7 +278,7 @@ def _check_channels(config: UNetConfig, d: GaussianDiffusion) -> None:
         raise ValueError(f"variance {d.variance!r} needs a network with {want} channels out for "
                          f"{config.in_channels} in, this one has {config.out_channels}")
 
-# %% ../../nbs/engine/pretrained.ipynb #67fbfdd8
+# %% ../../nbs/engine/pretrained.ipynb #679d098f
 _CHECKSUM = "ddpm_nb_crc32"      # its name in the header of the file of weights
 
 

@@ -217,7 +217,7 @@ def _forms(model: nn.Module, compile: bool) -> tuple[nn.Module, nn.Module]:
     from ddpm_nb.engine.faster import compiled
     return net, compiled(net)
 
-# %% ../../nbs/engine/runs.ipynb #4195eee9
+# %% ../../nbs/engine/runs.ipynb #f6b1b1e9
 def _channels_out(c: UNetConfig, d: GaussianDiffusion) -> int:
     "How many channels a network must answer with: a learned variance needs twice those of x."
     return c.in_channels * (2 if VARIANCES[d.variance].learned else 1)
@@ -459,7 +459,7 @@ def _drop(path: Path) -> None:
     with suppress(OSError): move(path, part)
     shutil.rmtree(part, ignore_errors=True)
 
-# %% ../../nbs/engine/runs.ipynb #112c56d4
+# %% ../../nbs/engine/runs.ipynb #effd71fe
 def _superseded(run: Path, keep_every: int) -> list[Path]:
     "The checkpoints that a newer one, which can be read, stands for; oldest first."
     def readable(path: Path) -> bool:
