@@ -5,6 +5,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -270,6 +271,7 @@ def test_the_keys_of_set_their_defaults_and_meanings_are_the_codes():
     defaults |= {f"unet.{k}": v for k, v in dataclasses.asdict(UNetConfig()).items()}
     diffusion = {p.name: p.default for own in schedules[::-1] for p in own.values()}
     diffusion |= {p.name: p.default for p in list(d.values())[1:]} | {"schedule": "linear"}
+    del diffusion["original"]
     defaults |= {f"diffusion.{k}": v for k, v in diffusion.items()}
     assert {key: default for key, (default, _) in keys.items()} == defaults
     assert all(meaning for _, meaning in keys.values())
@@ -377,20 +379,20 @@ def test_a_folder_of_images_is_trained_on_resumed_and_measured(tmp_path, capsys,
     pictures = tmp_path / "pictures" / "deep"
     pictures.mkdir(parents=True)
     for i, image in enumerate(data.digits()[0][:23]):
-        Image.fromarray(image[0].numpy()).save(pictures / f"{i:02}.png")
+        Image.fromarray(image[0].numpy()).save(pictures / f"{i:03}.png")
     (pictures / "._00.png").write_bytes(b"what a Mac leaves behind")
     monkeypatch.chdir(tmp_path)
     words = ["train", "folder", "--size", "smoke", "--root", "pictures", "--out", "run",
              "--device", "cpu", "--quiet", "--set", *TINY, "unet.image_size=16"]
-    assert main(words) == 0 and "21 images" in capsys.readouterr().err
+    assert main(words) == 0 and "20 images" in capsys.readouterr().err
     monkeypatch.chdir("/")
     run = str(tmp_path / "run")
     assert main(["train", "--resume", run, "--steps", "6", "--device", "cpu", "--quiet"]) == 0
     capsys.readouterr()
     measure = ["evaluate", run, "--quiet", "--device", "cpu"]
-    assert main(measure) == 0 and "2 test images of folder" in capsys.readouterr().out
+    assert main(measure) == 0 and "3 test images of folder" in capsys.readouterr().out
     assert main([*measure, "--split", "train", "--n", "99"]) == 0
-    assert "21 train images" in capsys.readouterr().out
+    assert "20 train images" in capsys.readouterr().out
     fails(capsys, ["train", "folder"], "needs their folder", "--root FOLDER")
     fails(capsys, ["train", "folder", "--root", "/nowhere"], "there is no folder /nowhere")
 
@@ -450,6 +452,13 @@ def test_wrong_words_take_one_line(capsys):
     (["digits", "--set", "unet.base_channels=wide"], ["base_channels", "wide"]),
     (["digits", "--device", "abacus"], ["device must be one of", "cpu", "'abacus'"]),
     (["digits", "--resume", "somewhere"], ["leave them out"]),
+    (["digits", "--out", ""], ["argument --out: expected a name, got ''"]),
+    (["--resume", " "], ["argument --resume: expected a name, got ' '"]),
+    (["digits", "--set", "diffusion.variance=learned_range"],
+     ["variance 'learned_range' needs unet.out_channels=2", "unet.in_channels=1, got 1"]),
+    (["digits", "--set", "unet.out_channels=2"], ["'fixed_large' needs unet.out_channels=1"]),
+    (["digits", "--set", "seed=99999999999999999999"], ["seed must lie in 0 .. 2**64 - 1"]),
+    (["digits", "--set", "seed=-1"], ["seed must be 0 or more, got -1"]),
     (["--resume", "nowhere"], ["no run to resume in nowhere"]),
 ])
 def test_a_mistake_in_train_is_told_in_one_line_and_leaves_nothing(
@@ -497,6 +506,9 @@ def test_missing_cifar10_says_how_to_get_it(capsys, tmp_path, monkeypatch):
     (["--steps", "9"], ["1 .. 8, got 9"]),
     (["--n", "-3"], ["whole number above 0"]),
     (["--device", "abacus"], ["device must be one of"]),
+    (["--out", ""], ["argument --out: expected a name, got ''"]),
+    *((["--seed", seed], ["expected a whole number in -2**63 .. 2**64 - 1, got", seed])
+      for seed in ("99999999999999999999", str(2**64), str(-2**63 - 1), "one")),
 ])
 def test_a_mistake_in_sample_is_told_in_one_line_and_leaves_nothing(
         capsys, tmp_path, monkeypatch, run, words, parts):
@@ -508,6 +520,7 @@ def test_a_mistake_in_sample_is_told_in_one_line_and_leaves_nothing(
 def test_what_is_no_run_is_said_to_be_none(capsys, tmp_path):
     for command in ("sample", "evaluate", "info"):
         fails(capsys, [command, tmp_path], "no run folder")
+        fails(capsys, [command, ""], "expected a name, got ''")
     for command in ("sample", "evaluate"):
         fails(capsys, [command, "nowhere"], "there is no folder 'nowhere'", "hub name")
 
@@ -570,3 +583,99 @@ def test_fewer_steps_than_were_made_are_refused(capsys, run):
     fails(capsys, ["train", "--resume", run, "--steps", 2, "--device", "cpu", "--quiet"],
           "is at step 4 already")
     assert (run / "run.json").read_text() == before
+
+
+@pytest.mark.parametrize("seed", [-2**63, 2**63, 2**64 - 1])
+def test_every_seed_that_is_allowed_samples(run, tmp_path, seed):
+    words = ["--n", "1", "--steps", "1", "--quiet", "--out", str(tmp_path / "x.png")]
+    assert main(["sample", str(run), *words, "--seed", str(seed)]) == 0
+
+
+def test_a_learned_variance_trains_where_the_network_says_it(tmp_path):
+    out = str(tmp_path / "run")
+    words = ["diffusion.variance=learned_range", "unet.out_channels=2", "seed=18446744073709551615"]
+    assert main([*tiny("--out", out), *words]) == 0
+    assert main(["sample", out, "--n", "1", "--quiet", "--out", str(tmp_path / "x.png")]) == 0
+
+
+def test_a_training_begins_with_the_number_of_its_processes(tmp_path, capsys):
+    words = tiny("--out", str(tmp_path / "run"))
+    assert main([*words, "--steps", "2"]) == 0
+    assert "2 steps on cpu, 1 process\n" in capsys.readouterr().err
+    assert main(words) == 0
+    assert "going on from step 2 of 4 on cpu, 1 process\n" in capsys.readouterr().err
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+              "-m", "ddpm_nb"]
+    words = tiny("--out", str(tmp_path / "two"))
+    done = subprocess.run([*launch, *words], capture_output=True, text=True, env=ENV, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall("4 steps on cpu(:0)?, 2 processes\n", done.stderr)) == 1
+
+
+@pytest.fixture
+def babbler(tmp_path):
+    "A saved model whose weights are finite, and whose answers are not."
+    from ddpm_nb import UNet, load_pretrained, save_pretrained
+    config = dataclasses.replace(UNetConfig.digits(), base_channels=8, groups=4)
+    net, (_, d) = UNet(config), load_pretrained("digits")
+    with torch.no_grad(): net.conv_out.weight.fill_(3e38)
+    return str(save_pretrained(tmp_path / "model", net, d))
+
+
+@pytest.mark.parametrize("kind", ["png", "npz", "gif"])
+def test_answers_that_are_not_finite_end_a_sampling_in_one_line_and_without_a_file(
+        babbler, tmp_path, capsys, kind):
+    before = sorted(tmp_path.rglob("*"))
+    words = ["--n", "2", "--steps", "3", "--quiet", "--out", tmp_path / f"x.{kind}"]
+    for sampler in sampling.SAMPLERS:
+        fails(capsys, ["sample", babbler, *words, "--sampler", sampler], "not finite", code=1)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_answers_that_are_not_finite_are_not_measured(babbler, capsys):
+    fails(capsys, ["evaluate", babbler, "--n", "2", "--quiet"], "not finite", code=1)
+
+
+def test_a_run_on_images_that_are_not_square_is_sampled_and_measured_in_their_shape(
+        tmp_path, capsys, monkeypatch):
+    wide = torch.cat([data.digits()[0][:40], data.digits()[0][40:80]], 3)
+    monkeypatch.setitem(recipes.DATASETS, "wide", lambda *words: (wide, torch.zeros(len(wide))))
+    small = dict(unet=dict(base_channels=8, groups=4), diffusion=dict(T=8))
+    r = recipes.recipe("digits", "smoke").replace(steps=2, batch_size=4, save_every=2, **small)
+    run = tmp_path / "run"
+    runs.Trainer(r.network(), r.process(), wide, r.train, run, "cpu", progress=False).train()
+    for model in (run, runs.checkpoints(run)[0]):
+        words = ["--n", "2", "--quiet", "--device", "cpu"]
+        out = tmp_path / "x.npz"
+        assert main(["sample", str(model), *words, "--out", str(out)]) == 0
+        with np.load(out) as f: assert f["arr_0"].shape == (2, 16, 32, 1)
+        assert main(["evaluate", str(model), *words, "--data", "wide"]) == 0
+        assert "2 test images of wide" in capsys.readouterr().out
+        fails(capsys, ["evaluate", model, "--data", "digits"],
+              "for images of shape (1, 16, 32), those of digits have (1, 16, 16)")
+
+
+def test_one_image_has_no_standard_error_and_the_line_says_so(run, capsys):
+    assert main(["evaluate", str(run), "--n", "1", "--quiet", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "nan" not in out and "±" not in out and out.count("\n") == 1
+    assert float(out.split()[0]) > 0
+    assert "one image: no standard error; 1 test image of digits" in out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp437", "utf-8"])
+def test_a_terminal_without_the_sign_loses_no_number(run, encoding):
+    words = [sys.executable, "-m", "ddpm_nb", "evaluate", str(run), "--n", "2", "--quiet"]
+    done = subprocess.run([*words, "--device", "cpu"], capture_output=True,
+                          env={**ENV, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"})
+    assert done.returncode == 0, done.stderr
+    bits, sign, error, *_ = done.stdout.decode(encoding).split()
+    assert float(bits) > 0 and float(error) >= 0
+    assert sign == ("+-" if encoding == "ascii" else "±")
+
+
+def test_a_name_that_the_terminal_cannot_print_is_no_error_after_the_work(run, tmp_path):
+    words = [sys.executable, "-m", "ddpm_nb", "sample", str(run), "--n", "1", "--steps", "1"]
+    done = subprocess.run([*words, "--quiet", "--out", str(tmp_path / "é.png")], text=True,
+                          capture_output=True, env={**ENV, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and "1 samples in" in done.stdout and (tmp_path / "é.png").exists()

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import ddpm_nb.engine.pretrained as pretrained
@@ -252,6 +253,64 @@ def test_saving_refuses_in_words(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError): save_pretrained(tmp_path / "file", UNet(TINY), d)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("table, kind, names", [
+    (PREDICTIONS, "prediction", "eps, x0, v, mu"),
+    (VARIANCES, "variance", "fixed_small, fixed_large, learned, learned_range")])
+def test_what_a_reader_has_added_is_not_saved_and_the_refusal_says_what_is(
+        tmp_path, monkeypatch, table, kind, names):
+    monkeypatch.setitem(table, "mine", next(iter(table.values())))
+    d = GaussianDiffusion(NoiseSchedule.linear(10), **{kind: "mine"})
+    words = f"a saved {kind} must be one of {names}, got 'mine'"
+    with pytest.raises(ValueError, match=words): save_pretrained(tmp_path / "m", UNet(TINY), d)
+    assert list(tmp_path.iterdir()) == []
+
+
+def turn_a_bit(path, place, bit=0):
+    "Turn one bit of the numbers in a file of weights; `place` in 0 .. 1."
+    data = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(data[:8], "little")
+    data[start + int(place * (len(data) - 1 - start))] ^= 1 << bit
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("place", [0.0, 0.3, 0.777, 1.0])
+def test_one_bit_that_has_turned_is_noticed(tmp_path, dtype, place):
+    d = GaussianDiffusion(NoiseSchedule.linear(20))
+    folder = save_pretrained(tmp_path / "model", randomised(UNet(TINY)), d, dtype)
+    load_pretrained(folder)
+    turn_a_bit(folder / FILES[2], place)
+    with pytest.raises(ValueError, match="safetensors is damaged: its weights have the checksum "):
+        load_pretrained(folder)
+
+
+def test_two_weights_that_have_changed_names_are_noticed(saved):
+    with safe_open(saved / FILES[2], "pt") as f: header = f.metadata()
+    state = load_file(saved / FILES[2])
+    one, two = (f"mid_block.resnets.{i}.conv1.weight" for i in (0, 1))
+    assert not torch.equal(state[one], state[two])
+    save_file({**state, one: state[two], two: state[one]}, saved / FILES[2], header)
+    with pytest.raises(ValueError, match="is damaged"): load_pretrained(saved)
+
+
+def test_a_file_without_a_checksum_loads_as_before(saved):
+    before = load_pretrained(saved)[0].state_dict()
+    save_file(load_file(saved / FILES[2]), saved / FILES[2], {"format": "pt"})
+    after = load_pretrained(saved)[0].state_dict()
+    assert all(torch.equal(v, after[k]) for k, v in before.items())
+
+
+def test_diffusers_loads_what_has_a_checksum_and_saves_it_without(saved):
+    diffusers = pytest.importorskip("diffusers")
+    with safe_open(saved / FILES[2], "pt") as f: assert pretrained._CHECKSUM in f.metadata()
+    theirs = diffusers.UNet2DModel.from_pretrained(saved / "unet")
+    for name, value in load_file(saved / FILES[2]).items():
+        assert torch.equal(theirs.state_dict()[name], value)
+    with torch.no_grad(): theirs.conv_in.bias.add_(1)              # trained on, say
+    theirs.save_pretrained(saved / "unet")
+    assert torch.equal(load_pretrained(saved)[0].conv_in.bias, theirs.conv_in.bias)
 
 
 def edit(file, **changes):

@@ -502,6 +502,65 @@ def test_a_real_write_error_at_the_end_is_raised_and_the_older_checkpoint_stays_
     assert trainer(tmp_path).resume().step == 20
 
 
+def full_at_20(monkeypatch, room_of):
+    "A disk that has no room for step 20 until the checkpoint `room_of` is gone; what was tried."
+    write, tries = Path.write_bytes, []
+
+    def full(path, data):
+        if "step_00000020" in str(path):
+            tries.append(path.name)
+            if any(path.parent.parent.glob(f"{room_of}*")):
+                write(path, data[:len(data) // 2])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    return tries
+
+
+def test_the_oldest_checkpoint_makes_room_for_the_last_on_a_full_disk(
+        tmp_path, monkeypatch, capsys):
+    full_at_20(monkeypatch, "step_00000005")
+    t = trainer(tmp_path, keep_last=10).train()
+    assert steps_of(checkpoints(tmp_path)) == [10, 15, 20]
+    assert "step_00000005 made room for the last checkpoint" in capsys.readouterr().err
+    assert_same(trainer(tmp_path).resume(), t)
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("options, left", [
+    (dict(keep_last=1), [15]),                          # the only good one stays
+    (dict(keep_last=2, keep_every=5), [5, 10, 15]),     # kept for good
+    (dict(keep_last=10), [10, 15]),                     # one makes room, and that was not enough
+])
+def test_no_other_checkpoint_makes_room(tmp_path, monkeypatch, options, left):
+    tries = full_at_20(monkeypatch, "step_00000015")
+    with pytest.raises(OSError, match="No space left.*the checkpoints there are whole"):
+        trainer(tmp_path, **options).train()
+    assert steps_of(checkpoints(tmp_path)) == left
+    assert tries == ["model.safetensors"] * (2 if options["keep_last"] == 10 else 1)
+
+
+def test_a_checkpoint_that_cannot_be_read_stands_for_no_other(tmp_path, monkeypatch):
+    trainer(tmp_path, steps=15).train()
+    for path in checkpoints(tmp_path)[1:]: (path / "state.json").write_text("{")
+    full_at_20(monkeypatch, "step_00000005")
+    t = trainer(tmp_path).resume(checkpoints(tmp_path)[0])
+    for _ in t.steps(): pass
+    with pytest.raises(OSError, match="No space left"): t.save()
+    assert steps_of(checkpoints(tmp_path)) == [5, 10, 15]
+    assert read_checkpoint(checkpoints(tmp_path)[0])[1]["step"] == 5
+
+
+def test_a_run_that_is_stopped_makes_room_as_well(tmp_path, monkeypatch):
+    full_at_20(monkeypatch, "step_00000005")
+    t = trainer(tmp_path, steps=40)
+    stop = lambda name: "SIGTERM" if t.step == 20 else None
+    monkeypatch.setattr(t, "stop_together", stop)
+    t.train()
+    assert steps_of(checkpoints(tmp_path)) == [10, 15, 20] and t.stopped_by == "SIGTERM"
+
+
 def test_a_log_that_was_torn_by_a_full_disk_is_made_whole_when_there_is_room(tmp_path, monkeypatch,
                                                                             capsys):
     t, torn = trainer(tmp_path, log_every=1, save_every=100), []
@@ -672,6 +731,57 @@ def test_the_caller_may_stop_between_steps_and_go_on():
     assert t.step == 20 and len(list(t.steps())) == 0
     for _ in reference.steps(): pass
     assert same_weights(t.model, reference.model)
+
+
+def test_an_update_after_the_last_is_refused_in_words():
+    t = trainer(steps=2)
+    assert [t.update().step, t.update().step] == [1, 2]
+    with pytest.raises(ValueError, match="all 2 updates are made: to go on, set more steps"):
+        t.update()
+
+
+class Frozen(nn.Module):
+    "A network whose weights the test sets."
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+
+@pytest.mark.parametrize("steps, decay, warmup", [
+    (30, 0.9, False), (400, 0.99, False), (1, 0.9, True), (3, 0.9, True), (150, 0.99, True)])
+def test_the_share_of_the_random_start_is_what_the_average_does(steps, decay, warmup):
+    start, learnt = Frozen(), Frozen()
+    start.double(), learnt.double()
+    with torch.no_grad(): start.weight.fill_(1.0)
+    average = training.EMA(start, decay, warmup)
+    for step in range(steps): average.update(learnt, step)
+    share = runs._random_share(TrainConfig(steps=steps, ema_decay=decay, ema_warmup=warmup))
+    assert share == pytest.approx(average.model.weight.item(), rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("changes, told", [
+    (dict(ema_decay=0.9999), "after 20 updates 100% of the averaged weights"),
+    (dict(ema_decay=0.9), "after 20 updates 12% of the averaged weights"),
+    (dict(ema_decay=0.86), None), (dict(ema_decay=0.9999, ema_warmup=True), None)])
+def test_an_average_younger_than_its_memory_is_told_at_the_start(changes, told, capsys):
+    t = trainer(**changes)
+    t.train()
+    err = capsys.readouterr().err
+    assert err.count("the random start: set ema_warmup, or a lower ema_decay") == bool(told)
+    assert told is None or told in err
+    t.train()                                                                # nothing is left to do
+    assert "random start" not in capsys.readouterr().err
+
+
+def test_a_network_that_does_not_say_its_variance_is_refused_before_it_is_trained(tmp_path):
+    r = tiny()
+    for d, out, want in (("learned_range", 1, 2), ("learned", 1, 2), ("fixed_small", 2, 1)):
+        model = UNet(UNetConfig.from_dict({**r.unet.to_dict(), "out_channels": out}))
+        process = GaussianDiffusion(NoiseSchedule.linear(8), variance=d)
+        words = f"'{d}' needs unet.out_channels={want} where unet.in_channels=1, got {out}"
+        with pytest.raises(ValueError, match=words):
+            quiet(model, process, r.images(), r.train, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_it_learns():

@@ -134,6 +134,7 @@ def _set_keys() -> dict[str, tuple[object, str]]:  # key -> default, meaning
     "All that `--set` takes."
     diffusion = {"schedule": ("linear", "of the betas: a name in `SCHEDULES`")}
     diffusion |= _schedule_options() | _options("objective", "ReverseProcess.__init__")
+    diffusion.pop("original", None)       # of a respaced diffusion, which no recipe trains
     return {**_options("training", "TrainConfig"),
             **{f"unet.{key}": told for key, told in _options("unet", "UNetConfig").items()},
             **{f"diffusion.{key}": told for key, told in diffusion.items()}}
@@ -179,6 +180,24 @@ def _positive_int(text: str) -> int:
     if number > 0: return number
     raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
 
+# %% ../../nbs/engine/cli.ipynb #abff93f7
+def _seed(text: str) -> int:
+    "A whole number of 64 bits, as PyTorch's generators take it."
+    with suppress(ValueError):
+        if -2**63 <= (number := int(text)) < 2**64: return number
+    raise argparse.ArgumentTypeError(f"expected a whole number in -2**63 .. 2**64 - 1, got {text}")
+
+# %% ../../nbs/engine/cli.ipynb #a28e2852
+def _name(text: str) -> str:
+    "Any but none, as of a variable of the shell that is not set."
+    if text.strip(): return text
+    raise argparse.ArgumentTypeError(f"expected a name, got {text!r}")
+
+
+def _path(text: str) -> Path:
+    "A file or a folder; the current folder is a dot, and not no name at all."
+    return Path(_name(text))
+
 # %% ../../nbs/engine/cli.ipynb #d7bde23a
 def _either(names: list[str]) -> str:
     "a, b or c"
@@ -208,14 +227,14 @@ def _train_arguments(p: _Parser) -> None:
     p.add_argument("data", nargs="?", help=f"{_either(list(_table('DATASETS')))}: digits come with "
                    "the package, folder: your own images, in --root")
     p.add_argument("--size", help=f"{listed} (default: the first)")
-    p.add_argument("--out", type=Path, help="run folder (default: runs/DATA-SIZE)")
-    p.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
+    p.add_argument("--out", type=_path, help="run folder (default: runs/DATA-SIZE)")
+    p.add_argument("--resume", type=_path, metavar="RUN", help="go on with the run in this folder")
     p.add_argument("--steps", type=_positive_int, help="updates in all (default: the recipe's)")
     p.add_argument("--set", type=_setting, nargs="+", action="extend", default=[], dest="settings",
                    metavar="KEY=VALUE", help="change the recipe: lr=1e-3 batch_size=64 "
                    "precision=bf16 unet.dropout=0 diffusion.prediction=v ... (all keys: below)")
-    p.add_argument("--root", type=Path, help="where the data set is (default: ~/.cache/ddpm_nb); "
-                   "kept for --resume and evaluate")
+    p.add_argument("--root", type=_path, help="where the data set is (default: "
+                   "~/.cache/ddpm_nb); kept for --resume and evaluate")
     p.add_argument("--download", action="store_true", help="fetch the data set if it is not there")
     _device_arguments(p)
     p.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -226,14 +245,12 @@ def _log(*words: object) -> None:
     "Word of what goes on, to stderr: stdout is for results."
     print(*words, file=sys.stderr)
 
-# %% ../../nbs/engine/cli.ipynb #e97eb444
-def _check_device(device: str | None) -> str:
-    "The device asked for, or the best there is."
-    from ddpm_nb.engine.runs import devices
-    allowed = devices()
-    if device is None: return allowed[0]
-    if device in allowed: return device
-    raise ValueError(f"device must be one of {', '.join(allowed)} on this machine, got {device!r}")
+
+def _result(line: str) -> None:
+    "A line on stdout, in ASCII if that has no sign for a character: no result is lost."
+    try: print(line)
+    except UnicodeEncodeError:
+        print(line.replace("±", "+-").encode("ascii", "backslashreplace").decode())
 
 # %% ../../nbs/engine/cli.ipynb #092e592f
 def _grouped(settings: list[tuple[str, object]]) -> dict[str, dict[str, object]]:
@@ -267,6 +284,14 @@ def _check_keys(parts: dict[str, dict[str, object]],  # as `_grouped` has them
                 raise ValueError(f"unknown key {full(name)!r}; "
                                  f"allowed: {', '.join(map(full, allowed[part]))}")
 
+# %% ../../nbs/engine/cli.ipynb #92d2ea49
+def _check_fits(recipe: Recipe) -> None:
+    "ValueError for what each part allows by itself, but that could not be trained."
+    from ddpm_nb.engine.runs import _check_channels
+    _check_channels(recipe.unet, recipe.process())
+    if recipe.train.seed >= 2**64:
+        raise ValueError(f"seed must lie in 0 .. 2**64 - 1, got {recipe.train.seed}")
+
 # %% ../../nbs/engine/cli.ipynb #6d3081e5
 def _with_settings(recipe: Recipe,                       # to start from
                    settings: list[tuple[str, object]],   # KEY=VALUE, as `--set` has them
@@ -279,8 +304,10 @@ def _with_settings(recipe: Recipe,                       # to start from
     changes = {**parts.pop(""), **{part: changed for part, changed in parts.items() if changed}}
     if steps: changes["steps"] = steps
     if root: changes["root"] = str(root.expanduser().absolute())
-    try: return recipe.replace(**changes)
+    try: changed = recipe.replace(**changes)
     except TypeError as e: raise ValueError(f"these settings do not fit together: {e}") from None
+    _check_fits(changed)
+    return changed
 
 # %% ../../nbs/engine/cli.ipynb #97033573
 def _read_recipe(run: Path) -> Recipe | None:
@@ -326,12 +353,14 @@ def _plan(args: argparse.Namespace) -> tuple[Path, Recipe]:
 # %% ../../nbs/engine/cli.ipynb #7f3db8f1
 def _beginning(out: Path, wanted: Recipe, trainer: Trainer, found: bool) -> str:
     "The line that a training begins with."
+    n = trainer.processes.count
+    where = f"on {trainer.device}, {n} process{'es' * (n > 1)}"
     if not found:
         weights = sum(p.numel() for p in trainer.model.parameters())
         return (f"{out}: {wanted.data}, {len(trainer.batches.images):,} images, "
-                f"{weights:,} weights, {wanted.train.steps:,} steps on {trainer.device}")
+                f"{weights:,} weights, {wanted.train.steps:,} steps {where}")
     if trainer.step < wanted.train.steps:
-        return f"{out}: going on from step {trainer.step} of {wanted.train.steps}"
+        return f"{out}: going on from step {trainer.step} of {wanted.train.steps} {where}"
     return (f"{out}: finished, {trainer.step} of {wanted.train.steps} steps made: "
             f"drawing its pictures again")
 
@@ -339,7 +368,7 @@ def _beginning(out: Path, wanted: Recipe, trainer: Trainer, found: bool) -> str:
 def _train(args: argparse.Namespace) -> int:
     "Train by a recipe, or go on with a run. Ctrl-C stops and saves."
     from ddpm_nb.engine.files import check_writable, replacing
-    from ddpm_nb.engine.runs import checkpoints
+    from ddpm_nb.engine.runs import _check_device, checkpoints
     out, wanted = _plan(args)
     _check_device(args.device)
     if os.environ.get("RANK", "0") == "0": check_writable(out)
@@ -413,16 +442,16 @@ def _draw_pictures(trainer: Trainer, out: Path, progress: bool) -> None:
     animate(frames, path=out / "reverse.gif", labels=labels, scale=scale,
             title="From noise to images")
     _draw_losses(trainer, out)
-    print(f"Look at {out / 'samples.png'}: {c.sample_count} images that the model made from noise "
-          f"({out / 'reverse.gif'} shows how, {out / 'loss.png'} how it learnt)")
+    _result(f"Look at {out / 'samples.png'}: {c.sample_count} images that the model made from "
+            f"noise ({out / 'reverse.gif'} shows how, {out / 'loss.png'} how it learnt)")
 
 # %% ../../nbs/engine/cli.ipynb #9eddaaad
 def _sample_arguments(p: _Parser) -> None:
     "The words of `ddpm-nb sample`."
-    p.add_argument("model", help="a run folder, one of its checkpoints, or what load_pretrained "
-                   "takes: digits, a folder, a hub name")
+    p.add_argument("model", type=_name, help="a run folder, one of its checkpoints, or what "
+                   "load_pretrained takes: digits, a folder, a hub name")
     p.add_argument("--n", type=_positive_int, default=64, help="how many (default: 64)")
-    p.add_argument("--out", type=Path, default=Path("samples.png"),
+    p.add_argument("--out", type=_path, default=Path("samples.png"),
                    help=".png: a grid; .npz: uint8 (N, H, W, C), written as they are made; "
                         ".gif: how they came about (default: samples.png)")
     p.add_argument("--sampler", default="ddim",
@@ -432,7 +461,7 @@ def _sample_arguments(p: _Parser) -> None:
                    help="let the guess of the finished image leave [-1, 1] on the way")
     p.add_argument("--eta", type=float, default=0.0,
                    help="ddim only: 0 adds no noise on the way, 1 as much as ddpm (default: 0)")
-    p.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    p.add_argument("--seed", type=_seed, default=0, help="of the noise (default: 0)")
     p.add_argument("--batch", type=_positive_int, default=64, help="images made at once (default: "
                    "64); where noise is added on the way, other sizes give other images")
     _device_arguments(p)
@@ -460,10 +489,14 @@ def _load_model(name: str,        # a run, one of its checkpoints, or what `load
     return model.requires_grad_(False).to(device), diffusion.to(device)
 
 # %% ../../nbs/engine/cli.ipynb #cad610f2
-def _image_shape(model: UNet) -> tuple[int, int, int]:
-    "(C, H, W) of the images that a network is for."
-    c = model.config
-    return c.in_channels, c.image_size, c.image_size
+def _image_shape(name: str, model: UNet) -> tuple[int, int, int]:
+    "(C, H, W) of the images that the network of that name is for."
+    from ddpm_nb.engine.runs import _run_checkpoint, read_checkpoint
+    path, c = Path(name), model.config
+    if not _origin(path)[0]: return c.in_channels, c.image_size, c.image_size
+    _, state = read_checkpoint(_run_checkpoint(path), only=("none",))
+    channels, height, width = state["config"]["data.shape"]
+    return channels, height, width
 
 # %% ../../nbs/engine/cli.ipynb #0d723bf1
 def _inference(model: nn.Module,  # in eval mode
@@ -475,8 +508,8 @@ def _inference(model: nn.Module,  # in eval mode
     import torch
     from torch.nn.functional import pad
     from ddpm_nb.engine.faster import compiled
-    device = next(model.parameters()).device.type
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    from ddpm_nb.training import PRECISIONS
+    device, half = next(model.parameters()).device.type, PRECISIONS[precision]
     net = compiled(model) if compile else model
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
@@ -540,18 +573,20 @@ def _check_sample(args: argparse.Namespace) -> None:
 def _sample(args: argparse.Namespace) -> int:
     "Draw images from a trained model."
     from ddpm_nb.engine.files import replacing
+    from ddpm_nb.engine.runs import _check_device
     _check_sample(args)
     device = _check_device(args.device)
     model, diffusion = _load_model(args.model, args.weights == "averaged", device)
     steps = args.steps or (diffusion.T if args.sampler == "ddpm" else min(50, diffusion.T))
     if steps > diffusion.T: raise ValueError(f"steps must lie in 1 .. {diffusion.T}, got {steps}")
     at_once = args.n if args.out.suffix == ".gif" else min(args.batch, args.n)
-    image, net = _image_shape(model), _inference(model, at_once, args.precision, args.compile)
+    image = _image_shape(args.model, model)
+    net = _inference(model, at_once, args.precision, args.compile)
     options = dict(sampler=args.sampler, steps=steps, clip=not args.no_clip, eta=args.eta)
     with replacing(args.out) as part:
         part.touch()                          # complain now rather than when all is sampled
         _write_samples(part, args, diffusion, net, image, options)
-    print(f"{args.n} samples in {args.out}")
+    _result(f"{args.n} samples in {args.out}")
     return 0
 
 # %% ../../nbs/engine/cli.ipynb #59f73547
@@ -579,16 +614,16 @@ def _write_samples(path: Path,                                 # its ending says
 # %% ../../nbs/engine/cli.ipynb #f9572c85
 def _evaluate_arguments(p: _Parser) -> None:
     "The words of `ddpm-nb evaluate`."
-    p.add_argument("model", help="as for sample")
+    p.add_argument("model", type=_name, help="as for sample")
     p.add_argument("--n", type=_positive_int, default=64, help="images (default: 64)")
     p.add_argument("--data", help=f"{_either(list(_table('DATASETS')))} "
                    "(default: what the run was trained on; for other models, what fits)")
     p.add_argument("--split", choices=("test", "train"), default="test",
                    help="which images (default: test)")
-    p.add_argument("--root", type=Path,
+    p.add_argument("--root", type=_path,
                    help="where the data set is (default: the run's, or ~/.cache/ddpm_nb)")
     p.add_argument("--download", action="store_true", help="fetch the data set if it is not there")
-    p.add_argument("--seed", type=int, default=0,
+    p.add_argument("--seed", type=_seed, default=0,
                    help="of the choice of images and of the noise (default: 0)")
     p.add_argument("--batch", type=_positive_int, default=16,
                    help="images measured at once (default: 16)")
@@ -643,33 +678,40 @@ def _bits_per_dim(diffusion: GaussianDiffusion,
             bar.update(len(x))
     return torch.cat(totals).double()
 
+# %% ../../nbs/engine/cli.ipynb #9671cc15
+def _bits_line(bits: Tensor, of: str) -> str:  # (N,), float64
+    "The mean and its standard error, if there is one."
+    bound = "bits/dim (bound on the negative log-likelihood"
+    if len(bits) == 1: return f"{bits.item():.4f} {bound}; one image: no standard error; 1 {of})"
+    error = bits.std() / math.sqrt(len(bits))
+    return f"{bits.mean():.4f} ± {error:.4f} {bound}, standard error; {len(bits)} {of})"
+
 # %% ../../nbs/engine/cli.ipynb #4caccb20
 def _evaluate(args: argparse.Namespace) -> int:
     "Measure the bound on held-out images, in bits per dimension, with its standard error."
     import torch
+    from ddpm_nb.engine.runs import _check_device
     device = _check_device(args.device)
     model, diffusion = _load_model(args.model, args.weights == "averaged", device)
-    name, images = _images(args, _image_shape(model))
+    name, images = _images(args, _image_shape(args.model, model))
     generator = torch.Generator().manual_seed(args.seed)
     chosen = images[torch.randperm(len(images), generator=generator)[:args.n]]
     net = _inference(model, min(args.batch, len(chosen)), args.precision, args.compile)
     start = time.monotonic()
     bits = _bits_per_dim(diffusion, net, chosen, args.batch, generator, not args.quiet)
-    error = bits.std() / math.sqrt(len(bits)) if len(bits) > 1 else math.nan
-    print(f"{bits.mean():.4f} ± {error:.4f} bits/dim (bound on the negative log-likelihood, "
-          f"standard error; {len(bits)} {args.split} images of {name}, "
-          f"{time.monotonic() - start:.0f} s on {device})")
+    took = f"{time.monotonic() - start:.0f} s on {device}"
+    _result(_bits_line(bits, f"{args.split} image{'s' * (len(bits) > 1)} of {name}, {took}"))
     return 0
 
 # %% ../../nbs/engine/cli.ipynb #bf8d7525
 def _info_arguments(p: _Parser) -> None:
     "The words of `ddpm-nb info`."
-    p.add_argument("model", type=Path, nargs="?", help="a run folder")
+    p.add_argument("model", type=_path, nargs="?", help="a run folder")
 
 # %% ../../nbs/engine/cli.ipynb #c4216874
 def _info(args: argparse.Namespace) -> int:
     "Say what there is on this machine, or in a run folder."
-    for line in _about_run(args.model) if args.model else _about_machine(): print(line)
+    for line in _about_run(args.model) if args.model else _about_machine(): _result(line)
     return 0
 
 # %% ../../nbs/engine/cli.ipynb #c34574cf

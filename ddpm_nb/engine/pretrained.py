@@ -11,6 +11,7 @@ import json
 import os
 import re
 import warnings
+import zlib
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -20,8 +21,9 @@ import torch
 from torch import Tensor
 
 from .files import replacing
+from .runs import _channels_out
 from ..sampling import GaussianDiffusion
-from ..schedules import NoiseSchedule
+from ..schedules import NoiseSchedule, look_up
 from ..unet import Stage, UNet, UNetConfig
 
 # %% ../../nbs/engine/pretrained.ipynb #15e4a2b3
@@ -202,8 +204,9 @@ def _scheduler_to_diffusers(d: GaussianDiffusion) -> dict:
     usual = ("hybrid" if d.variance.startswith("learned") else "simple", "discretized")
     ours = {"ddpm_nb": {"loss": d.loss_type, "decoder": d.decoder}}
     return {"_class_name": "DDPMScheduler", "num_train_timesteps": s.T, **_written_betas(s),
-            "prediction_type": _PREDICTION_TYPES[d.prediction],
-            "variance_type": _VARIANCE_TYPES[d.variance], "clip_sample": True,
+            "prediction_type": look_up("a saved prediction", d.prediction, _PREDICTION_TYPES),
+            "variance_type": look_up("a saved variance", d.variance, _VARIANCE_TYPES),
+            "clip_sample": True,
             **({} if (d.loss_type, d.decoder) == usual else ours)}
 
 # %% ../../nbs/engine/pretrained.ipynb #3c30f4c0
@@ -271,10 +274,22 @@ def _check_saving(folder: Path, net: object, diffusion: object, dtype: torch.dty
 
 def _check_channels(config: UNetConfig, d: GaussianDiffusion) -> None:
     "A learned variance needs twice the channels, a fixed one the same."
-    want = config.in_channels * (2 if d.variance.startswith("learned") else 1)
-    if config.out_channels != want:
+    if config.out_channels != (want := _channels_out(config, d)):
         raise ValueError(f"variance {d.variance!r} needs a network with {want} channels out for "
                          f"{config.in_channels} in, this one has {config.out_channels}")
+
+# %% ../../nbs/engine/pretrained.ipynb #679d098f
+_CHECKSUM = "ddpm_nb_crc32"      # its name in the header of the file of weights
+
+
+def _checksum(weights: dict[str, Tensor]) -> str:  # on the CPU
+    "Of all names and all bytes."
+    total = 0
+    for name in sorted(weights):
+        total = zlib.crc32(name.encode(), total)
+        numbers = weights[name].contiguous().reshape(-1).view(torch.uint8)
+        total = zlib.crc32(numbers.numpy().data, total)
+    return f"{total:08x}"
 
 # %% ../../nbs/engine/pretrained.ipynb #1e64279f
 def save_pretrained(folder: str | Path,            # made; a model saved there before is replaced
@@ -302,7 +317,8 @@ def save_pretrained(folder: str | Path,            # made; a model saved there b
             (part / name).parent.mkdir(exist_ok=True)
             (part / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         # `save_file` would let nobody else read it.
-        (part / _FILES[2]).write_bytes(save(weights, metadata={"format": "pt"}))
+        header = {"format": "pt", _CHECKSUM: _checksum(weights)}
+        (part / _FILES[2]).write_bytes(save(weights, metadata=header))
     return folder
 
 # %% ../../nbs/engine/pretrained.ipynb #cd4cacb3
@@ -418,16 +434,27 @@ def _read_pickle(path: Path) -> Any:
                          f"load: {reason}") from None
 
 
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    "The tensors of a file; if it holds their checksum, they agree with it."
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+    try:
+        state = load_file(path)
+        with safe_open(path, "pt") as f: header = f.metadata() or {}
+    except SafetensorError as e: raise ValueError(f"{path} is damaged or cut short: {e}") from None
+    if header.get(_CHECKSUM) not in (None, found := _checksum(state)):
+        raise ValueError(f"{path} is damaged: its weights have the checksum {found}, those that "
+                         f"were saved had {header[_CHECKSUM]}; fetch or save it again")
+    return state
+
+
 def _read_state(folder: Path) -> tuple[Path, Any]:
     "The file of weights, and what it holds."
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
     path, pickle = folder / f"{_WEIGHTS}.safetensors", folder / f"{_WEIGHTS}.bin"
     if not path.is_file():
         if pickle.is_file(): return pickle, _read_pickle(pickle)
         raise FileNotFoundError(f"{folder} has no weights: neither {path.name} nor {pickle.name}")
-    try: return path, load_file(path)
-    except SafetensorError as e: raise ValueError(f"{path} is damaged or cut short: {e}") from None
+    return path, _read_safetensors(path)
 
 # %% ../../nbs/engine/pretrained.ipynb #62bf8b65
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v",   # before diffusers 0.15

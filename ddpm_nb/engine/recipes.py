@@ -77,7 +77,8 @@ def diffusion_options(schedule: str = "linear",   # a name in `SCHEDULES`
                      ) -> tuple[str, ...]:        # the schedule's own, then those of the diffusion
     "What a recipe's `diffusion` may say with this schedule."
     own = _parameters(look_up("diffusion.schedule", schedule, SCHEDULES))
-    return tuple(dict.fromkeys(("schedule", *own, *_parameters(GaussianDiffusion))))
+    names = [k for k in _parameters(GaussianDiffusion) if k != "original"]   # of a respaced one
+    return tuple(dict.fromkeys(("schedule", *own, *names)))
 
 # %% ../../nbs/engine/recipes.ipynb #02bde226
 def _diffusion(options: dict[str, Any]) -> GaussianDiffusion:

@@ -6,7 +6,7 @@
 __all__ = ['devices', 'Diverged', 'checkpoints', 'Trainer', 'load_run']
 
 # %% ../../nbs/engine/runs.ipynb #2bc519d2
-import functools, importlib.util, json, math, re, shutil, signal, sys, threading, time, zlib
+import errno, functools, importlib.util, json, math, re, shutil, signal, sys, threading, time, zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..data import Batches, Images, fingerprint
 from .files import FolderLock, _beside, check_writable, move, replacing
+from ..objective import VARIANCES
 from ..sampling import GaussianDiffusion
 from ..schedules import NoiseSchedule
 from ..training import PRECISIONS, EMA, LossByT, TrainConfig, TrainState, Update
@@ -33,13 +34,15 @@ def devices() -> list[str]:
     return [name for name, there in found if there]
 
 # %% ../../nbs/engine/runs.ipynb #897b350a
-def _check_device(precision: str, device: str | None) -> None:
-    "Refuse a device that this machine has not, or that does not know the precision."
-    if device not in (None, *devices()):
-        there = ", ".join(devices())
-        raise ValueError(f"device must be one of {there} on this machine, got {device!r}")
-    if precision == "fp16" and (device or devices()[0]) != "cuda":
+def _check_device(device: str | None, precision: str = "fp32") -> str:
+    "The device asked for, or the best there is, if this machine has it and it can so train."
+    there = devices()
+    if device not in (None, *there):
+        raise ValueError(f"device must be one of {', '.join(there)} on this machine, "
+                         f"got {device!r}")
+    if precision == "fp16" and (device or there[0]) != "cuda":
         raise ValueError("precision fp16 needs device cuda; elsewhere use fp32 or bf16")
+    return device or there[0]
 
 # %% ../../nbs/engine/runs.ipynb #d33299f4
 def make_accelerator(precision: str = "fp32",     # fp32, bf16 or fp16
@@ -48,7 +51,7 @@ def make_accelerator(precision: str = "fp32",     # fp32, bf16 or fp16
     "accelerate's handle on device, precision and processes."
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
-    _check_device(precision, device)
+    _check_device(device, precision)
     alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
     if PartialState._shared_state: AcceleratorState._reset_state(reset_partial_state=alone)
     mixed = "no" if precision == "fp32" else precision
@@ -214,6 +217,18 @@ def _forms(model: nn.Module, compile: bool) -> tuple[nn.Module, nn.Module]:
     from ddpm_nb.engine.faster import compiled
     return net, compiled(net)
 
+# %% ../../nbs/engine/runs.ipynb #f6b1b1e9
+def _channels_out(c: UNetConfig, d: GaussianDiffusion) -> int:
+    "How many channels a network must answer with: a learned variance needs twice those of x."
+    return c.in_channels * (2 if VARIANCES[d.variance].learned else 1)
+
+
+def _check_channels(c: UNetConfig, d: GaussianDiffusion) -> None:
+    "Refuse a network that does not answer what the diffusion asks, before it is trained."
+    if c.out_channels == (want := _channels_out(c, d)): return
+    raise ValueError(f"variance {d.variance!r} needs unet.out_channels={want} where "
+                     f"unet.in_channels={c.in_channels}, got {c.out_channels}")
+
 # %% ../../nbs/engine/runs.ipynb #6d336b72
 def _check_config(c: TrainConfig, d: GaussianDiffusion, processes: int) -> None:
     "Refuse what this machine cannot do, and what a checkpoint could not bring back."
@@ -253,6 +268,7 @@ class _Run:
         if a.device.type == "cuda": torch.backends.cudnn.benchmark = True
         self.diffusion: GaussianDiffusion = diffusion.to(a.device)
         net, called = _forms(model.to(a.device), config.compile)
+        if isinstance(net, UNet): _check_channels(net.config, diffusion)
         self.model: nn.Module = net
         self.state: TrainState = TrainState(self.model, self.diffusion.T, config)
         objective = _Objective(called, self.diffusion).train()
@@ -298,8 +314,9 @@ class _Learner(_Run):
             yield update
 
     def update(self) -> Update:
-        "The next update, alone."
-        return next(self.steps())
+        "The next update, alone; ValueError if all are made."
+        if update := next(self.steps(), None): return update
+        raise ValueError(f"all {self.config.steps} updates are made: to go on, set more steps")
 
 # %% ../../nbs/engine/runs.ipynb #8c66eaa2
 class Diverged(ArithmeticError):
@@ -442,6 +459,17 @@ def _drop(path: Path) -> None:
     with suppress(OSError): move(path, part)
     shutil.rmtree(part, ignore_errors=True)
 
+# %% ../../nbs/engine/runs.ipynb #effd71fe
+def _superseded(run: Path, keep_every: int) -> list[Path]:
+    "The checkpoints that a newer one, which can be read, stands for; oldest first."
+    def readable(path: Path) -> bool:
+        with suppress(ValueError): return bool(read_checkpoint(path))
+        return False
+
+    found = checkpoints(run)
+    while found and not readable(found[-1]): found.pop()
+    return [old for old in found[:-1] if not keep_every or int(old.name[5:]) % keep_every]
+
 # %% ../../nbs/engine/runs.ipynb #9a765e96
 class _Checkpoints:
     "The checkpoints in a run's folder, which nobody else is writing to."
@@ -451,14 +479,25 @@ class _Checkpoints:
 
     def path(self, step: int) -> Path: return self.run / "checkpoints" / f"step_{step:08d}"
 
-    def write(self, step: int, files: _Files, state: dict[str, Any]) -> None:
+    def write(self, step: int, files: _Files, state: dict[str, Any], last: bool) -> None:
         "Write one; then drop those that are no longer wanted. First, what a killed run left."
         c, path = self.config, self.path(step)
         for left in path.parent.glob(".step_*.part"): shutil.rmtree(left, ignore_errors=True)
         self.set_aside(step)
-        _write_checkpoint(path, files, state)
+        try: _write_checkpoint(path, files, state)
+        except OSError as e:
+            if not (last and self.make_room(e)): raise
+            _write_checkpoint(path, files, state)
         for old in checkpoints(self.run)[:-c.keep_last]:
             if not c.keep_every or int(old.name[5:]) % c.keep_every: _drop(old)
+
+    def make_room(self, e: OSError) -> bool:
+        "If the disk is full, drop the oldest superseded checkpoint; whether there was one."
+        full = e.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not (full and (old := _superseded(self.run, self.config.keep_every))): return False
+        _drop(old[0])
+        self.note(f"note: {e.strerror}: {old[0].name} made room for the last checkpoint")
+        return True
 
     def set_aside(self, step: int) -> None:
         "What a run that went back had saved from here on loses its name, and is not lost."
@@ -631,13 +670,14 @@ class _Resumed(_Saved):
         if not self.folder: raise ValueError("this trainer has no folder to save in")
         self.check()
         kept = _Checkpoints(self.folder, self.config, self.processes.note)
-        path = kept.path(self.step)
+        path, last = kept.path(self.step), self.stopped_by or self.step == self.config.steps
         if self.saved == path.resolve() and path.exists(): return path
         files, state = self.snapshot()
         weights = [w for name in ("model", "ema") for w in files[name].values()]
         if not torch.stack([w.isfinite().all() for w in weights]).all():
             raise Diverged(f"weights are no longer finite at step {self.step}; not saved")
-        with self.locked(): self.processes.on_main(lambda: kept.write(self.step, files, state))
+        write = lambda: kept.write(self.step, files, state, bool(last))
+        with self.locked(): self.processes.on_main(write)
         self.saved = path.resolve()
         return path
 
@@ -718,6 +758,20 @@ def _check_start(folder: Path, step: int) -> None:
         raise ValueError(f"{folder} already holds a run at {found[-1].name}: "
                          f"resume it, or choose another folder")
 
+
+def _random_share(c: TrainConfig) -> float:  # 0 .. 1
+    "How much of the averaged weights, after all updates, is still the first ones."
+    if not c.ema_warmup: return c.ema_decay ** c.steps
+    decays = (min(c.ema_decay, (1 + step) / (10 + step)) for step in range(min(c.steps, 100)))
+    return math.prod(decays)     # after a hundred updates it is next to nothing
+
+
+def _about_average(c: TrainConfig) -> str | None:
+    "A line for those whose average will be younger than its memory."
+    if (share := _random_share(c)) <= 0.05: return None
+    return (f"note: after {c.steps:,} updates {share:.0%} of the averaged weights will still be "
+            f"the random start: set ema_warmup, or a lower ema_decay than {c.ema_decay}")
+
 # %% ../../nbs/engine/runs.ipynb #76e5c986
 class Trainer(_Kept):
     "Algorithm 1 and all that a long run needs around it."
@@ -729,6 +783,8 @@ class Trainer(_Kept):
         if folder: self.processes.on_main(lambda: check_writable(folder))
         with self.locked(), _StopSignals() as stop, self._bar() as bar, self.saved_on_error():
             if folder: _check_start(folder, self.step)
+            about = _about_average(self.config) if self.step < self.config.steps else None
+            if about: self.processes.note(about)
             self.lines.write()
             self.asked = None
             for _ in self.steps():
