@@ -5,6 +5,7 @@
 # %% ../../nbs/engine/cli.ipynb #bf1ebef1
 from __future__ import annotations
 import argparse, ast, json, math, os, re, shutil, signal, sys, textwrap, threading, time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -789,7 +790,9 @@ def main(argv: list[str] | None = None,  # the words after `ddpm-nb`; None: the 
     args = parser().parse_args(argv)
     import torch
     try:
-        with _terminated_as_an_exit(): code = args.run(args)
+        with warnings.catch_warnings(), _terminated_as_an_exit():
+            warnings.showwarning = lambda message, *where, **more: _log(f"ddpm-nb: {message}")
+            code = args.run(args)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt: return 130
