@@ -3,6 +3,7 @@ held against plain PyTorch; and constants that a wrong number would hide in."""
 import copy
 import hashlib
 import inspect
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch import nn
 
 from ddpm_nb import data, plotting
 from ddpm_nb.data import Batches, Mixture, digits, read_cifar10, swiss_roll
+from ddpm_nb.engine import images
+from ddpm_nb.engine.files import replacing
 from ddpm_nb.engine.images import cache_folder, load_image
 from ddpm_nb.engine.pretrained import _scheduler_from_diffusers, _unet_from_diffusers
 from ddpm_nb.engine.recipes import recipe
@@ -261,8 +264,8 @@ def test_cifar10s_recipe_measures_on_test_images(tmp_path, monkeypatch):
         (folder / name).write_bytes(rows.tobytes())
     for size in ("paper", "small", "smoke"):
         r = recipe("cifar10", size).replace(root=str(tmp_path))
-        images, labels = r.dataset(train=False)
-        assert images.unique().tolist() == [99] and labels.tolist() == [9, 9]
+        x, labels = r.dataset(train=False)
+        assert x.unique().tolist() == [99] and labels.tolist() == [9, 9]
         assert r.images(train=True).unique().tolist() == [1, 2, 3, 4, 5]
         assert r.images().shape == (10, 3, 32, 32)
 
@@ -289,6 +292,24 @@ def test_an_image_keeps_its_colours_and_which_way_is_up(tmp_path):
     assert torch.equal(load_image(tmp_path / "y.png", 4), x.flip(1, 2))
 
 
+def test_a_file_with_other_bytes_is_fetched_anew(tmp_path, monkeypatch):
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(images, "_fetched", lambda url, part, *rest: part.write_bytes(b"new"))
+    images.download_file("http://x/x.bin", path, hashlib.md5(b"new").hexdigest(), False)
+    assert path.read_bytes() == b"new"
+
+
+def test_what_is_written_is_synced_with_its_folder(tmp_path, monkeypatch):
+    synced, real = set(), os.fsync
+    def fsync(handle):
+        synced.add(os.fstat(handle).st_ino)
+        real(handle)
+    monkeypatch.setattr(os, "fsync", fsync)
+    with replacing(tmp_path / "x.txt") as part: part.write_text("x")
+    assert {(tmp_path / "x.txt").stat().st_ino, tmp_path.stat().st_ino} <= synced
+
+
 def test_the_toys_usual_numbers():
     def g(): return torch.Generator().manual_seed(0)
     assert torch.equal(swiss_roll(9, g()), swiss_roll(9, g(), noise=0.05))
@@ -299,7 +320,16 @@ def test_the_toys_usual_numbers():
         -1.5, -0.75, 0.0, 0.75, 1.5]
 
 
-# The loss, and models of others
+# The loss, the network, and models of others
+
+
+def test_the_papers_network_in_numbers():
+    "Appendix B."
+    c = UNetConfig.cifar10()
+    assert (c.image_size, c.in_channels, c.out_channels) == (32, 3, 3)
+    assert (c.base_channels, c.channel_multipliers, c.blocks_per_level) == (128, (1, 2, 2, 2), 2)
+    assert (c.attention_resolutions, c.head_channels, c.groups) == ((16,), None, 32)
+    assert c.dropout == 0.1 and UNetConfig.lsun256().dropout == 0.0
 
 
 @pytest.mark.parametrize("loss", ["simple", "vlb"])
