@@ -21,7 +21,7 @@ from ddpm_nb.engine.recipes import recipe
 from ddpm_nb.engine.runs import Trainer, load_run
 from ddpm_nb.sampling import GaussianDiffusion
 from ddpm_nb.schedules import NoiseSchedule
-from ddpm_nb.training import TrainConfig, TrainState, train
+from ddpm_nb.training import EMA, TrainConfig, TrainState, train
 from ddpm_nb.unet import UNetConfig
 
 
@@ -204,6 +204,15 @@ def test_a_gradient_was_above_the_limit_and_images_were_mirrored():
         assert changed.any() and not changed.all()
 
 
+def test_the_averages_buffers_are_the_networks_own():
+    model = nn.Sequential(nn.BatchNorm1d(2))
+    ema = EMA(model, 0.9)
+    model(torch.arange(8.0).view(4, 2))
+    assert not torch.equal(ema.model[0].running_mean, model[0].running_mean)
+    ema.update(model)
+    for a, b in zip(ema.model.buffers(), model.buffers(), strict=True): assert torch.equal(a, b)
+
+
 # What a run shows and keeps
 
 
@@ -342,6 +351,13 @@ def test_losses_draw_every_t_the_first_and_the_last_too(loss):
     torch.manual_seed(0)
     d.losses(model, torch.zeros(200, 1))
     assert seen == {0, 1, 2, 3, 4}      # a t would be missing by chance once in 10^18 times
+
+
+@pytest.mark.parametrize("variance, loss", [
+    ("fixed_small", "simple"), ("fixed_large", "simple"), ("learned", "hybrid"),
+    ("learned_range", "hybrid")])
+def test_the_loss_where_none_is_named_trains_all_that_the_network_says(variance, loss):
+    assert GaussianDiffusion(NoiseSchedule.linear(5), variance=variance).loss_type == loss
 
 
 def test_keys_that_a_saved_scheduler_leaves_out_mean_what_diffusers_takes_them_for():
