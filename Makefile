@@ -3,7 +3,7 @@
 # make docs    render the notebooks to docs/, and README.md
 # make lab     open the notebooks in JupyterLab
 # make bench   measure speed and memory
-# make mutants put faults into the package, one at a time, and see that a test notices each (a quarter of an hour)
+# make mutants put faults into the package, one at a time, and see that a test notices each (minutes)
 # make export  write ddpm_nb/ from the notebooks;  make notebooks  run them all and keep their outputs
 #
 # Paths are relative throughout, so a checkout may lie anywhere, in a folder with a space in its name too.
