@@ -3,6 +3,7 @@
 # make docs    render the notebooks to docs/, and README.md
 # make lab     open the notebooks in JupyterLab
 # make bench   measure speed and memory
+# make mutants put faults into the package, one at a time, and see that a test notices each (minutes)
 # make export  write ddpm_nb/ from the notebooks;  make notebooks  run them all and keep their outputs
 #
 # Paths are relative throughout, so a checkout may lie anywhere, in a folder with a space in its name too.
@@ -24,7 +25,7 @@ CPU  := https://download.pytorch.org/whl/cpu
 # One thread for each of the two workers: more would only get in each other's way.
 ONE  := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help demo test docs lab bench export notebooks check clean
+.PHONY: help demo test docs lab bench mutants export notebooks check clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -77,6 +78,9 @@ lab: .venv/.dev
 bench: .venv/.dev
 	@$(py) bench/import_time.py
 	@$(py) bench/unet.py $(ARGS)
+
+mutants: .venv/.dev
+	@$(ONE) $(py) tools/mutants.py $(ARGS)
 
 export: .venv/.dev
 	@.venv/bin/nbdev_export

@@ -1,0 +1,478 @@
+"""Faults put into the package one at a time, in a copy: does a test notice each?
+
+    python tools/mutants.py [--only N ...] [--jobs 1]
+
+Each entry of `MUTANTS` is a file of `ddpm_nb`, a text that stands in it once, what to put in its
+place, and the tests that should then fail: `wired` is tests/test_wired.py, `data::name` the test
+`test_name` in tests/test_data.py. Exit status 1 if a fault survives, or a text is no longer there.
+"""
+import argparse
+import contextlib
+import importlib
+import io
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+MUTANTS: list[tuple[str, str, str, str]] = []
+SLOW = ("accelerate", "diffusers", "einops", "PIL.Image", "safetensors.torch")
+
+
+def faults(file, *entries):
+    "Add the faults of one file."
+    MUTANTS.extend((file, *entry) for entry in entries)
+
+
+faults(
+    "schedules.py",
+    ("self.alphas: Tensor = 1 - self.betas", "self.alphas: Tensor = 1 - self.betas / 2",
+     "diffusion::posterior_equals_bayes_on_a_grid"),
+    ("-torch.expm1(self.log_alpha_bars)", "1 - self.log_alpha_bars.exp()",
+     "schedules::tables_equal_50_digit_arithmetic"),
+    ("_before(self.alpha_bars, 1.0)", "_before(self.alpha_bars, 0.0)",
+     "schedules::tables_equal_50_digit_arithmetic"),
+    ("_before(self.one_minus_alpha_bars, 0.0)", "_before(self.one_minus_alpha_bars, 1.0)",
+     "schedules::tables_equal_50_digit_arithmetic"),
+    ("return self.log_alpha_bars - self.", "return self.log_alpha_bars + self.",
+     "schedules::tables_equal_50_digit_arithmetic"),
+    ("_even(beta_start**0.5, beta_end**0.5, T) ** 2", "_even(beta_start, beta_end, T)",
+     "schedules::betas_equal_the_official_formulas"),
+    ("torch.arange(T, 0, -1,", "torch.arange(T + 1, 1, -1,", "schedules::jsd_falls_in_equal"
+     "_steps_to_zero"),
+    ("betas.clamp(max=max_beta)", "betas", "schedules::cosine_clips_the_last_beta_alone"),
+    ("s: float = 0.008", "s: float = 0.08", "schedules::tables_equal_those_of_diffusers"),
+    ("(i * T / steps).round()", "(i * T / steps).floor()",
+     "schedules::respaced_times_equal_diffusers_trailing_ones"),
+    ("self.timesteps[ends - 1]", "ends - 1", "schedules::respaced_twice_points_into_the_first"),
+    ("v.detach().to(dtype, copy=True)", "v.detach().to(dtype)", "schedules::betas_are_copied"))
+
+faults(
+    "diffusion.py",
+    ("sqrt_betas=schedule.betas.sqrt()", "sqrt_betas=schedule.betas",
+     "diffusion::jump_equals_walking_there"),
+    ("(schedule.log_alpha_bars / 2).exp()", "schedule.log_alpha_bars.exp()",
+     "diffusion::q_sample_equals_numpy"),
+    ("schedule.one_minus_alpha_bars.sqrt()", "schedule.one_minus_alpha_bars",
+     "diffusion::q_sample_equals_numpy"),
+    ("variance = s.betas * s.one_minus_alpha_bars_prev / s.one_minus_alpha_bars",
+     "variance = s.betas * 1.0", "diffusion::posterior_equals_bayes_on_a_grid"),
+    ("s.alpha_bars_prev.sqrt() * s.betas / total", "s.alpha_bars_prev * s.betas / total",
+     "diffusion::posterior_equals_bayes_on_a_grid"),
+    ("posterior_x_t_coef=s.alphas.sqrt()", "posterior_x_t_coef=s.alphas",
+     "diffusion::posterior_equals_bayes_on_a_grid"),
+    ("variance[1] if s.T > 1", "variance[-1] if s.T > 1", "diffusion::posterior_at_index_0_is_the"
+     "_data_and_its_log_variance_that_of_index_1"),
+    ("return table[t].to(x.dtype)", "return table[t.clamp(min=1)].to(x.dtype)",
+     "diffusion::extract_has_one_entry_for_each_item"),
+    ("return torch.randn_like(x)", "return torch.rand_like(x)", "diffusion"),
+    ("tables[name] = table.to(device)", "tables[name] = fn(table)",
+     "diffusion::tables_keep_their_precision"),
+    ("torch.randn(shape, generator=generator,", "torch.randn(shape, generator=None,",
+     "diffusion::noise_repeats_with_its_generator"))
+
+faults(
+    "bound.py",
+    ("0.5 * (torch.expm1(d) - d", "0.5 * (torch.expm1(d) + d",
+     "bound::kl_equals_torch_distributions_and_is_never_negative"),
+    ("torch.exp(-log_variance2)", "torch.exp(-log_variance1)",
+     "bound::kl_equals_torch_distributions_and_is_never_negative"),
+    ("math.log(2 * math.pi)) - log_scales", "math.log(2 * math.pi)) + log_scales",
+     "bound::log_likelihood_equals_scipy"),
+    ("else nats) / math.log(2)", "else nats)", "bound::bits_per_dim_averages_all_but_the_batch"),
+    ("((2 * level - 1) / 255 - 1 - means)", "((2 * level - 1) / 256 - 1 - means)",
+     "bound::decoder_sums_to_one_for_any_mean_and_scale"),
+    ("_log_ndtr(upper), _log_ndtr(-lower))", "_log_ndtr(-lower), _log_ndtr(upper))",
+     "bound::decoder_sums_to_one_for_any_mean_and_scale"),
+    ("half_width < 1e-5", "half_width < 1e-1", "bound::decoder_equals_50_digit_arithmetic"),
+    ("process.sqrt_alpha_bars[-1]", "process.sqrt_alpha_bars[0]",
+     "bound::prior_equals_torch_distributions"),
+    ("if steps.start == 0: bits", "if steps.stop == process.T: bits",
+     "bound::every_term_equals_brute_force"),
+    ("log_variance.expand_as(x0) / 2)", "log_variance.expand_as(x0))",
+     "bound::every_term_equals_brute_force"),
+    ("total=prior + vb.sum(1)", "total=vb.sum(1)", "bound::every_term_equals_brute_force"),
+    ("gaussian_kl(true_mean, true_log_variance, mean, log_variance)",
+     "gaussian_kl(mean, log_variance, true_mean, true_log_variance)",
+     "bound::every_term_equals_brute_force"),
+    ("if decoder == \"discretized\": _check_levels(x0)", "",
+     "bound::data_off_the_grid_of_the_discretized_decoder_are_refused"))
+
+faults(
+    "objective.py",
+    ("large[0] = self.posterior_log_variance[0].exp()", "pass",
+     "objective::fixed_large_takes_the_posterior_variance_of_index_1_at_index_0"),
+    ("return (output - follow)", "return (output + follow)",
+     "objective::every_target_gives_x0_back"),
+    ("return (x_t - noise)", "return (x_t + noise)", "objective::every_target_gives_x0_back"),
+    ("cos * noise - sin * x0", "cos * noise + sin * x0", "objective::every_target_gives_x0_back"),
+    ("cos * x_t - sin * output", "cos * x_t + sin * output",
+     "objective::every_target_gives_x0_back"),
+    ("if clip: x0 = x0.clamp(-1, 1)", "if clip: x0 = x0.clamp(-2, 2)",
+     "objective::the_mean_and_x0_agree_with_diffusers"),
+    ("if asked.says_mean: mean =", "if False: mean =",
+     "objective::clipping_leaves_the_mean_of_a_mu_network_alone"),
+    ("answer, x_t, self.network_t[t])", "answer, x_t, t.clamp(max=3))",
+     "sampling::the_bound_of_fewer_steps_is_the_same_for_all_predictions"),
+    ("fraction = (said + 1) / 2", "fraction = said",
+     "objective::learned_range_runs_from_small_to_large"),
+    ("0.001 * bound", "0.01 * bound",
+     "objective::hybrid_trains_the_mean_by_simple_and_the_variance_by_the_bound"),
+    ("torch.cat([answer.detach(), said], 1)", "torch.cat([answer, said], 1)",
+     "objective::hybrid_trains_the_mean_by_simple_and_the_variance_by_the_bound"),
+    ("return d.T * torch.where", "return torch.where",
+     "objective::vlb_loss_and_gradient_equal_torch_distributions"),
+    ("torch.where(t == 0, nll, kl)", "torch.where(t <= 1, nll, kl)",
+     "objective::vlb_loss_and_gradient_equal_torch_distributions"),
+    ("t = torch.randint(self.T, (len(x0),)", "t = torch.randint(self.T - 1, (len(x0),)",
+     "wired::losses_draw_every_t_the_first_and_the_last_too"),
+    ("t = torch.randint(self.T, (len(x0),)", "t = torch.randint(1, self.T, (len(x0),)",
+     "wired::losses_draw_every_t_the_first_and_the_last_too"),
+    ("error.pow(2).unsqueeze(-1)", "error.abs().unsqueeze(-1)",
+     "objective::simple_loss_and_gradient_equal_a_loop_over_items"),
+    ("self.read(model(x_t, self.timesteps[t]),", "self.read(model(x_t, t),",
+     "sampling::a_respaced_sampler_tells_the_model_the_original_times"),
+    ("(2 * sigma2 * s.alphas * s.one", "(2 * sigma2 * s.one",
+     "objective::the_same_prediction_gives_one_bound_in_all_parameterizations"),
+    ("\"hybrid\" if learned else \"simple\"", "\"vlb\" if learned else \"simple\"",
+     "wired::the_loss_where_none_is_named_trains_all_that_the_network_says"))
+
+faults(
+    "sampling.py",
+    ("if i > 0: x = x +", "if True: x = x +", "sampling::the_last_step_adds_no_noise"),
+    ("(step.log_variance / 2).exp()", "step.log_variance.exp()",
+     "sampling::ancestral_sampling_is_algorithm_2_line_by_line"),
+    ("torch.lerp(a, b, weight)", "torch.lerp(a, b, weight**2)",
+     "sampling::interpolation_decodes_the_weighted_mean_of_the_latents"),
+    ("torch.lerp(a, b, weight)", "torch.lerp(b, a, weight)",
+     "sampling::interpolation_at_its_ends_decodes_that_end"),
+    ("fresh2 = eta**2 *", "fresh2 = eta *", "sampling::ddim_agrees_with_diffusers"),
+    ("math.sqrt(max(sigmas2_prev[i] - fresh2, 0))", "math.sqrt(sigmas2_prev[i])",
+     "sampling::ddim_keeps_the_marginals_of_the_forward_process"),
+    ("h / (2 * last_h)", "h / last_h", "sampling::dpm_solver_agrees_with_diffusers"),
+    ("last_x0, last_h = x0, h", "last_x0, last_h = x0, 1.0",
+     "sampling::dpm_solver_agrees_with_diffusers"),
+    ("if start is None: return T - 1", "if start is None: return T - 2",
+     "sampling::callback_sees_each_state_once_in_order"),
+    ("    watched.check()", "    pass",
+     "sampling::samples_from_a_network_that_is_not_finite_are_an_error"))
+
+faults(
+    "unet.py",
+    ("* i / (half - 1)", "* i / half", "unet::the_clock_is_that_of_the_official_code"),
+    ("[angles.sin(), angles.cos()]", "[angles.cos(), angles.sin()]",
+     "unet::the_clock_is_that_of_the_official_code"),
+    ("_NEAR_ZERO = 1e-10", "_NEAR_ZERO = 1.0", "unet::a_fresh_network_says_nearly_nothing"),
+    ("F.pad(x, (0, 1, 0, 1))", "F.pad(x, (1, 0, 1, 0))",
+     "unet::downsampling_pads_right_and_bottom_only"),
+    ("self.conv2(self.dropout(F.silu(self.norm2(h))))",
+     "self.dropout(self.conv2(F.silu(self.norm2(h))))",
+     "unet::dropout_stands_before_the_second_convolution"),
+    ("dropout: float = 0.1 ", "dropout: float = 0.2 ", "wired::the_papers_network_in_numbers"),
+    ("gain=math.sqrt(scale)", "gain=scale",
+     "unet::start_is_variance_scaling_with_mean_fan_and_zero_biases"),
+    ("mode=\"nearest\"", "mode=\"bilinear\"",
+     "unet::upsampling_equals_repeat_then_convolution"),
+    ("nn.GroupNorm(config.groups, c, eps=1e-6)", "nn.GroupNorm(config.groups, c, eps=1e-3)",
+     "unet::output_and_every_gradient_equal_those_of_diffusers"),
+    ("time = F.silu(self.time(t))", "time = self.time(t)",
+     "unet::output_and_every_gradient_equal_those_of_diffusers"),
+    ("\"b (n d) h w -> b n (h w) d\"", "\"b (d n) h w -> b n (h w) d\"",
+     "unet::attention_equals_the_plain_formula"))
+
+faults(
+    "data.py",
+    ("x.float() / 127.5 - 1", "x.float() / 128 - 1",
+     "data::scaled_values_are_the_centres_of_the_256_bins_of_the_decoder"),
+    ("* 127.5).round()", "* 127.5).floor()", "data::to_uint8_takes_the_nearest_value_and_clips"),
+    ("margin = size // 8", "margin = size // 4",
+     "data::digits_are_enlarged_by_cubic_convolution_and_framed_in_black"),
+    ("mode=\"bicubic\"", "mode=\"bilinear\"",
+     "data::digits_are_enlarged_by_cubic_convolution_and_framed_in_black"),
+    ("else slice(1500, None)", "else slice(1500)", "data::digits_parts_make_up_the_whole"),
+    ("\"airplane\", \"automobile\", \"bird\"", "\"airplane\", \"bird\", \"automobile\"",
+     "data::the_classes_are_in_the_archives_own_order"),
+    ("if train else _TEST_FILES)]", "if train else _TRAIN_FILES)]",
+     "wired::cifar10s_recipe_measures_on_test_images"),
+    ("records[:, 0].long()", "records[:, 1].long()",
+     "data::cifar10_is_read_from_its_folder_labels_first_then_the_three_colours"),
+    ("generator=_seeded(seed, number)", "generator=_seeded(0, number)", "wired"),
+    ("generator=_seeded(seed, number)", "generator=_seeded(seed, 0)", "wired"),
+    ("_seeded(seed, \"flip\", step)", "_seeded(0, \"flip\", step)", "wired"),
+    ("_seeded(seed, \"flip\", step)", "_seeded(seed, \"flip\", 0)", "wired"),
+    ("x.flip(-1)", "x.flip(-2)", "wired"),
+    ("        if self.flip:", "        if False:", "wired"),
+    ("device=\"cpu\") < 0.5", "device=\"cpu\") < 0.6", "wired"),
+    ("math.pi * (1 + 2 * torch.rand", "math.pi * (1 + torch.rand",
+     "data::swiss_roll_lies_on_its_spiral_up_to_the_noise"),
+    ("noise: float = 0.05", "noise: float = 0.06", "wired::the_toys_usual_numbers"),
+    ("return x + noise * torch", "return x + 0.5 * noise * torch",
+     "data::swiss_roll_lies_on_its_spiral_up_to_the_noise"),
+    ("(torch.arange(k) - (k - 1) / 2)", "(torch.arange(k) - k / 2)",
+     "wired::the_toys_usual_numbers"),
+    ("radius: float = 1.5", "radius: float = 1.4", "wired::the_toys_usual_numbers"),
+    ("std: float = 0.1)", "std: float = 0.2)", "wired::the_toys_usual_numbers"),
+    ("spacing: float = 0.75", "spacing: float = 0.7", "wired::the_toys_usual_numbers"),
+    ("std: float = 0.08", "std: float = 0.1", "wired::the_toys_usual_numbers"),
+    ("alpha_bar * self.std**2 + 1 - alpha_bar", "self.std**2 + 1 - alpha_bar",
+     "data::noised_mixture_is_what_the_forward_process_makes_of_it"),
+    ("self.labels[self.indices(step)]", "self.labels[self.indices(step + 1)]",
+     "data::labels_stay_with_their_images"))
+
+faults(
+    "training.py",
+    ("config.grad_clip or math.inf)", "math.inf)", "wired"),
+    ("config.grad_clip or math.inf)", "config.grad_clip or 1.0)", "wired"),
+    ("state.optimizer.step()" + 44 * " " + "# ... and the descent\n"
+     "        state.ema.update(net, step)",
+     "state.ema.update(net, step)\n        state.optimizer.step()", "wired"),
+    ("state.ema.update(net, step)", "state.ema.update(net)", "wired"),
+    ("state.ema.update(net, step)", "pass", "wired"),
+    ("EMA(net, config.ema_decay, config.ema_warmup)", "EMA(net, 0.5, config.ema_warmup)", "wired"),
+    ("EMA(net, config.ema_decay, config.ema_warmup)", "EMA(net, config.ema_decay)", "wired"),
+    ("min(self.decay, (1 + step) / (10 + step))", "min(self.decay, (1 + step) / (11 + step))",
+     "wired"),
+    ("[*model.parameters()], 1 - decay)", "[*model.parameters()], decay)", "wired"),
+    ("mine.copy_(theirs)", "pass", "wired::the_averages_buffers_are_the_networks_own"),
+    ("copy.deepcopy(model).eval()", "copy.deepcopy(model)", "training"),
+    ("_hashed(\"t and noise\", seed, step)", "_hashed(\"t and noise\", 0, step)", "wired"),
+    ("_hashed(\"t and noise\", seed, step)", "_hashed(\"t and noise\", seed, 0)", "wired"),
+    ("_hashed(\"dropout\", seed, step, rank)", "_hashed(\"dropout\", 0, step, rank)", "wired"),
+    ("_hashed(\"dropout\", seed, step, rank)", "_hashed(\"dropout\", seed, 0, rank)", "wired"),
+    ("for g in generators: g.manual_seed(seed)", "pass", "wired"),
+    ("g.set_state(state)", "pass",
+     "training::other_users_of_torchs_random_numbers_do_not_matter_and_are_left_alone"),
+    ("t = torch.randint(T, (len(x0) * world,)", "t = torch.randint(T - 1, (len(x0) * world,)",
+     "wired training::every_t_is_drawn_alike_and_the_noise_is_standard_normal"),
+    ("param_groups: group[\"lr\"] = lr", "param_groups: group[\"lr\"] = config.lr", "wired"),
+    ("lr = learning_rate(step, config)", "lr = learning_rate(step + 1, config)", "wired"),
+    ("min((step + 1) / c.warmup, 1)", "min(step / c.warmup, 1)", "wired"),
+    ("(c.steps - step) / c.cooldown", "(c.steps - step - 1) / c.cooldown", "wired"),
+    ("return c.lr * up * down", "return c.lr * up", "wired"),
+    ("state.optimizer.zero_grad()", "pass", "wired"),
+    ("    net.train()", "    net.eval()", "wired"),
+    ("losses.mean().backward()", "losses.sum().backward()", "wired"),
+    ("state.loss_by_t.add(t, losses)", "pass",
+     "runs::a_trainer_fills_the_histogram_with_the_losses_of_its_own_draws"),
+    ("math.exp(-1 / memory)", "1.0", "training::loss_by_t_is_a_mean_that_forgets"),
+    ("ema_decay: float = 0.9999 ", "ema_decay: float = 0.999 ",
+     "training::defaults_are_the_papers"),
+    ("weights, config.lr, fused=fused)", "weights, config.lr, (0.5, 0.999), fused=fused)",
+     "runs::the_step_is_algorithm_1_written_by_hand"))
+
+faults(
+    "engine/runs.py",
+    ("a.backward(of_part.mean() / self.parts)", "a.backward(of_part.mean())", "wired"),
+    ("v.chunk(self.parts)", "v.chunk(1)", "wired"),
+    ("self.diffusion.sample(self.ema.model,", "self.diffusion.sample(self.model,",
+     "wired::grids_and_samples_are_of_the_averaged_weights"),
+    ("config.batch_size, config.seed, config.flip,", "config.batch_size, 0, config.flip,",
+     "wired"),
+    ("config.batch_size, config.seed, config.flip,", "config.batch_size, config.seed, False,",
+     "wired"),
+    ("manual_seed(seed), **options}", "manual_seed(0), **options}",
+     "runs::samples_are_drawn_on_time_and_leave_the_run_as_it_was"),
+    ("min(c.sample_steps, self.diffusion.T)", "min(2, self.diffusion.T)",
+     "wired::grids_and_samples_are_of_the_averaged_weights"),
+    ("\"ema\" if averaged else \"model\"", "\"model\" if averaged else \"ema\"",
+     "wired::what_is_loaded_are_the_averaged_weights_unless_the_last_are_asked_for"),
+    ("mixed = \"no\" if precision == \"fp32\" else precision", "mixed = \"no\"", "wired"),
+    ("run.ema.model.load_state_dict(files[\"ema\"])",
+     "run.ema.model.load_state_dict(files[\"model\"])",
+     "runs::a_run_killed_and_resumed_equals_one_that_never_stopped_to_the_bit"),
+    ("_load_moments(run.model, run.state.optimizer, files[\"optimizer\"])", "pass",
+     "runs::a_run_killed_and_resumed_equals_one_that_never_stopped_to_the_bit"),
+    ("{**state[\"data\"], \"step\": step}", "{**state[\"data\"], \"step\": 0}",
+     "runs::a_run_killed_and_resumed_equals_one_that_never_stopped_to_the_bit"),
+    ("run.loss_by_t.sums.copy_(log[\"sums\"])", "pass",
+     "runs::a_run_killed_and_resumed_equals_one_that_never_stopped_to_the_bit"),
+    ("rate * images)", "rate)", "runs::the_rate_in_the_log_is_that_of_its_own_updates"),
+    ("how[\"prediction\"], how[\"variance\"],", "how[\"prediction\"], \"fixed_large\",",
+     "wired::what_is_loaded_has_the_diffusion_that_it_was_trained_with"))
+
+faults(
+    "engine/recipes.py",
+    ("return cifar10(root, train, download)", "return cifar10(root, True, download)",
+     "wired::cifar10s_recipe_measures_on_test_images"),
+    ("load(train, self.root,", "load(True, self.root,",
+     "wired::cifar10s_recipe_measures_on_test_images"),
+    ("(place % 10 == 9) != train", "(place % 10 == 9) == train",
+     "recipes::every_tenth_image_of_a_folder_is_held_out_with_its_label"),
+    ("torch.manual_seed(self.train.seed)", "torch.manual_seed(0)",
+     "recipes::a_network_has_its_recipes_seed_and_leaves_the_global_random_numbers_alone"),
+    ("images = self.images(True, download)", "images = self.images(False, download)",
+     "wired::a_recipes_trainer_is_made_of_the_recipes_parts"),
+    ("_LINEAR = {\"schedule\": \"linear\", \"T\": 1000}",
+     "_LINEAR = {\"schedule\": \"linear\", \"T\": 500}",
+     "recipes::the_papers_recipe_is_the_papers"),
+    ("return {k: v for k, v in diffusion.items() if k in options} | changes",
+     "return changes | {k: v for k, v in diffusion.items() if k in options}",
+     "wired::a_recipes_trainer_is_made_of_the_recipes_parts"))
+
+faults(
+    "engine/pretrained.py",
+    ("(\"variance_type\", \"fixed_small\", variances)",
+     "(\"variance_type\", \"fixed_large\", variances)",
+     "wired::keys_that_a_saved_scheduler_leaves_out_mean_what_diffusers_takes_them_for"),
+    ("(\"prediction_type\", \"epsilon\", predictions)",
+     "(\"prediction_type\", \"sample\", predictions)",
+     "wired::keys_that_a_saved_scheduler_leaves_out_mean_what_diffusers_takes_them_for"),
+    ("variances[\"fixed_small_log\"] = \"fixed_small\"",
+     "variances[\"fixed_small_log\"] = \"fixed_large\"",
+     "wired::keys_that_a_saved_scheduler_leaves_out_mean_what_diffusers_takes_them_for"),
+    ("values.get(\"beta_start\", 1e-4)", "values.get(\"beta_start\", 1e-3)",
+     "wired::keys_that_a_saved_scheduler_leaves_out_mean_what_diffusers_takes_them_for"),
+    ("values.get(\"beta_end\", 0.02)", "values.get(\"beta_end\", 0.2)",
+     "wired::keys_that_a_saved_scheduler_leaves_out_mean_what_diffusers_takes_them_for"),
+    ("values.get(\"num_train_timesteps\", 1000)", "values.get(\"num_train_timesteps\", 100)",
+     "wired::keys_that_a_saved_scheduler_leaves_out_mean_what_diffusers_takes_them_for"),
+    ("\"scaled_linear\": NoiseSchedule.quadratic", "\"scaled_linear\": NoiseSchedule.linear",
+     "wired::keys_that_a_saved_scheduler_leaves_out_mean_what_diffusers_takes_them_for"),
+    ("if not values.get(\"clip_sample\", True):", "if False:",
+     "wired::keys_that_a_saved_scheduler_leaves_out_mean_what_diffusers_takes_them_for"),
+    ("values.get(\"attention_head_dim\", 8)", "values.get(\"attention_head_dim\")",
+     "wired::keys_that_a_saved_network_leaves_out_mean_what_diffusers_takes_them_for"),
+    ("values.get(\"norm_num_groups\", 32)", "values.get(\"norm_num_groups\", 16)",
+     "wired::keys_that_a_saved_network_leaves_out_mean_what_diffusers_takes_them_for"),
+    ("values.get(\"layers_per_block\", 2)", "values.get(\"layers_per_block\", 1)",
+     "wired::keys_that_a_saved_network_leaves_out_mean_what_diffusers_takes_them_for"),
+    ("values.get(\"dropout\", 0.0)", "values.get(\"dropout\", 0.1)",
+     "wired::keys_that_a_saved_network_leaves_out_mean_what_diffusers_takes_them_for"),
+    ("\"query\": \"to_q\", \"key\": \"to_k\"", "\"query\": \"to_k\", \"key\": \"to_q\"",
+     "pretrained::the_old_names_of_attention_are_read"),
+    ("{} if (d.loss_type, d.decoder) == usual else ours", "{}",
+     "pretrained::every_diffusion_comes_back_to_the_last_bit"))
+
+faults(
+    "compression.py",
+    ("d.p_mean_variance(model, x, t, clip)", "d.p_mean_variance(model, x, t, True)",
+     "compression::sender_and_receiver_clip_the_guess_or_leave_it"),
+    ("i, device=d.device), clip)", "i, device=d.device), True)",
+     "compression::sender_and_receiver_clip_the_guess_or_leave_it"),
+    ("terms[\"mse\"].sqrt() * 127.5", "terms[\"mse\"].sqrt() * 255",
+     "compression::rate_and_distortion_are_those_of_algorithm_3_done_by_hand"),
+    ("paid.flip(1).cumsum(1).flip(1)", "paid.cumsum(1)",
+     "compression::rate_and_distortion_are_those_of_algorithm_3_done_by_hand"),
+    ("(log_q - log_p).double()", "log_q.double()",
+     "compression::minimal_random_coding_gives_the_moments_of_q"),
+    ("* 2**24).long() + 1", "* 2**24).long()", "compression::what_is_sent_arrives_exactly"),
+    ("* starts[-1] // (self.width << k)) - 1", "* starts[-1] // (self.width << k))",
+     "compression::what_is_written_is_read_and_costs_its_share"))
+
+faults(
+    "engine/files.py",
+    ("try: os.fsync(handle)", "try: pass",
+     "wired::what_is_written_is_synced_with_its_folder"),
+    ("        _remove(part)\n        raise", "        raise",
+     "files::a_block_that_fails_leaves_what_was_there_and_nothing_else"),
+    ("if old and not path.exists(): os.rename(old, path)", "pass",
+     "files::a_folder_that_cannot_take_its_place_gives_it_back"),
+    ("path = Path(path).resolve() ", "path = Path(path) ",
+     "files::a_link_is_written_through_and_what_is_no_file_is_not_replaced"),
+    ("for p in made:", "for p in ():",
+     "files::a_folder_that_cannot_be_written_is_told_and_a_probe_leaves_nothing"),
+    ("        if self.depth: return", "        pass",
+     "files::a_lock_may_be_taken_again_by_its_holder_and_is_free_at_the_end"))
+
+faults(
+    "engine/images.py",
+    ("_as_rgb(ImageOps.exif_transpose(f))", "_as_rgb(f)",
+     "wired::an_image_keeps_its_colours_and_which_way_is_up"),
+    (".permute(2, 0, 1)", ".permute(2, 1, 0)",
+     "wired::an_image_keeps_its_colours_and_which_way_is_up"),
+    ("image.size, \"white\")", "image.size, \"black\")",
+     "images::deep_and_transparent_images_keep_what_they_show"),
+    ("(np.asarray(image) / 257)", "(np.asarray(image) / 260)",
+     "images::deep_and_transparent_images_keep_what_they_show"),
+    ("enumerate(sorted({p.parent for p in files.paths}))",
+     "enumerate(sorted({p.parent for p in files.paths}, reverse=True))",
+     "images::a_folder_in_memory_equals_the_same_folder_streamed"),
+    ("if path.exists() and _md5(path) == md5: return path", "if path.exists(): return path",
+     "wired::a_file_with_other_bytes_is_fetched_anew"),
+    ("and \"..\" not in name.parts", "", "images::unsafe_archives_are_refused_and_nothing_is"
+     "_unpacked"),
+    ("f\"bytes={done}-\"", "\"bytes=0-\"",
+     "images::an_interrupted_download_goes_on_where_it_stopped"))
+
+
+def ids(tests):
+    "What pytest calls them."
+    parts = [name.partition("::") for name in tests.split()]
+    return [f"tests/test_{file}.py" + (f"::test_{name}" if name else "") for file, _, name in parts]
+
+
+def copied(folder):
+    "The project in `folder`: the package as a copy, all else as links."
+    shutil.copytree(ROOT / "ddpm_nb", folder / "ddpm_nb", ignore=shutil.ignore_patterns("__pyc*"))
+    for path in ROOT.iterdir():
+        if path.name[0] not in "._" and path.name != "ddpm_nb":
+            (folder / path.name).symlink_to(path)
+
+
+def run(folder, tests):
+    "pytest's exit status in this process, 1 for a failure; its last line."
+    os.chdir(folder)
+    os.environ["PYTHONPATH"], os.environ["PYTHONDONTWRITEBYTECODE"] = str(folder), "1"
+    sys.path.insert(0, str(folder))
+    sys.dont_write_bytecode = True
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("this never ends"))
+    signal.alarm(300 * len(tests))
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])
+    signal.alarm(0)
+    return int(status), (out.getvalue().strip().splitlines() or [""])[-1]
+
+
+def tried(number):
+    "Put in one fault, none for -1: what came of it, in a word."
+    file, text, fault, tests = MUTANTS[number]
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        copied(Path(name))
+        path = Path(name, "ddpm_nb", file)
+        source = path.read_text()
+        if source.count(text) != 1: word, line = "NOT FOUND", f"{source.count(text)} times there"
+        else:
+            path.write_text(source.replace(text, fault))
+            status, line = run(Path(name), ids(tests))
+            words = {0: "SURVIVED", 1: "caught"} if number >= 0 else {0: "sound"}
+            word = words.get(status, "BROKEN")
+        os.chdir(ROOT)
+    print(f"{number:3} {word:9} {time.monotonic() - start:4.0f} s  {file}: {fault.strip()[:50]!r}"
+          + (f"  ({line[:60]})" if word not in ("caught", "sound") else ""), flush=True)
+    return word
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", type=int, nargs="+", metavar="N", help="numbers in the list")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at a time")
+    options = parser.parse_args()
+    chosen = options.only or list(range(len(MUTANTS)))
+    # a test that fails anyway proves nothing: all of them once, with a fault that is none
+    tests = " ".join(sorted({test for n in chosen for test in MUTANTS[n][3].split()}))
+    MUTANTS.append(("schedules.py", "import math", "import math", tests))
+    for name in SLOW: importlib.import_module(name)
+    torch.set_num_threads(1)
+    # the same examples every time, and none made smaller: that it failed is enough
+    found = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+    hypothesis.settings.register_profile("mutants", phases=found, derandomize=True, deadline=None)
+    hypothesis.settings.load_profile("mutants")
+    # a child for each, which finds these modules there, and none of the package's
+    with multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=1) as pool:
+        sound, *words = pool.map(tried, [-1, *chosen], 1)
+    print(f"{words.count('caught')} of {len(words)} caught")
+    if sound != "sound": sys.exit("but some of the tests fail without any fault, see -1")
+    sys.exit(any(word != "caught" for word in words))
+
+
+if __name__ == "__main__": main()
