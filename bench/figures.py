@@ -5,7 +5,7 @@ Draws --n samples by algorithm 2 at --steps of the model's times (variance beta-
 model leaves it to us), keeps the guess x0-hat at some of them as bytes, a file a batch in --work: a
 run that was stopped goes on where it was. Then measures each time's guesses in the features of
 chapter 9's classifier, against its statistics of CIFAR-10's training images, and, for the scale,
-as many test images. Writes figure10.json into --record.
+as many test images. Writes figure10.json into --record (figure10-fid.json with --fid).
 """
 import argparse
 import json
@@ -26,6 +26,8 @@ def words() -> argparse.Namespace:
     p.add_argument("--work", type=Path, default=ROOT / "runs/figure10", help="for the files")
     p.add_argument("--record", type=Path, default=ROOT / "nbs/experiments/figures_record",
                    help="where to write (default: nbs/experiments/figures_record)")
+    p.add_argument("--fid", action="store_true",
+                   help="measure with Inception, fetched, in place of chapter 9's classifier")
     p.add_argument("--hardware", default="two cores of a Xeon, busy with other work",
                    help="in words")
     return p.parse_args()
@@ -72,7 +74,49 @@ def draw(a: argparse.Namespace, kept: list[int]) -> list[Path]:
     return files
 
 
+def scores(images, extractor) -> dict[str, float]:
+    "Distance from CIFAR-10's training images, and class score, of uint8 (N, 3, 32, 32)."
+    from ddpm_nb.engine.metrics import sample_quality
+    found = sample_quality(images, extractor)
+    return dict(distance=round(found.distance, 4), score=round(found.class_score, 4))
+
+
+def real_scores(n: int, extractor) -> list[dict[str, float]]:
+    "The same of test images, n at a time: what a perfect model of so many samples would get."
+    import torch
+
+    from ddpm_nb import cifar10
+    test = cifar10(train=False)[0]
+    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))
+    return [scores(test[part], extractor) for part in order.split(n)[:5] if len(part) == n]
+
+
+def measure(a: argparse.Namespace, files: list[Path], kept: list[int]) -> dict:
+    "The record: what was drawn, and how good it is at each time."
+    import torch
+    from safetensors.torch import load_file
+
+    from ddpm_nb import load_pretrained
+    from ddpm_nb.engine.metrics import inception_extractor
+    from ddpm_nb.evaluation import cifar10_extractor
+    drawn = [load_file(file) for file in files]
+    extractor = inception_extractor() if a.fid else cifar10_extractor()
+    timesteps = load_pretrained(a.model)[1].schedule.respaced(a.steps).timesteps
+    times = [int(timesteps[i]) + 1 for i in kept]
+    rows = [dict(t=t, **scores(torch.cat([part["x0"][k] for part in drawn]), extractor))
+            for k, t in enumerate(times)]
+    seconds = sum(part["seconds"].item() for part in drawn)
+    n = len(files) * a.batch
+    return dict(model=a.model, n=n, steps=a.steps, sampler="ddpm", minutes=round(seconds / 60, 1),
+                hardware=a.hardware, extractor=extractor.name, rows=rows,
+                real=real_scores(n, extractor))
+
+
 if __name__ == "__main__":
+    from ddpm_nb.engine.files import replacing
     a = words()
     kept = looks(a.steps, a.every)
-    files = draw(a, kept)
+    record = measure(a, draw(a, kept), kept)
+    with replacing(a.record / f"figure10{'-fid' * a.fid}.json") as part:
+        part.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record["rows"][-1]))
