@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sample_quality']
 
-# %% ../../nbs/engine/metrics.ipynb #b3173d06
+# %% ../../nbs/engine/metrics.ipynb #e187da71
 import hashlib
 import re
 import tempfile
@@ -25,7 +25,7 @@ from ..evaluation import (Extractor, Statistics, _check_pixels, _OwnExtractor,
                                 cifar10_statistics, extract, frechet_distance, inception_score)
 from ..schedules import look_up
 
-# %% ../../nbs/engine/metrics.ipynb #8de920db
+# %% ../../nbs/engine/metrics.ipynb #72a34b00
 INCEPTION = "inception-v3-2015-12-05"      # FID and the Inception Score are defined by it
 
 
@@ -44,7 +44,7 @@ class _Inception:
         features, logits = self.net(images.to(self.device))
         return features, logits.softmax(1)
 
-# %% ../../nbs/engine/metrics.ipynb #90ab9b78
+# %% ../../nbs/engine/metrics.ipynb #3f1d7daf
 _URL = ("https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
         "weights-inception-2015-12-05-6726825d.pth")
 _SHA256 = "6726825d"      # how it begins; the file's name says so, too
@@ -62,7 +62,7 @@ def _fetched() -> Path:
                       f"is a network, and put it into {path.parent}") from None
     return path
 
-# %% ../../nbs/engine/metrics.ipynb #98c75625
+# %% ../../nbs/engine/metrics.ipynb #ce9db882
 def inception_extractor(device: str | torch.device = "cpu",    # where to compute
                         weights: str | Path | None = None,     # their file; fetched if None
                         ) -> Extractor:    # (B, 3, H, W) -> features (B, 2048), probabilities
@@ -82,7 +82,7 @@ def inception_extractor(device: str | torch.device = "cpu",    # where to comput
     name = INCEPTION if digest.startswith(_SHA256) else f"inception-{digest[:8]}"
     return _Inception(net.eval(), name, torch.device(device))
 
-# %% ../../nbs/engine/metrics.ipynb #f236d9b9
+# %% ../../nbs/engine/metrics.ipynb #11563b0a
 def reference_statistics(extractor: Extractor,       # named after its weights, too
                          images: Tensor | Images,    # uint8 (N, C, H, W)
                          name: str,                  # of the images, for a reader of the folder
@@ -102,7 +102,7 @@ def reference_statistics(extractor: Extractor,       # named after its weights, 
                                "count": torch.tensor(s.count)}))
     return s
 
-# %% ../../nbs/engine/metrics.ipynb #ccf6fa52
+# %% ../../nbs/engine/metrics.ipynb #36adbc30
 class Scores(NamedTuple):
     "What a set of samples is worth, and by whose eyes."
     distance: float               # FID, if the extractor is Inception
@@ -120,7 +120,7 @@ class Scores(NamedTuple):
                 f"{self.standard_deviation:.2f} ({self.count:,} samples against "
                 f"{self.reference}{eyes})")
 
-# %% ../../nbs/engine/metrics.ipynb #b371f8d6
+# %% ../../nbs/engine/metrics.ipynb #f6b3f02a
 # by name: the images of CIFAR-10 that samples are compared with
 REFERENCES: dict[str, bool] = {"train": True, "test": False}
 
@@ -134,7 +134,7 @@ def _cifar10_reference(extractor: Extractor, part: str, root: str | Path | None,
     images = cifar10(root, train)[0]
     return reference_statistics(extractor, images, f"cifar10-{part}", progress=progress), words
 
-# %% ../../nbs/engine/metrics.ipynb #d8d71f15
+# %% ../../nbs/engine/metrics.ipynb #6252c00c
 def sample_quality(samples: Tensor | Iterable[Tensor],    # uint8 (N, C, H, W); or batches of it
                    extractor: Extractor | None = None,    # Inception, fetched, if None
                    reference: str | Statistics = "train", # or "test", of CIFAR-10; or your data's
