@@ -109,6 +109,51 @@ def test_every_figure_of_the_notebook_has_a_title_or_alt_text(cells):
             assert "title=" in c.source
 
 
+@pytest.mark.parametrize("size", ["paper", "small", "smoke"])
+def test_at_full_size_the_protocol_is_the_papers_and_below_it_costs_minutes(cells, size):
+    measure = run(cells, "MEASURE = {", size=size)["MEASURE"]
+    evaluations = (measure["images"] * (measure["terms"] or 1000)
+                   + measure["samples"] * measure["steps"])
+    if size == "paper":
+        assert measure == dict(images=10_000, terms=None, samples=50_000, sampler="ddpm",
+                               steps=1_000)
+    else: assert evaluations < {"small": 100_000, "smoke": 10_000}[size]
+    assert measure["samples"] > 256                # the features: fewer have a singular covariance
+
+
+def test_fid_is_measured_at_full_size_alone_and_where_it_cannot_be_the_page_says_so(
+        cells, monkeypatch, capsys):
+    names = run(cells, "def judge(", size="smoke", device="cpu")
+    assert names["judge"]().name == "cifar10-classifier"
+    def missing(device): raise ImportError("pip install something")
+    names |= dict(size="paper", inception_extractor=missing)
+    assert names["judge"]().name == "cifar10-classifier"
+    assert capsys.readouterr().out == "no FID: pip install something\n"
+    names["inception_extractor"] = lambda device: f"Inception on {device}"
+    assert names["judge"]() == "Inception on cpu"
+
+
+def test_samples_come_in_batches_all_different_and_as_many_as_asked_for(cells):
+    d = GaussianDiffusion(NoiseSchedule.linear(T=10))
+    names = run(cells, "def judge(", d=d, drawing=lambda x, t: 0.9 * x,
+                MEASURE=dict(sampler="ddpm", steps=5))
+    found = list(names["batches"](7, 3))
+    assert [len(x) for x in found] == [3, 3, 1] and found[0].dtype == torch.uint8
+    x = torch.cat(found)
+    assert len(x.flatten(1).unique(dim=0)) == 7
+
+
+def test_what_is_drawn_on_a_laptop_is_the_packaged_network_but_for_one_strip(cells):
+    "Each picture of samples says whose they are."
+    titles = [str(o.get("metadata", {}).get("image/png", {}).get("alt", "")) for c in cells
+              for o in c.outputs if "image/png" in o.get("data", {})]
+    own = [t for t in titles if re.search(r"What \d+ updates give", t)]
+    assert len(own) == 1
+    assert sum("the packaged network" in t for t in titles) >= 4
+    assert not any("size smoke" in t for t in titles)
+    assert "which are not FID's" in printed(cells)
+
+
 @pytest.mark.parametrize("script", ["cifar10_trials", "cifar10_snapshot", "cifar10_speed"])
 def test_the_scripts_explain_themselves(script):
     words = [sys.executable, ROOT / "bench" / f"{script}.py", "--help"]

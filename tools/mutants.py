@@ -430,6 +430,17 @@ faults(
     ("-{fingerprint(images)}-", "-",
      "metrics::reference_statistics_are_kept_by_extractor_and_by_content"))
 
+faults(
+    "sampling.py",
+    ("noises = (randn(x0.shape, x0, generator) for x0 in (x0_a, x0_b))",
+     "noises = [randn(x0_a.shape, x0_a, generator)] * 2",
+     "figures::the_mixed_latent_has_its_law_between_its_ends_too"))
+
+faults(
+    "compression.py",
+    ("terms[\"vb\"][:, 1:], terms[\"prior\"]", "terms[\"vb\"][:, :-1], terms[\"prior\"]",
+     "figures::rate_and_distortion_from_a_few_terms_are_those_of_all_terms"))
+
 
 def ids(tests):
     "What pytest calls them."
