@@ -6,7 +6,7 @@
 __all__ = ['Diverged', 'checkpoints', 'Trainer', 'load_run']
 
 # %% ../../nbs/engine/runs.ipynb #2bc519d2
-import errno, functools, importlib.util, inspect, json, math, re, shutil, signal, sys, threading
+import errno, functools, inspect, json, math, re, shutil, signal, sys, threading
 import time, zlib
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -56,7 +56,7 @@ def _arithmetic(precision: str,     # what was asked for
     old = device == "cuda" and not torch.version.hip and torch.cuda.get_device_capability()[0] < 8
     return "fp16" if old else precision
 
-# %% ../../nbs/engine/runs.ipynb #71f99a30
+# %% ../../nbs/engine/runs.ipynb #6705d354
 def make_accelerator(precision: str = "fp32",     # fp32, bf16 or fp16
                      device: str | None = None,   # a name in `devices()`; None: the first of them
                      **trackers: Any,             # to `Accelerator`: log_with, project_dir
@@ -159,18 +159,19 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict) and "grad_norm" in row and all(
         isinstance(row.get(k), (int, float)) for k in _COLUMNS if k != "grad_norm")]
 
-# %% ../../nbs/engine/runs.ipynb #f9fc5686
+# %% ../../nbs/engine/runs.ipynb #08fb6a1d
 _CURVES = ("loss", "held_out", "grad_norm", "lr", "images_per_second")
 
 
 def _check_tracker(name: str, folder: Path | None) -> dict[str, Any]:  # for `make_accelerator`
     "What accelerate must be told of a tracker; ValueError if it could not work."
     if not name: return {}
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS as known
-    names = [str(kind) for kind in known]
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+    names, there = ([str(t) for t in kinds] for kinds in (
+        LOGGER_TYPE_TO_CLASS, get_available_trackers()))
     if name not in names: raise ValueError(f"tracker must be one of {', '.join(names)}, or \"\"; "
                                            f"got {name!r}")
-    if not importlib.util.find_spec(name.removesuffix("_ml")):
+    if name not in there:
         raise ValueError(f"tracker={name!r} needs the package {name}: pip install {name}")
     if folder is None: raise ValueError(f"tracker={name!r} needs a folder for the run's files")
     return dict(log_with=[name], project_dir=str(folder))
@@ -234,7 +235,7 @@ class _Log:
             with suppress(Exception): tracker.finish()
         self.tracked = False
 
-# %% ../../nbs/engine/runs.ipynb #d7b62cec
+# %% ../../nbs/engine/runs.ipynb #d80b3961
 class _Items(Protocol):
     "A map-style data set: torchvision's, Hugging Face's, a `TensorDataset`, a list."
     def __len__(self) -> int: ...
@@ -244,7 +245,7 @@ class _Items(Protocol):
 _Source = Tensor | Images | np.ndarray | _Items | str | Path
 _Data = _Source | tuple[_Source, Any]     # images alone, or with a label (N,) each
 
-# %% ../../nbs/engine/runs.ipynb #7c13e318
+# %% ../../nbs/engine/runs.ipynb #c097fc4c
 def _channels_first(x: Tensor) -> Tensor:  # (..., C, H, W)
     "Images with 1 or 3 channels in the last place, where none can be in theirs, turned round."
     last = x.ndim > 2 and x.shape[-1] in (1, 3) and x.shape[-3] not in (1, 3)
@@ -273,7 +274,7 @@ def _image_of(item: Any) -> tuple[Tensor, Any]:  # (C, H, W), or any shape; the 
                          f"'image' and 'label'; got {type(image).__name__}")
     return _from_array(a[None])[0], label
 
-# %% ../../nbs/engine/runs.ipynb #574b1ee2
+# %% ../../nbs/engine/runs.ipynb #e9251eba
 class _Set:
     "A map-style data set as images that are read when they are asked for."
 
@@ -299,7 +300,7 @@ class _Set:
                          f"{tuple(self.shape[1:])}, {self.dtype}: give the data set a transform "
                          f"that makes its images alike")
 
-# %% ../../nbs/engine/runs.ipynb #57f1e7f8
+# %% ../../nbs/engine/runs.ipynb #30390d73
 def _read_set(items: _Items,          # a map-style data set
               with_labels: bool,      # is anybody interested in them?
               memory: int = 4 * 2**30,     # bytes up to which the images are held in memory
@@ -312,7 +313,7 @@ def _read_set(items: _Items,          # a map-style data set
     held = math.prod(images.shape) * images.dtype.itemsize <= memory
     return (images[torch.arange(len(items))] if held else images), known
 
-# %% ../../nbs/engine/runs.ipynb #2de51fee
+# %% ../../nbs/engine/runs.ipynb #3fe47432
 def _to_grey(x: Tensor) -> Tensor:  # uint8 (..., 3, H, W) -> uint8 (..., 1, H, W)
     "How bright each pixel looks (ITU-R BT.601)."
     weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
@@ -342,7 +343,7 @@ def _with_channels(images: Tensor | Images, channels: int) -> Tensor | Images:
     return torch.cat([_to_grey(x) for x in images.split(500)]) if isinstance(images, Tensor) \
         else _Grey(images)
 
-# %% ../../nbs/engine/runs.ipynb #50bb3633
+# %% ../../nbs/engine/runs.ipynb #33a39860
 def _takes_labels(net: nn.Module) -> bool:
     "Has the network a third argument?"
     try: inspect.signature(net.forward).bind(None, None, None)
@@ -359,7 +360,7 @@ def _folder_of(path: str | Path, net: nn.Module) -> tuple[Tensor | Images, Tenso
     images, labels = image_folder(path, config.image_size)
     return _with_channels(images, config.in_channels), labels
 
-# %% ../../nbs/engine/runs.ipynb #6007d3b8
+# %% ../../nbs/engine/runs.ipynb #e6b4317a
 def _read_source(images: Any, net: nn.Module) -> tuple[Tensor | Images, Tensor | None]:
     "Images, and labels that come along with them; what nobody can use is refused in words."
     if isinstance(images, (str, Path)):
@@ -390,7 +391,7 @@ def _unpack_data(data: Any, net: nn.Module) -> tuple[Tensor | Images, Tensor | N
         raise ValueError(f"there are {len(images)} images and {len(labels)} labels")
     return images, labels
 
-# %% ../../nbs/engine/runs.ipynb #af199f19
+# %% ../../nbs/engine/runs.ipynb #7ae652be
 def _about_range(images: Tensor | Images) -> str | None:
     "A line for those whose images are not in [-1, 1]."
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point(): return
@@ -399,7 +400,7 @@ def _about_range(images: Tensor | Images) -> str | None:
     return (f"note: the images go from {low:.3g} to {high:.3g}, and the network is made for "
             f"-1 .. 1: give them as uint8, or as 2 * x - 1 of what lies in 0 .. 1")
 
-# %% ../../nbs/engine/runs.ipynb #60642916
+# %% ../../nbs/engine/runs.ipynb #7942d644
 _LOOK = 10        # updates between two looks at the clock, and before the first
 _SPENT = 0.98     # of the time that is left goes into updates, the rest into checkpoints
 _SETTLED = ("steps", "cooldown")     # what the time decides
@@ -419,7 +420,7 @@ def _settled(c: TrainConfig,  # as it was asked for
     fall = round((c.cooldown / c.steps or 0.2) * steps)
     return replace(c, steps=steps, cooldown=min(fall, steps - step))
 
-# %% ../../nbs/engine/runs.ipynb #3d470270
+# %% ../../nbs/engine/runs.ipynb #fc549c48
 class _Pace:
     "How long an update takes, once that can be said."
 
@@ -443,7 +444,7 @@ class _Pace:
         elif update.step >= self.due or seconds >= self.tenth:
             return (seconds - self.start[1]) / (update.step - self.start[0]), seconds
 
-# %% ../../nbs/engine/runs.ipynb #ee3f2523
+# %% ../../nbs/engine/runs.ipynb #4fd5638f
 def _said(c: TrainConfig, pace: float) -> str:
     "A line on what the time has settled."
     falling = f", the last {c.cooldown:,} of them at a falling rate" if c.cooldown else ""
@@ -458,7 +459,7 @@ def _record(folder: Path, budget: dict[str, Any]) -> None:
         text = json.dumps({**json.loads(path.read_text()), "budget": budget}, indent=1)
         with replacing(path) as part: part.write_text(text)
 
-# %% ../../nbs/engine/runs.ipynb #66249128
+# %% ../../nbs/engine/runs.ipynb #3cecdf6e
 class _HeldOut:
     "Images that are not trained on, their t spread evenly, their noise fixed."
 
@@ -520,7 +521,7 @@ def _run_folder(folder: str | Path | None) -> Path | None:
                          f"None writes nothing")
     return Path(folder).expanduser()
 
-# %% ../../nbs/engine/runs.ipynb #5d638aeb
+# %% ../../nbs/engine/runs.ipynb #dac72b20
 _MOST_WEIGHTS, _MOST_BLOCKS = 5 * 10**9, 2_000      # 100 GB with all that training keeps of them
 
 
@@ -528,13 +529,13 @@ def _check_size(c: UNetConfig) -> None:
     "Refuse a network that no machine could train, before it is built."
     blocks = len(c.channel_multipliers) * (2 * c.blocks_per_level + 1) + 2
     squares = sum((c.base_channels * m) ** 2 for m in c.channel_multipliers)
-    weights = squares * (48 * c.blocks_per_level + 18)     # 3 x 3 kernels, down and up; about
+    weights = squares * (48 * c.blocks_per_level + 74)     # 3 x 3 kernels, down and up; about
     if weights <= _MOST_WEIGHTS and blocks <= _MOST_BLOCKS: return
     raise ValueError(f"this network would have about {weights:.2g} weights in {blocks:,} blocks, "
-                     f"and {_MOST_WEIGHTS:.0g} in {_MOST_BLOCKS:,} are the most that is built: lower "
+                     f"and {_MOST_WEIGHTS:.0g} in {_MOST_BLOCKS:,} are the most built: lower "
                      f"unet.base_channels, unet.channel_multipliers or unet.blocks_per_level")
 
-# %% ../../nbs/engine/runs.ipynb #eff0aaa4
+# %% ../../nbs/engine/runs.ipynb #0d0b1641
 class _Place:
     "Where a run runs, and where it writes."
     stopped_by: str | None = None                    # the signal that ended `train`
@@ -1068,14 +1069,14 @@ class _StopSignals:
     def __exit__(self, *exc: object) -> None:
         for s, handler in self.before.items(): signal.signal(s, handler)
 
-# %% ../../nbs/engine/runs.ipynb #78ce32e0
+# %% ../../nbs/engine/runs.ipynb #b756b327
 def out_of_memory(e: BaseException) -> bool:
     "Is an error PyTorch's or Python's word for too little memory, on a GPU or a CPU?"
     words = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")
     return isinstance(e, (MemoryError, torch.cuda.OutOfMemoryError)) or (
         isinstance(e, RuntimeError) and any(w in str(e) for w in words))
 
-# %% ../../nbs/engine/runs.ipynb #5f041ac9
+# %% ../../nbs/engine/runs.ipynb #34666225
 @contextmanager
 def _memory_in_words(c: TrainConfig) -> Iterator[None]:
     "In the block, too little memory is a MemoryError of one line (on a GPU, PyTorch's own kind)."
