@@ -187,9 +187,9 @@ def _fitted(unet: dict[str, Any],      # a network's options
     at = next((w for w in widths() if w <= 16), widths()[-1])
     return {**new, "channel_multipliers": levels, "attention_resolutions": [at]}
 
-# %% ../../nbs/engine/recipes.ipynb #62c756cb
-class Recipe(_Plan):
-    "A whole training run, as data: which images, which network, which diffusion, which training."
+# %% ../../nbs/engine/recipes.ipynb #11c354c1
+class _Data(_Plan):
+    "A plan that finds its images."
 
     def dataset(self,
                 train: bool = True,      # what it trains on, or what is held out
@@ -217,6 +217,10 @@ class Recipe(_Plan):
     def images(self, train: bool = True, download: bool = False) -> Tensor | Images:
         "The images alone, uint8 (N, C, H, W)."
         return self.dataset(train, download)[0]
+
+# %% ../../nbs/engine/recipes.ipynb #62c756cb
+class Recipe(_Data):
+    "A whole training run, as data: which images, which network, which diffusion, which training."
 
     def network(self) -> UNet:
         "A new network, its weights drawn from the recipe's seed."
