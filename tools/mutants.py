@@ -385,7 +385,7 @@ faults(
 
 faults(
     "engine/images.py",
-    ("_as_rgb(ImageOps.exif_transpose(f))", "_as_rgb(f)",
+    ("_in_8_bits(ImageOps.exif_transpose(f), channels)", "_in_8_bits(f, channels)",
      "wired::an_image_keeps_its_colours_and_which_way_is_up"),
     (".permute(2, 0, 1)", ".permute(2, 1, 0)",
      "wired::an_image_keeps_its_colours_and_which_way_is_up"),
