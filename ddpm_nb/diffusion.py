@@ -68,6 +68,9 @@ def randn(shape: tuple[int, ...],                     # what to draw
           generator: torch.Generator | None = None,   # its device is where the numbers are drawn
           ) -> Tensor:                                # standard normal
     "Standard normal noise. A CPU generator gives the same numbers whatever the device of `like`."
+    if not isinstance(generator, torch.Generator | None):
+        raise ValueError(f"generator must be a torch.Generator, got {generator!r}; "
+                         "torch.Generator().manual_seed(0) makes one")
     device = like.device if generator is None else generator.device
     pinned = device.type == "cpu" and like.device.type == "cuda"     # so that nobody waits
     noise = torch.randn(shape, generator=generator, dtype=like.dtype, device=device,
