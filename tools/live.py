@@ -32,8 +32,8 @@ def modules():
 
 def scoped(name, source):
     "A module as a function that is called at once and returns what the module exports."
-    source = re.sub(r'^import (\{[^}]+\})\s+from "\./(\S+)";$', r'const \1 = modules["\2"];', source,
-                    flags=re.M)
+    source = re.sub(r'^import (\{[^}]+\})\s+from "\./(\S+)";$',
+                    r'const \1 = modules["\2"];', source, flags=re.M)
     exported = re.findall(r"^export (?:const|function\*?) (\w+)", source, flags=re.M)
     body = re.sub(r"^export ", "", source, flags=re.M)
     return (f'modules["{name}"] = (() => {{\n{body}'
@@ -99,8 +99,8 @@ LISTED = re.compile(r"^\[(\S+\.js)\]\((?:\.\./)*_live/\1\)$", flags=re.M)
 
 def listed(text):
     "A link to a module that stands alone on its line becomes the module."
-    def shown(m): return f"```javascript\n{(SOURCES / m[1]).read_text(encoding='utf-8').strip()}\n```"
-    return LISTED.sub(shown, text)
+    source = lambda m: (SOURCES / m[1]).read_text(encoding="utf-8").strip()
+    return LISTED.sub(lambda m: f"```javascript\n{source(m)}\n```", text)
 
 
 def write(folder):

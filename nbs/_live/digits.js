@@ -44,7 +44,7 @@ export function digits(place) {
   const seed = number("seed", { min: 0, max: 99999, value: 1 }, () => sample());
   const steps = slider("steps", { min: 0, max: STEPS.length - 1, value: 5, show: i => STEPS[i] });
   const sampler = choice("sampler", Object.keys(SAMPLERS));
-  const spacing = choice("steps even in", Object.keys(SPACINGS));
+  const spacing = choice("spacing", Object.keys(SPACINGS));
   let xs = [], guesses = [], times = [], run = 0;
   const way = slider("t", { min: 0, max: 0, value: 0, show: k => times[k] ?? "" }, show);
   sampler.input.value = "ddim";

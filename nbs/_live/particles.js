@@ -37,7 +37,7 @@ export function particles(place) {
   const data = choice("data", Object.keys(MIXTURES), compute);
   const steps = slider("steps", { min: 1, max: 100, value: 40 });
   const eta = slider("η", { min: 0, max: 1, step: 0.05, value: 0, show: v => v.toFixed(2) });
-  const spacing = choice("steps even in", Object.keys(SPACINGS));
+  const spacing = choice("spacing", Object.keys(SPACINGS));
   steps.input.onchange = eta.input.onchange = spacing.input.onchange = compute;
 
   const mixture = () => MIXTURES[data.input.value];

@@ -34,28 +34,24 @@ export function schedule(betas, timesteps = betas.map((_, i) => i)) {
   };
 }
 
-// Where the stretches end that become one step each: even in t, or in log SNR. From 1 to T.
+// Where the stretches end that become one step each, among 1 .. T: even in t, or in log SNR, of
+// which what lies below -11, 0.4 % signal, is all alike.
 export const SPACINGS = {
-  even: (s, steps) => Array.from({ length: steps }, (_, i) => halfToEven((i + 1) * s.T / steps)),
+  even: (s, steps) => Array.from({ length: steps }, (_, k) => halfToEven((k + 1) * s.T / steps)),
   log_snr(s, steps) {
-    const last = s.logSnr[s.T - 1], gap = (s.logSnr[0] - last) / Math.max(steps - 1, 1);
-    const ends = Array.from({ length: steps }, (_, k) => {
-      const wanted = last + gap * (steps - 1 - k);
-      const nearest = (best, v, i) => Math.abs(v - wanted) < Math.abs(s.logSnr[best] - wanted)
-        ? i : best;
-      return s.logSnr.reduce(nearest, 0) + 1;
-    });
-    return distinct(ends, s.T);
+    const logSnr = s.logSnr.map(v => Math.max(v, -11));
+    const nearest = v => 1 + logSnr.reduce(
+      (best, u, i) => Math.abs(u - v) < Math.abs(logSnr[best] - v) ? i : best, 0);
+    return distinct(Array.from(even(logSnr[0], logSnr[s.T - 1], steps), nearest), s.T);
   },
 };
 
 const halfToEven = v => v % 1 === 0.5 ? 2 * Math.round(v / 2) : Math.round(v);   // as PyTorch
 
-function distinct(ends, T) {   // no stretch is empty, and the last ends at T
-  const steps = ends.length;
-  for (let k = 0; k < steps; k++) ends[k] = Math.max(ends[k], k ? ends[k - 1] + 1 : 1);
-  for (let k = steps - 1, most = T; k >= 0; k--, most--) ends[k] = Math.min(ends[k], most);
-  return ends;
+function distinct(ends, T) {   // moved as little as it takes; the last is T
+  const n = ends.length;
+  for (let k = 1; k < n; k++) ends[k] = Math.max(ends[k], ends[k - 1] + 1);
+  return ends.map((end, k) => k === n - 1 ? T : Math.min(end, T - n + 1 + k));
 }
 
 // The same process in fewer steps: alphaBar is unchanged where the stretches end.
