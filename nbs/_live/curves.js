@@ -44,7 +44,7 @@ export function curves(place) {
   const power = (label, low, value) => slider(label, {
     min: low, max: 0, step: 0.01, value: Math.log10(value), show: v => small(10 ** v) }, change);
   const T = slider("T", { min: 10, max: 1000, step: 10, value: 1000 }, change);
-  const start = power("β₁", -5, 1e-4), end = power("β_T", -4, 0.02);
+  const start = power("first β", -5, 1e-4), end = power("last β", -4, 0.02);
   const t = slider("t", { min: 1, max: 1000, value: 500 }, change);
 
   function change() {

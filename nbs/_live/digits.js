@@ -53,7 +53,7 @@ export function digits(place) {
   function show(k) {
     if (!xs.length) return;
     draw(noisy.canvas, xs[k]);
-    noisy.say(times[k] ? `x_t at t = ${times[k]}` : "the sample, t = 0");
+    noisy.say(times[k] ? `xₜ at t = ${times[k]}` : "the sample, t = 0");
     const x0 = guesses[Math.min(k, guesses.length - 1)];
     if (x0) draw(guess.canvas, x0);
   }
@@ -96,14 +96,14 @@ export function digits(place) {
   });
   replace(place, "A diffusion model of digits, running in this page",
           pictures(noisy, guess), way, row(fresh, seed, steps, sampler, spacing), status, made);
-  noisy.say("x_t: press for a digit");
-  guess.say("x̂_0: the network's guess of the clean digit");
+  noisy.say("xₜ: press for a digit");
+  guess.say("x̂₀: the network's guess of the clean digit");
   place.state = () => ({ xs, guesses, times });
 }
 
 // A real digit, held out from training; the same with noise; and what the network makes of it.
 export function guesses(place) {
-  const clean = screen("x_0"), noisy = screen("x_t"), guess = screen("x̂_0");
+  const clean = screen("x₀"), noisy = screen("xₜ"), guess = screen("x̂₀");
   let file = null, index = 0, seed = 0;
   const t = slider("t", { min: 1, max: 1000, value: 300 }, show);
 
@@ -116,13 +116,13 @@ export function guesses(place) {
     draw(clean.canvas, x0);
     draw(noisy.canvas, x);
     draw(guess.canvas, x0Hat);
-    noisy.say(`x_t at t = ${i + 1}`);
+    noisy.say(`xₜ at t = ${i + 1}`);
     place.state = () => ({ x0, x, x0Hat });
     place.dataset.done = +(place.dataset.done ?? 0) + 1;
   }
 
-  clean.say("x_0: a digit that it never saw");
-  guess.say("x̂_0: the network's guess");
+  clean.say("x₀: a digit that it never saw");
+  guess.say("x̂₀: the network's guess");
   const other = button("Another digit", () => { index = (index + 1) % file.count; return show(); });
   const noise = button("Other noise", () => { seed++; return show(); });
   replace(place, "A digit, with noise, and the network's guess of it",
