@@ -2,7 +2,7 @@
 import { button, choice, element, nextFrame, number, picture, pictures, replace, row, slider }
   from "./controls.js";
 import { normals } from "./random.js";
-import { diffusion, SAMPLERS } from "./samplers.js";
+import { BEST, diffusion, SAMPLERS } from "./samplers.js";
 import { SPACINGS } from "./schedules.js";
 import { unet } from "./unet.js";
 import { bytes, safetensors } from "./weights.js";
@@ -47,8 +47,10 @@ export function digits(place) {
   const spacing = choice("spacing", Object.keys(SPACINGS));
   let xs = [], guesses = [], times = [], run = 0;
   const way = slider("t", { min: 0, max: 0, value: 0, show: k => times[k] ?? "" }, show);
-  sampler.input.value = "ddim";
-  steps.input.onchange = sampler.input.onchange = spacing.input.onchange = () => sample();
+  const use = name => spacing.input.value = BEST[sampler.input.value = name];
+  use("ddim");
+  steps.input.onchange = spacing.input.onchange = () => sample();
+  sampler.input.onchange = () => { use(sampler.input.value); return sample(); };
 
   function show(k) {
     if (!xs.length) return;

@@ -5,7 +5,7 @@ import { idealDenoiser, MIXTURES } from "./mixture.js";
 import { particles } from "./particles.js";
 import { player } from "./player.js";
 import { normals } from "./random.js";
-import { diffusion, SAMPLERS } from "./samplers.js";
+import { BEST, diffusion, SAMPLERS } from "./samplers.js";
 import { respaced, schedule, SCHEDULES, SPACINGS } from "./schedules.js";
 import { curves, weights } from "./curves.js";
 
@@ -13,5 +13,5 @@ const PARTS = { digits, guesses, particles, curves, player };
 
 for (const place of document.querySelectorAll("[data-live]")) PARTS[place.dataset.live](place);
 
-globalThis.ddpm = { network, diffusion, SAMPLERS, schedule, SCHEDULES, SPACINGS, respaced, normals,
-                    idealDenoiser, MIXTURES, weights };
+globalThis.ddpm = { network, diffusion, SAMPLERS, BEST, schedule, SCHEDULES, SPACINGS, respaced,
+                    normals, idealDenoiser, MIXTURES, weights };

@@ -34,17 +34,27 @@ export function schedule(betas, timesteps = betas.map((_, i) => i)) {
   };
 }
 
-// Where the stretches end that become one step each, among 1 .. T: even in t, or in log SNR, of
-// which what lies below -11, 0.4 % signal, is all alike.
+// Where the stretches end that become one step each, among 1 .. T: even in t, in log SNR, or in the
+// mean of the two. What lies below a log SNR of -11, 0.4 % signal, is all alike.
 export const SPACINGS = {
   even: (s, steps) => Array.from({ length: steps }, (_, k) => halfToEven((k + 1) * s.T / steps)),
   log_snr(s, steps) {
-    const logSnr = s.logSnr.map(v => Math.max(v, -11));
-    const nearest = v => 1 + logSnr.reduce(
-      (best, u, i) => Math.abs(u - v) < Math.abs(logSnr[best] - v) ? i : best, 0);
-    return distinct(Array.from(even(logSnr[0], logSnr[s.T - 1], steps), nearest), s.T);
+    const lowest = Math.max(-11, s.logSnr.findLast(v => v > -Infinity));
+    return evenIn(s.logSnr.map(v => -Math.max(v, lowest)), steps);
+  },
+  between(s, steps) {
+    const noise = s.logSnr.map(v => -Math.max(v, -11)), times = even(0, 1, s.T);
+    const range = Math.max(noise.at(-1) - noise[0], 1e-9);
+    return evenIn(noise.map((v, i) => (v - noise[0]) / range + times[i]), steps);
   },
 };
+
+// Where a rising table is nearest to equal steps.
+function evenIn(rising, steps) {
+  const nearest = v => 1 + rising.reduce(
+    (best, u, i) => Math.abs(u - v) < Math.abs(rising[best] - v) ? i : best, 0);
+  return distinct(Array.from(even(rising[0], rising.at(-1), steps), nearest), rising.length);
+}
 
 const halfToEven = v => v % 1 === 0.5 ? 2 * Math.round(v / 2) : Math.round(v);   // as PyTorch
 
