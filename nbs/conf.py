@@ -8,7 +8,7 @@ author = "the ddpm_nb contributors"
 copyright = f"2026, {author}"
 
 extensions = ["myst_nb", "sphinx_design", "sphinx.ext.mathjax"]
-exclude_patterns = ["_static"]
+exclude_patterns = ["_static", "static"]
 
 # notebooks: shown with the outputs that are committed, never run here
 nb_execution_mode = "off"
@@ -27,8 +27,8 @@ suppress_warnings = ["mystnb.unknown_mime_type"]  # a widget has a picture besid
 # the page
 html_theme = "sphinx_book_theme"
 html_static_path = ["_static"]
-html_css_files = ["book.css"]
-html_js_files = ["book.js"]
+html_css_files = ["book.css", "live.css"]
+html_js_files = ["book.js", ("live.js", {"defer": "defer"})]
 html_favicon = "_static/favicon.svg"
 html_copy_source = False            # the notebooks to download have no outputs, see tools/site.py
 html_show_sourcelink = False
@@ -114,9 +114,15 @@ def link_symbols(app, doctree, docname):
                                           classes=["symbol"]))
 
 
+def add_static(app, config):
+    "What tools/live.py wrote beside the prepared notebooks."
+    config.html_static_path.append(str(Path(app.srcdir) / "static"))
+
+
 def setup(app):
     app.links = json.loads((Path(app.srcdir) / "symbols.json").read_text())   # of tools/site.py
     app.links["parts"] = {"ddpm_nb", *".".join(app.links["modules"]).split(".")}
+    app.connect("config-inited", add_static)
     app.connect("doctree-read", number_equations)
     app.connect("doctree-read", describe_images)
     app.connect("doctree-resolved", link_symbols)

@@ -20,9 +20,11 @@ from markdown_it import MarkdownIt
 from nbdev.process import extract_directives
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tools"))
+import live   # noqa: E402  (beside this script, wherever it is loaded from)
 NBS, DOCS, LIB = ROOT / "nbs", ROOT / "docs", ROOT / "ddpm_nb"
 TOOLS = ["sphinx", "myst-nb", "myst-parser", "docutils", "pygments", "sphinx-book-theme",
-         "pydata-sphinx-theme", "sphinx-design"]
+         "pydata-sphinx-theme", "sphinx-design", "pillow"]
 
 # The parts of the book: caption -> the folder of nbs/ whose notebooks they are, and the notebooks
 # that come first, in this order. Others, and those listed here once they exist, follow by name.
@@ -291,18 +293,28 @@ def page_links(name, module, up):
     return raw_html(f'<p class="page-links">{links}</p>')
 
 
-def process(path):
+def filmed(cell, up, folder):
+    "Make a cell's GIFs films that can be stopped, their pictures in `folder`."
+    for o in cell.outputs:
+        if "image/gif" not in o.get("data", {}): continue
+        gif = base64.b64decode("".join(o["data"].pop("image/gif")))
+        alt = o["metadata"].pop("image/gif", {}).get("alt", "")
+        o["data"] = {"text/html": live.film(gif, alt, folder, f"{up}_static/films")}
+
+
+def process(path, films=None):
     "One notebook: directives become tags, exported cells get their documentation."
     nb, name, cells, module, symbols, private = read_nb(path), docname(path), [], None, [], {}
     up = "../" * name.count("/")
     for cell in nb.cells:
         if cell.cell_type == "markdown":
-            text = CONTENTS.sub(lambda _: contents(), cell.source)
+            text = live.listed(CONTENTS.sub(lambda _: contents(), cell.source))
             cells += [markdown(text)] if cells else first_cells(path)
         if cell.cell_type != "code": continue
         directives = extract_directives(cell, remove=False)
         if "default_exp" in directives: module = directives["default_exp"][0]
         if not code_cell(cell, directives): continue
+        if films and name != "index": filmed(cell, up, films)   # README shows the index's GIFs
         cells.append(cell)
         if "exported" not in cell.metadata.get("tags", []): continue
         defined = definitions(cell.source)
@@ -373,7 +385,9 @@ def prepare(work):
     "Write the Sphinx source tree, and beside it, in extra/, what is published as it is."
     paths = {docname(p): p for p in [NBS / "index.ipynb", *sum(pages().values(), [])]}
     titles = {name: title_of(p)[0] for name, p in paths.items()}
-    made = {name: process(p) for name, p in paths.items()}
+    films = work.parent / "extra" / "_static" / "films"
+    made = {name: process(p, films) for name, p in paths.items()}
+    live.write(work / "static")    # conf.py tells Sphinx
     index = made["index"].notebook
     index.cells = identified([*index.cells, markdown(toctrees(titles))])
     for name, page in made.items():
