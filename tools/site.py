@@ -17,7 +17,12 @@ from typing import NamedTuple
 from execnb.nbio import read_nb, write_nb
 from fastcore.basics import AttrDict
 from markdown_it import MarkdownIt
+from nbdev.config import get_config
 from nbdev.process import extract_directives
+
+from equations import LINKED
+from plain import plain
+from search import write_index
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS, DOCS, LIB = ROOT / "nbs", ROOT / "docs", ROOT / "ddpm_nb"
@@ -197,7 +202,10 @@ class Page(NamedTuple):
     symbols: list        # of Symbol
 
 
-def markdown(source): return AttrDict(cell_type="markdown", metadata={}, source=source)
+def markdown(source):
+    "A cell of prose, in Sphinx's words: it numbers equations itself, and knows all labels."
+    source = re.sub(r"^:enumerator:.*\n", "", source, flags=re.M)
+    return AttrDict(cell_type="markdown", metadata={}, source=LINKED.sub(r"{eq}`\1`", source))
 
 
 def raw_html(text): return markdown("```{raw} html\n" + text.replace("\n\n", "\n") + "\n```")
@@ -317,12 +325,11 @@ def process(path):
     return Page(nb, module, symbols)
 
 
-def bare(path):
-    "The notebook to download: as it is, without its outputs."
+def download(path):
+    "The notebook to download: one that no extension and no development package is needed for."
     nb = json.loads(path.read_text(encoding="utf-8"))
-    for cell in nb["cells"]:
-        if cell["cell_type"] == "code": cell["outputs"], cell["execution_count"] = [], None
-    return json.dumps(nb, indent=1, ensure_ascii=False) + "\n"
+    out = plain(nb, docname(path), address=get_config().d.get("git_url", ""))
+    return json.dumps(out, indent=1, ensure_ascii=False) + "\n"
 
 
 def source_page(path, module, page):
@@ -379,7 +386,7 @@ def prepare(work):
         target = work / f"{name}.ipynb"
         target.parent.mkdir(parents=True, exist_ok=True)
         write_nb(page.notebook, target)
-        write(work.parent / "extra" / "notebooks" / f"{name}.ipynb", bare(paths[name]))
+        write(work.parent / "extra" / "notebooks" / f"{name}.ipynb", download(paths[name]))
     homes = {page.module: name for name, page in made.items() if page.module}
     for path in sorted(LIB.rglob("*.py")):
         if path.name.startswith("_"): continue
@@ -414,6 +421,7 @@ def build(work, out, strict=True):
                      *options, str(work), str(out)])
     if status: sys.exit(status)
     shutil.copytree(work.parent / "extra", out, dirs_exist_ok=True)
+    write_index(out)
     useless = [*out.rglob("*.map"), *(out / "_static").glob("*macros.html"), out / ".buildinfo",
                out / "objects.inv"]
     for file in useless: file.unlink(missing_ok=True)
