@@ -5,12 +5,13 @@
 
 JupyterLab counts equations notebook by notebook, and knows no label of another notebook. So the
 number stands in the equation's fence (`:enumerator: 4`), and a reference to an equation of another
-notebook is a link, `[(4)](02_diffusion.ipynb#eq-ddpm-4)`; within a notebook it is {eq}`label`.
+notebook is a link, `[(4)](02_diffusion.ipynb#eq-ddpm-4)`; within a notebook it is {eq}`label`. A
+page with equations begins with two lines that keep JupyterLab from numbering the others.
 The numbers are those of nbs/conf.py: the paper's, or for our own the chapter and a letter.
 """
 import argparse, json, re, sys
 
-from plain import MATH, NBS, equations, link
+from plain import FRONT, MATH, NBS, equations, link
 
 LINKED = re.compile(r"\[\([\w-]+\)\]\((?:[\w./-]+\.ipynb)?#(eq-[\w-]+)\)")
 
@@ -33,6 +34,13 @@ def mended(text, page):
     return re.sub(r"\{eq\}`([\w-]+)`", reference, text)
 
 
+def fronted(texts):
+    "The first cell of a page's prose, with those lines where any of it is a display equation."
+    first = texts[0].removeprefix(FRONT)
+    display = re.compile(r"^(?:\$\$|```\{math\})", re.M)
+    return FRONT + first if any(map(display.search, texts)) else first
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -42,10 +50,11 @@ def main():
         if ".ipynb_checkpoints" in path.parts: continue
         page = path.relative_to(NBS).with_suffix("").as_posix()
         nb = json.loads(path.read_text(encoding="utf-8"))
-        for cell in nb["cells"]:
-            if cell["cell_type"] != "markdown": continue
-            text = "".join(cell["source"])
-            if (new := mended(text, page)) == text: continue
+        cells = [cell for cell in nb["cells"] if cell["cell_type"] == "markdown"]
+        texts = ["".join(cell["source"]) for cell in cells]
+        mend = [mended(fronted(texts), page), *(mended(text, page) for text in texts[1:])]
+        for cell, text, new in zip(cells, texts, mend):
+            if new == text: continue
             cell["source"] = new.splitlines(keepends=True)
             wrong.append(page)
         if page in wrong and not args.check:

@@ -41,6 +41,8 @@ def test_fail(f, msg="", contains="", args=None, kwargs=None):
 
 # --- equations -----------------------------------------------------------------------------------
 
+# JupyterLab is told in a page's first lines to number no equation on its own account.
+FRONT = "---\nnumbering:\n  equation: false\n---\n"
 MATH = re.compile(r"^```\{math\}\n(?P<options>(?::\w+:[^\n]*\n)*)(?P<body>.*?)\n?```$", re.M | re.S)
 
 
@@ -129,7 +131,7 @@ def link(page, to):
 
 def plain_text(text, page):
     "Prose in MyST as Markdown that needs no extension."
-    text = MATH.sub(_display, text)      # with its number as a tag
+    text = MATH.sub(_display, text.removeprefix(FRONT))
     text = re.sub(r"^\((?P<label>[\w-]+)\)=$", r'<a id="\g<label>"></a>\n', text, flags=re.M)
     text = "\n".join(_unfolded(text.split("\n")))
 

@@ -21,7 +21,7 @@ from nbdev.config import get_config
 from nbdev.process import extract_directives
 
 from equations import LINKED
-from plain import plain
+from plain import FRONT, plain
 from search import write_index
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +60,8 @@ def numbered(path, after):
 
 def title_of(path):
     "Title and subtitle of a notebook, `# Title` and `> subtitle`, and the rest of its first cell."
-    first = next((c.source for c in read_nb(path).cells if c.cell_type == "markdown"), "").strip()
+    first = next((c.source for c in read_nb(path).cells if c.cell_type == "markdown"), "")
+    first = first.removeprefix(FRONT).strip()
     if not (m := re.match(r"# +(.+)\n+> +(.+)", first)):
         raise SystemExit(f"{path.relative_to(ROOT)}: the first cell must be '# Title', an empty "
                          "line, '> subtitle'")
