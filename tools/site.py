@@ -435,14 +435,16 @@ def build(work, out, strict=True):
 # --- README --------------------------------------------------------------------------------------
 
 def readme():
-    "README.md from nbs/index.ipynb: links lead into nbs/, pictures are those of the site."
+    "README.md from nbs/index.ipynb: links and pictures are those of the site."
+    site = get_config().d.get("doc_host", "").rstrip("/") or "docs"
     out = ["<!-- Written by `make docs` from nbs/index.ipynb: edit that. -->"]
     for cell in read_nb(NBS / "index.ipynb").cells:
         d = extract_directives(cell, remove=False) if cell.cell_type == "code" else {}
         if "hide" in d: continue
         if cell.cell_type == "markdown":
             text = CONTENTS.sub(lambda _: contents(), cell.source)
-            text = re.sub(r"\]\((?!\w+:|#|/|\.\./)([^)\s]+)\)", r"](nbs/\1)", text)
+            page = r"\]\((?!\w+:|#|/|\.\./)([^)\s#]+)\.ipynb(#[^)\s]+)?\)"
+            text = re.sub(page, rf"]({site}/\1.html\2)", text)
             out.append(text.replace("](../", "]("))
         elif cell.cell_type == "code":
             code = visible_lines(cell.source).strip()
