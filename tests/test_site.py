@@ -359,9 +359,10 @@ def test_a_hit_shows_what_stands_there_and_leads_to_it_with_the_word_marked(page
     page.open(url("search.html") + "?q=Langevin")
     page.wait("document.querySelector('ol.search li a')")
     assert "langevin" in page.js("document.querySelector('ol.search mark').textContent").lower()
-    page.open(page.js("document.querySelector('ol.search li a').href"))
-    page.wait("document.querySelector('span.highlighted')")
-    assert page.js("scrollY") > 0 and not page.complaints
+    page.js("document.querySelector('ol.search li a').click()")
+    page.wait("location.pathname.endsWith('04_objective.html')")
+    page.wait("document.querySelector('span.highlighted') && scrollY > 0")
+    assert not page.complaints
 
 
 @WITHOUT_BROWSER
@@ -369,7 +370,7 @@ def test_on_paper_nothing_is_cut_and_everything_is_black_on_white_from_a_dark_pa
     page.appearance("dark")
     page.open(url("04_objective.html"))
     page.resize(760, 1000)      # A4
-    page.call("Emulation.setEmulatedMedia", media="print")
+    page.call("Emulation.setEmulatedMedia", media="print", **page.media)
     page.js("dispatchEvent(new Event('beforeprint'))")
     cut = """[...document.querySelectorAll('.bd-article pre, .bd-article div.math')].filter(o =>
         o.offsetParent && getComputedStyle(o).overflowX !== 'visible'

@@ -6,7 +6,7 @@ by label. Colab, VS Code, GitHub, Notebook 7 and nbconvert know none of it. `pla
 what all of them show: `$$ ... \\tag{4} $$`, "(4)", `<details>`, a bold line; and puts a cell in
 front that installs the package where it is missing.
 """
-import importlib.util, json, re
+import base64, importlib.util, io, json, re
 from functools import cache
 from pathlib import Path
 
@@ -162,6 +162,19 @@ def plain_code(source):
     return IMPORT.sub(_own_checks, source)
 
 
+def still(output):
+    "An output with the last picture of an animation in its place: it moves when the cell is run."
+    from PIL import Image
+    data = output.get("data", {})
+    if "image/gif" not in data: return output
+    film = Image.open(io.BytesIO(base64.b64decode("".join(data.pop("image/gif")))))
+    film.seek(film.n_frames - 1)
+    film.copy().save(kept := io.BytesIO(), "PNG", optimize=True)
+    data["image/png"] = base64.b64encode(kept.getvalue()).decode()
+    output["metadata"] = {"image/png": output.get("metadata", {}).get("image/gif", {})}
+    return output
+
+
 def colab(address, page):
     "The badge that opens a page in Colab; nothing where the project has no address on GitHub."
     m = re.match(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git|/)?$", address or "")
@@ -181,6 +194,7 @@ def plain(nb, page, requirement="ddpm_nb", address=""):
         if not text.strip(): continue
         cell["source"] = text.splitlines(keepends=True)
         cell["metadata"] = {}
+        if "outputs" in cell: cell["outputs"] = [still(o) for o in cell["outputs"]]
         cells.append(cell)
     first = cells[0]
     first["source"] = "".join(first["source"]).rstrip() + colab(address, page)

@@ -69,14 +69,15 @@ def write_index(docs: Path):
     found = [e for p in pages for e in entries(p, p.relative_to(docs).as_posix())]
     index = json.dumps([list(e) for e in found], ensure_ascii=False, separators=(",", ":"))
     (docs / "search-index.js").write_text(f"const SEARCH_INDEX = {index};\n", encoding="utf-8")
-    page = docs / "search.html"
-    text = page.read_text(encoding="utf-8")
-    old = re.compile(r'\s*<script src="_static/(?:searchtools|language_data)\.js[^>]*></script>')
-    text = old.sub("", text)
-    text = re.sub(r'<script src="searchindex\.js[^>]*></script>',
-                  '<script src="search-index.js"></script>\n'
-                  '  <script src="_static/search.js"></script>', text)
-    page.write_text(text, encoding="utf-8")
+    scripts = "(?:_static/searchtools|_static/language_data|searchindex)"
+    old = re.compile(rf'\s*<script src="(?:\.\./)*{scripts}\.js[^>]*></script>')
+    for page in docs.rglob("*.html"):
+        text, new = page.read_text(encoding="utf-8"), ""
+        if page.name == "search.html":
+            new = "".join(f'\n  <script src="{o}"></script>'
+                          for o in ("search-index.js", "_static/search.js"))
+        text = old.sub("", text).replace("</head>", f"{new}\n</head>", 1)
+        page.write_text(text, encoding="utf-8")
     for name in ("searchindex.js", "_static/searchtools.js", "_static/language_data.js",
                  "_static/base-stemmer.js", "_static/english-stemmer.js"):
         (docs / name).unlink(missing_ok=True)

@@ -426,7 +426,7 @@ def build(work, out, strict=True):
     useless = [*out.rglob("*.map"), *(out / "_static").glob("*macros.html"), out / ".buildinfo",
                out / "objects.inv"]
     for file in useless: file.unlink(missing_ok=True)
-    for folder in (".doctrees", "jupyter_execute", "_sources"):
+    for folder in (".doctrees", "jupyter_execute", "_sources", "_static/locales"):
         shutil.rmtree(out / folder, ignore_errors=True)
     (out / ".nojekyll").touch()
     (out / "build.json").write_text(json.dumps(mark, indent=1) + "\n")
