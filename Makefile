@@ -73,7 +73,7 @@ docs: .venv/.dev
 	@$(py) tools/site.py
 
 lab: .venv/.dev
-	@$(py) -m jupyterlab nbs
+	@$(py) -m jupyterlab nbs --config=tools/jupyter_server_config.py $(if $(filter 0,$(shell id -u)),--allow-root)
 
 bench: .venv/.dev
 	@$(py) bench/import_time.py

@@ -1,8 +1,12 @@
 """What all tests share: when the slow ones and those for a GPU run; one thread for a worker."""
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))   # the tools are no package
 
 
 def pytest_addoption(parser):

@@ -56,12 +56,63 @@ def test_the_wheel_says_what_it_is_and_what_it_needs_to_run(wheel):
     said = Parser().parsestr(wheel.read(name).decode())
     assert (said["Name"], said["Version"]) == (CONFIG["lib_name"], CONFIG["version"])
     assert said["Requires-Python"] == ">=" + CONFIG["min_python"]
-    assert said["License-Expression"] == "Apache-2.0" or said["License"] == "Apache-2.0"
+    licences = "Apache-2.0 AND CC-BY-4.0"         # the code's, and that of the packaged digits
+    assert licences in (said["License-Expression"], said["License"])
     assert any(n.endswith("licenses/LICENSE") or n.endswith("/LICENSE") for n in wheel.namelist())
     needs = said.get_all("Requires-Dist")
     assert names(r for r in needs if "extra ==" not in r) == RUN_TIME
     assert {"nbdev", "pytest", "ruff", "pyright", "onnx", "onnxruntime", "onnxscript"} \
         <= names(r for r in needs if "extra ==" in r)
+
+
+def setup_of(folder, monkeypatch):
+    "What setup.py hands to setuptools, for the settings in a folder."
+    import runpy
+
+    import setuptools
+    given = {}
+    monkeypatch.setattr(setuptools, "setup", given.update)
+    runpy.run_path(str(folder / "setup.py"))
+    return given
+
+
+def test_on_the_package_index_no_link_is_relative_and_the_project_has_its_addresses(
+        tmp_path, monkeypatch):
+    for name in ("setup.py", "settings.ini", "README.md"): shutil.copy(ROOT / name, tmp_path)
+    settings = (tmp_path / "settings.ini").read_text(encoding="utf-8")
+    here = setup_of(tmp_path, monkeypatch)
+    assert here["project_urls"] == {} and "](docs/" in here["long_description"]
+    settings = settings.replace("git_url =", "git_url = https://example.org/x").replace(
+        "doc_host =", "doc_host = https://x.example.org")
+    (tmp_path / "settings.ini").write_text(settings, encoding="utf-8")
+    there = setup_of(tmp_path, monkeypatch)
+    links = re.findall(r"\]\(([^)\s]+)\)", there["long_description"])
+    assert len(links) > 20 and all(re.match(r"https?://|#", link) for link in links)
+    assert "(https://x.example.org/03_bound.html" in there["long_description"]
+    assert "(https://example.org/x/raw/main/docs/_images/" in there["long_description"]
+    assert there["project_urls"]["Documentation"] == "https://x.example.org"
+
+
+def test_the_oldest_versions_are_those_that_the_settings_declare():
+    done = subprocess.run([sys.executable, "tools/lowest.py"], cwd=ROOT, capture_output=True,
+                          text=True, check=True)
+    assert names(done.stdout.split()) == RUN_TIME and "safetensors==0.4.4\n" in done.stdout
+
+
+def test_the_source_archive_holds_what_its_tests_need(tmp_path):
+    import tarfile
+    copy = tmp_path / "project"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(
+        ".*", "docs", "runs", "build", "dist", "*.egg-info", "__pycache__", "data"))
+    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir",
+               tmp_path / "dist", copy]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (path,) = (tmp_path / "dist").glob("*.tar.gz")
+    held = {n.split("/", 1)[-1] for n in tarfile.open(path).getnames()}
+    needed = {p.relative_to(ROOT).as_posix() for folder in ("tests", "tools", "ddpm_nb/assets")
+              for p in (ROOT / folder).rglob("*") if p.is_file() and p.suffix != ".pyc"}
+    assert needed | {"pytest.ini", "settings.ini", "nbs/01_schedules.ipynb"} <= held
 
 
 def test_the_wheel_installs_the_command(wheel):

@@ -91,15 +91,17 @@ def test_no_reference_was_left_unresolved():
     assert not {p: o for p, o in found.items() if o}
 
 
-def test_every_notebook_has_its_page_and_its_download_without_outputs():
+def test_every_notebook_has_its_page_and_its_download():
     names = {p.relative_to(ROOT / "nbs").with_suffix("").as_posix()
              for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts}
     folder = DOCS / "notebooks"
     given = {p.relative_to(folder).with_suffix("").as_posix(): p for p in folder.rglob("*.ipynb")}
     assert set(given) == names == {p.removesuffix(".html") for p in BOOK} - {"reference"}
-    for p in given.values():
-        cells = json.loads(p.read_text(encoding="utf-8"))["cells"]
-        assert not any(c.get("outputs") for c in cells)
+    for p in given.values():       # what was computed is in it, and it installs what it needs
+        code = [c for c in json.loads(p.read_text(encoding="utf-8"))["cells"]
+                if c["cell_type"] == "code"]
+        assert "%pip install" in "".join(code[0]["source"])
+        assert len(code) < 3 or any(c["outputs"] for c in code), p
 
 
 def test_every_module_has_a_page_with_its_source_that_leads_back_to_the_page_that_explains_it():
@@ -324,13 +326,76 @@ def test_text_stands_out_from_its_ground_in_light_and_in_dark(page, scheme):
     assert page.js(figure + ".filter") == "none"
 
 
+SEARCHES = {   # what people type -> where the first hit leads, with the anchor of a name
+    "ELBO": "03_bound.html", "evidence lower bound": "03_bound.html",
+    "discretized decoder": "03_bound.html", "alpha-bar": "01_schedules.html",
+    "cosine schedule": "01_schedules.html", "score": "04_objective.html",
+    "L_simple": "04_objective.html", "DDIM": "05_sampling.html",
+    "interpolation": "05_sampling.html", "U-Net": "06_unet.html",
+    "learning rate": "08_training.html", "rate distortion": "10_compression.html",
+    "resume": "engine/runs.html", "onnx": "engine/pretrained.html",
+    "EMA": "08_training.html#api-EMA", "Trainer": "engine/runs.html#api-Trainer",
+    "NoiseSchedule": "01_schedules.html#api-NoiseSchedule", "UNet": "06_unet.html#api-UNet",
+    "load_pretrained": "engine/pretrained.html#api-load_pretrained",
+    "GaussianDiffusion": "05_sampling.html#api-GaussianDiffusion",
+    "frechet_distance": "09_evaluation.html#api-frechet_distance"}
+
+
 @WITHOUT_BROWSER
-def test_the_search_finds_a_word_in_the_page_that_says_it(page):
+def test_what_people_look_for_is_the_first_thing_that_the_search_finds(page):
     page.appearance("light")
-    page.open(url("search.html") + "?q=palette")
-    found = "[...document.querySelectorAll('#search-results li a')]"
-    page.wait(f"{found}.some(a => a.href.includes('{PLOTTING}'))")     # one comes after the other
+    page.open(url("search.html") + "?q=EMA")
+    page.wait("document.querySelector('ol.search li a')")
+    found = {q: page.js(f"search({json.dumps(q)}, 1)[0]?.entry[1]") for q in SEARCHES}
+    where = lambda q: found[q] and (found[q] if "#" in SEARCHES[q] else found[q].split("#")[0])
+    assert {q: where(q) for q in SEARCHES} == SEARCHES
+    assert page.js("search('zygote').length") == 0
     assert not page.complaints
+
+
+@WITHOUT_BROWSER
+def test_a_hit_shows_what_stands_there_and_leads_to_it_with_the_word_marked(page):
+    page.appearance("light")
+    page.open(url("search.html") + "?q=Langevin")
+    page.wait("document.querySelector('ol.search li a')")
+    assert "langevin" in page.js("document.querySelector('ol.search mark').textContent").lower()
+    page.js("document.querySelector('ol.search li a').click()")
+    page.wait("location.pathname.endsWith('04_objective.html')")
+    page.wait("document.querySelector('span.highlighted') && scrollY > 0")
+    assert not page.complaints
+
+
+@WITHOUT_BROWSER
+def test_on_paper_nothing_is_cut_and_everything_is_black_on_white_from_a_dark_page_too(page):
+    page.appearance("dark")
+    page.open(url("04_objective.html"))
+    page.resize(760, 1000)      # A4
+    page.call("Emulation.setEmulatedMedia", media="print", **page.media)
+    page.js("dispatchEvent(new Event('beforeprint'))")
+    cut = """[...document.querySelectorAll('.bd-article pre, .bd-article div.math')].filter(o =>
+        o.offsetParent && getComputedStyle(o).overflowX !== 'visible'
+        && o.scrollWidth > o.clientWidth + 1).length"""
+    assert page.js(cut) == 0
+    style = "getComputedStyle(document.querySelector('{}'))"
+    for part in ("body", "main"):
+        color = page.js(style.format(part) + ".backgroundColor")
+        assert color in ("rgb(255, 255, 255)", "rgba(0, 0, 0, 0)"), part
+    assert page.js(style.format(".bd-article p") + ".color") == "rgb(0, 0, 0)"
+    assert page.js(style.format(".cell_input pre span") + ".color") == "rgb(0, 0, 0)"
+    assert page.js("[...document.querySelectorAll('.bd-article details')].every(d => d.open)")
+
+
+@WITHOUT_BROWSER
+def test_on_a_phone_what_scrolls_can_be_reached_from_the_keyboard(page):
+    page.appearance("light")
+    page.open(url("04_objective.html"))
+    page.resize(390, 800)
+    page.js("dispatchEvent(new Event('resize'))")
+    lost = """[...document.querySelectorAll('.bd-article div.math, .bd-article pre')].filter(o =>
+        o.offsetParent && o.scrollWidth > o.clientWidth + 1
+        && getComputedStyle(o).overflowX !== 'visible' && o.tabIndex < 0).length"""
+    page.wait(f"({lost}) === 0", 5)
+    assert page.js("document.documentElement.scrollWidth") <= 390
 
 
 @WITHOUT_BROWSER

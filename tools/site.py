@@ -17,7 +17,12 @@ from typing import NamedTuple
 from execnb.nbio import read_nb, write_nb
 from fastcore.basics import AttrDict
 from markdown_it import MarkdownIt
+from nbdev.config import get_config
 from nbdev.process import extract_directives
+
+from equations import LINKED
+from plain import FRONT, plain
+from search import write_index
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tools"))
@@ -58,7 +63,8 @@ def numbered(path, after):
 
 def title_of(path):
     "Title and subtitle of a notebook, `# Title` and `> subtitle`, and the rest of its first cell."
-    first = next((c.source for c in read_nb(path).cells if c.cell_type == "markdown"), "").strip()
+    first = next((c.source for c in read_nb(path).cells if c.cell_type == "markdown"), "")
+    first = first.removeprefix(FRONT).strip()
     if not (m := re.match(r"# +(.+)\n+> +(.+)", first)):
         raise SystemExit(f"{path.relative_to(ROOT)}: the first cell must be '# Title', an empty "
                          "line, '> subtitle'")
@@ -200,7 +206,10 @@ class Page(NamedTuple):
     symbols: list        # of Symbol
 
 
-def markdown(source): return AttrDict(cell_type="markdown", metadata={}, source=source)
+def markdown(source):
+    "A cell of prose, in Sphinx's words: it numbers equations itself, and knows all labels."
+    source = re.sub(r"^:enumerator:.*\n", "", source, flags=re.M)
+    return AttrDict(cell_type="markdown", metadata={}, source=LINKED.sub(r"{eq}`\1`", source))
 
 
 def raw_html(text): return markdown("```{raw} html\n" + text.replace("\n\n", "\n") + "\n```")
@@ -330,12 +339,11 @@ def process(path, films=None):
     return Page(nb, module, symbols)
 
 
-def bare(path):
-    "The notebook to download: as it is, without its outputs."
+def download(path):
+    "The notebook to download: one that no extension and no development package is needed for."
     nb = json.loads(path.read_text(encoding="utf-8"))
-    for cell in nb["cells"]:
-        if cell["cell_type"] == "code": cell["outputs"], cell["execution_count"] = [], None
-    return json.dumps(nb, indent=1, ensure_ascii=False) + "\n"
+    out = plain(nb, docname(path), address=get_config().d.get("git_url", ""))
+    return json.dumps(out, indent=1, ensure_ascii=False) + "\n"
 
 
 def source_page(path, module, page):
@@ -394,7 +402,7 @@ def prepare(work):
         target = work / f"{name}.ipynb"
         target.parent.mkdir(parents=True, exist_ok=True)
         write_nb(page.notebook, target)
-        write(work.parent / "extra" / "notebooks" / f"{name}.ipynb", bare(paths[name]))
+        write(work.parent / "extra" / "notebooks" / f"{name}.ipynb", download(paths[name]))
     homes = {page.module: name for name, page in made.items() if page.module}
     for path in sorted(LIB.rglob("*.py")):
         if path.name.startswith("_"): continue
@@ -429,10 +437,11 @@ def build(work, out, strict=True):
                      *options, str(work), str(out)])
     if status: sys.exit(status)
     shutil.copytree(work.parent / "extra", out, dirs_exist_ok=True)
+    write_index(out)
     useless = [*out.rglob("*.map"), *(out / "_static").glob("*macros.html"), out / ".buildinfo",
                out / "objects.inv"]
     for file in useless: file.unlink(missing_ok=True)
-    for folder in (".doctrees", "jupyter_execute", "_sources"):
+    for folder in (".doctrees", "jupyter_execute", "_sources", "_static/locales"):
         shutil.rmtree(out / folder, ignore_errors=True)
     (out / ".nojekyll").touch()
     (out / "build.json").write_text(json.dumps(mark, indent=1) + "\n")
@@ -441,14 +450,16 @@ def build(work, out, strict=True):
 # --- README --------------------------------------------------------------------------------------
 
 def readme():
-    "README.md from nbs/index.ipynb: links lead into nbs/, pictures are those of the site."
+    "README.md from nbs/index.ipynb: links and pictures are those of the site."
+    site = get_config().d.get("doc_host", "").rstrip("/") or "docs"
     out = ["<!-- Written by `make docs` from nbs/index.ipynb: edit that. -->"]
     for cell in read_nb(NBS / "index.ipynb").cells:
         d = extract_directives(cell, remove=False) if cell.cell_type == "code" else {}
         if "hide" in d: continue
         if cell.cell_type == "markdown":
             text = CONTENTS.sub(lambda _: contents(), cell.source)
-            text = re.sub(r"\]\((?!\w+:|#|/|\.\./)([^)\s]+)\)", r"](nbs/\1)", text)
+            page = r"\]\((?!\w+:|#|/|\.\./)([^)\s#]+)\.ipynb(#[^)\s]+)?\)"
+            text = re.sub(page, rf"]({site}/\1.html\2)", text)
             out.append(text.replace("](../", "]("))
         elif cell.cell_type == "code":
             code = visible_lines(cell.source).strip()

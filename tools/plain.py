@@ -1,0 +1,209 @@
+"""A notebook to download: no extension, no checkout and no development package is needed to read
+or to run it.
+
+In nbs/ the prose is MyST: equations in `{math}` fences, folds and boxes as directives, references
+by label. Colab, VS Code, GitHub, Notebook 7 and nbconvert know none of it. `plain` says the same in
+what all of them show: `$$ ... \\tag{4} $$`, "(4)", `<details>`, a bold line; and puts a cell in
+front that installs the package where it is missing.
+"""
+import base64, importlib.util, io, json, re
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS = ROOT / "nbs"
+
+INSTALL = """\
+# This notebook uses ddpm_nb; the next lines install it where it is missing.
+import importlib.util
+if importlib.util.find_spec("ddpm_nb") is None:
+    %pip install --quiet {requirement}"""
+
+# What the checks of the book use of fastcore, for those who do not have it.
+CHECKS = {
+    "test_eq": '''\
+def test_eq(a, b):
+    "Are the two equal? AssertionError if not."
+    assert np.array_equal(np.asarray(a), np.asarray(b)), f"{a!r} is not {b!r}"''',
+    "test_close": '''\
+def test_close(a, b, eps=1e-5):
+    "Are the two equal to within `eps`? AssertionError if not."
+    number = lambda v: np.asarray([*map(float, v)] if isinstance(v, (list, tuple)) else v)
+    a, b = number(a), number(b)
+    assert np.abs(a - b).max() <= eps, f"{a} is not within {eps} of {b}"''',
+    "test_fail": '''\
+def test_fail(f, msg="", contains="", args=None, kwargs=None):
+    "Does f fail, in words that hold `contains`? AssertionError if not."
+    try: f(*(args or ()), **(kwargs or {}))
+    except Exception as e: assert contains in str(e), f"{e} does not say {contains!r}"
+    else: raise AssertionError(f"it did not fail {msg}")'''}
+
+
+# --- equations -----------------------------------------------------------------------------------
+
+# JupyterLab is told in a page's first lines to number no equation on its own account.
+FRONT = "---\nnumbering:\n  equation: false\n---\n"
+MATH = re.compile(r"^```\{math\}\n(?P<options>(?::\w+:[^\n]*\n)*)(?P<body>.*?)\n?```$", re.M | re.S)
+
+
+@cache
+def _shown_number():
+    "How the site numbers equations: nbs/conf.py says it, once for all."
+    spec = importlib.util.spec_from_file_location("conf", NBS / "conf.py")
+    conf = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conf)
+    return conf.shown_number
+
+
+def prose(nb): return ["".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "markdown"]
+
+
+def labels(nb):
+    "The labels of a notebook's equations, in order."
+    options = (m["options"] for text in prose(nb) for m in MATH.finditer(text))
+    return [m[1] for o in options for m in [re.search(r"^:label: *(\S+)", o, re.M)] if m]
+
+
+def numbers(nb, page):
+    "Label -> number, of a notebook's equations; `page` is its path in nbs/, without suffix."
+    out, own = {}, 0
+    for label in labels(nb):
+        out[label] = _shown_number()(label, page, own)
+        own += not label.startswith("eq-ddpm-")
+    return out
+
+
+@cache
+def equations():
+    "Label -> (page, number), of all equations of the book."
+    found = {}
+    for path in sorted(NBS.rglob("[!.]*.ipynb")):
+        if ".ipynb_checkpoints" in path.parts: continue
+        page = path.relative_to(NBS).with_suffix("").as_posix()
+        nb = json.loads(path.read_text(encoding="utf-8"))
+        found |= {label: (page, number) for label, number in numbers(nb, page).items()}
+    return found
+
+
+def _display(match):
+    "A fence as `$$ ... $$`, with its number."
+    label = re.search(r"^:label: *(\S+)", match["options"], re.M)
+    if not label: return f"$$\n{match['body'].strip()}\n$$"
+    number = equations()[label[1]][1]
+    return f'<a id="{label[1]}"></a>\n\n$$\n{match["body"].strip()} \\tag{{{number}}}\n$$'
+
+
+# --- boxes, folds, labels ------------------------------------------------------------------------
+
+def _is_open(line): return re.match(r"^(`{3,}|:{3,})\{([\w-]+)\} *(.*)$", line)
+
+
+def _block(kind, title, inner):
+    "What stands for a directive."
+    if kind == "dropdown":
+        return ["<details>", f"<summary>{title}</summary>", "", *inner, "", "</details>", ""]
+    if kind == "div": return [f"*{' '.join(inner).strip()}*"]
+    name = title or kind.capitalize()
+    return [f"> **{name}**", ">", *(f"> {line}".rstrip() for line in inner)]
+
+
+def _unfolded(lines):
+    "Directives, from the inside out, as Markdown and HTML that every reader shows."
+    out = []
+    while lines:
+        line = lines.pop(0)
+        if not (m := _is_open(line)):
+            out.append(line)
+            continue
+        fence, inner = m[1], []
+        while lines and lines[0].rstrip() != fence: inner.append(lines.pop(0))
+        if lines: lines.pop(0)
+        while inner and re.match(r"^:\w[\w-]*:", inner[0]): inner.pop(0)
+        out += _block(m[2], m[3].strip(), _unfolded(inner))
+    return out
+
+
+def link(page, to):
+    "The path from one page of the book to another, both without suffix."
+    up = "../" * page.count("/")
+    return f"{up}{to}.ipynb"
+
+
+def plain_text(text, page):
+    "Prose in MyST as Markdown that needs no extension."
+    text = MATH.sub(_display, text.removeprefix(FRONT))
+    text = re.sub(r"^\((?P<label>[\w-]+)\)=$", r'<a id="\g<label>"></a>\n', text, flags=re.M)
+    text = "\n".join(_unfolded(text.split("\n")))
+
+    def reference(m):
+        to, number = equations()[m[1]]
+        return f"[({number})]({'' if to == page else link(page, to)}#{m[1]})"
+
+    text = re.sub(r"\{eq\}`([\w-]+)`", reference, text)
+    text = re.sub(r"\{ref\}`([^`<]*?) *<([\w-]+)>`", r"[\1](#\2)", text)
+    return re.sub(r"\{(?:math|code|doc)\}`([^`]*)`", r"`\1`", text)
+
+
+# --- code ----------------------------------------------------------------------------------------
+
+IMPORT = re.compile(r"^from fastcore\.test import (.+)$", re.M)
+
+
+def _own_checks(match):
+    "The checks of fastcore that a cell imports, written out."
+    names = [o.strip() for o in match[1].split(",")]
+    return "import numpy as np\n\n\n" + "\n\n\n".join(CHECKS[o] for o in names) + "\n"
+
+
+def plain_code(source):
+    "Code without nbdev's directives, and without what only developers have."
+    lines = [o for o in source.split("\n") if not re.match(r"#\s*\|", o)]
+    source = "\n".join(re.sub(r"\s*#\|\s*hide_line\s*$", "", o) for o in lines).strip("\n")
+    return IMPORT.sub(_own_checks, source)
+
+
+def still(output):
+    "An output with the last picture of an animation in its place: it moves when the cell is run."
+    from PIL import Image
+    data = output.get("data", {})
+    if "image/gif" not in data: return output
+    film = Image.open(io.BytesIO(base64.b64decode("".join(data.pop("image/gif")))))
+    film.seek(film.n_frames - 1)
+    film.copy().save(kept := io.BytesIO(), "PNG", optimize=True)
+    data["image/png"] = base64.b64encode(kept.getvalue()).decode()
+    output["metadata"] = {"image/png": output.get("metadata", {}).get("image/gif", {})}
+    return output
+
+
+def colab(address, page):
+    "The badge that opens a page in Colab; nothing where the project has no address on GitHub."
+    m = re.match(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git|/)?$", address or "")
+    if not m: return ""
+    url = f"https://colab.research.google.com/github/{m[1]}/blob/main/docs/notebooks/{page}.ipynb"
+    badge = "https://colab.research.google.com/assets/colab-badge.svg"
+    return f"\n\n[![Open in Colab]({badge})]({url})"
+
+
+def plain(nb, page, requirement="ddpm_nb", address=""):
+    "The notebook to download: the same prose, code and outputs; `nb` itself stays as it is."
+    nb, cells = json.loads(json.dumps(nb)), []
+    for cell in nb["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown": text = plain_text(text, page)
+        else: text = plain_code(text)
+        if not text.strip(): continue
+        cell["source"] = text.splitlines(keepends=True)
+        cell["metadata"] = {}
+        if "outputs" in cell: cell["outputs"] = [still(o) for o in cell["outputs"]]
+        cells.append(cell)
+    first = cells[0]
+    first["source"] = "".join(first["source"]).rstrip() + colab(address, page)
+    first["source"] = first["source"].splitlines(keepends=True)
+    install = INSTALL.format(requirement=requirement).splitlines(keepends=True)
+    cells.insert(1, dict(cell_type="code", id="install", metadata={}, source=install, outputs=[],
+                         execution_count=None))
+    nb["cells"] = cells
+    nb["metadata"] = {"kernelspec": dict(display_name="Python 3", language="python",
+                                         name="python3"),
+                      "language_info": {"name": "python"}}
+    return nb
