@@ -49,7 +49,7 @@ def test_quality_is_the_distance_and_the_score_of_all_samples():
     assert got.distance == pytest.approx(frechet_distance(Statistics.of(features), reference))
     assert (got.class_score, got.standard_deviation) == pytest.approx(
         inception_score(probabilities, 4))
-    assert (got.count, got.extractor, got.reference) == (200, "blocks", "300 images")
+    assert (got.samples, got.extractor, got.reference) == (200, "blocks", "300 images")
     from_batches = sample_quality((x for x in a.split(30)), e, reference, 4)
     assert from_batches.distance == pytest.approx(got.distance)
 
