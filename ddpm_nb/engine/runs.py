@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..data import Batches, Images, fingerprint, to_model
 from .files import FolderLock, _beside, check_writable, move, replacing
-from .images import image_folder
+from .images import ImageFiles, image_folder
 from ..objective import VARIANCES
 from ..sampling import GaussianDiffusion
 from ..schedules import NoiseSchedule
@@ -321,37 +321,22 @@ def _read_set(items: _Items,          # a map-style data set
     held = math.prod(images.shape) * images.dtype.itemsize <= memory
     return (images[torch.arange(len(items))] if held else images), known
 
-# %% ../../nbs/engine/runs.ipynb #86fa38b4
+# %% ../../nbs/engine/runs.ipynb #1c185c9b
 def _to_grey(x: Tensor) -> Tensor:  # uint8 (..., 3, H, W) -> uint8 (..., 1, H, W)
     "How bright each pixel looks (ITU-R BT.601)."
     weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
     return (x * weights).sum(-3, keepdim=True).round().to(torch.uint8)
 
 
-class _Grey:
-    "Files of coloured images, read as grey ones."
-
-    def __init__(self, images: Images):
-        self.images, self.dtype = images, images.dtype
-        self.shape: torch.Size = torch.Size((len(images), 1, *images.shape[2:]))
-        self.paths: list[Path] = getattr(images, "paths", [])
-
-    @property
-    def ndim(self) -> int: return len(self.shape)
-
-    def __len__(self) -> int: return len(self.images)
-
-    def __getitem__(self, indices: Tensor) -> Tensor: return _to_grey(self.images[indices])
-
-
 def _with_channels(images: Tensor | Images, channels: int) -> Tensor | Images:
     "Coloured images made grey where one channel is wanted; any others as they are."
-    if channels != 1 or images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-        return images
-    return torch.cat([_to_grey(x) for x in images.split(500)]) if isinstance(images, Tensor) \
-        else _Grey(images)
+    if channels != 1 or images.shape[1:2] != (3,): return images
+    if isinstance(images, ImageFiles):
+        return ImageFiles(images.paths, (images.shape[2], images.shape[3]), channels)
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8: return images
+    return torch.cat([_to_grey(x) for x in images.split(500)])
 
-# %% ../../nbs/engine/runs.ipynb #6f9fe608
+# %% ../../nbs/engine/runs.ipynb #08635092
 def _takes_labels(net: nn.Module) -> bool:
     "Has the network a third argument?"
     try: inspect.signature(net.forward).bind(None, None, None)
@@ -365,8 +350,7 @@ def _folder_of(path: str | Path, net: nn.Module) -> tuple[Tensor | Images, Tenso
     if not isinstance(config, UNetConfig):
         raise ValueError(f"at which size? Trainer(net, diffusion, image_folder({str(path)!r}, "
                          f"size)[0])")
-    images, labels = image_folder(path, config.image_size)
-    return _with_channels(images, config.in_channels), labels
+    return image_folder(path, config.image_size, channels=config.in_channels)
 
 # %% ../../nbs/engine/runs.ipynb #beb14329
 def _read_source(images: Any, net: nn.Module) -> tuple[Tensor | Images, Tensor | None]:
