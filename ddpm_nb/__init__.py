@@ -16,13 +16,15 @@ __all__ = [
     "UNet", "UNetConfig",
     "Mixture", "digits", "swiss_roll", "to_model", "to_uint8",
     "EMA", "TrainConfig", "train",
+    "Statistics", "frechet_distance", "inception_score",
     "rate_distortion",
     "Trainer", "cifar10", "image_folder", "load_pretrained", "save_pretrained",
 ]
 
 # Where they stand, in the order in which the modules import each other.
 _MODULES = ("schedules", "diffusion", "bound", "objective", "sampling", "unet", "data", "training",
-            "compression", "engine.images", "engine.runs", "engine.pretrained")
+            "evaluation", "compression", "engine.images", "engine.runs", "engine.pretrained",
+            "engine.metrics")
 
 if TYPE_CHECKING:          # a type checker sees all names at once, and none besides
     from .schedules import *
@@ -33,10 +35,12 @@ if TYPE_CHECKING:          # a type checker sees all names at once, and none bes
     from .unet import *
     from .data import *
     from .training import *
+    from .evaluation import *
     from .compression import *
     from .engine.images import *
     from .engine.runs import *
     from .engine.pretrained import *
+    from .engine.metrics import *
 else:
     def __getattr__(name: str) -> object:
         "Import a public name, or a chapter's module, when it is first asked for (PEP 562)."
