@@ -21,7 +21,7 @@ from .schedules import look_up
 # %% ../nbs/08_training.ipynb #7fa8ffeb
 @dataclass(frozen=True)
 class TrainConfig:
-    "Every choice of a training run; the defaults are the paper's for CIFAR-10 (see the chapter)."
+    "Every choice; the defaults are the paper's. From `minutes` on: what only a long run needs."
     steps: int = 800_000        # updates of the weights
     batch_size: int = 128       # images in one update, over all processes
     lr: float = 2e-4            # Adam's learning rate once warm
@@ -32,7 +32,7 @@ class TrainConfig:
     ema_warmup: bool = False    # let the decay be at most (1 + step) / (10 + step): for short runs
     flip: bool = True           # mirror images left to right at random
     seed: int = 0               # of the order of the data, the mirroring, t, the noise and dropout
-    # what only a long run needs
+    minutes: float = 0.0        # time for it all: it settles how many of the steps; 0: no limit
     precision: str = "fp32"     # of the network's arithmetic: fp32, bf16 or fp16
     accumulate: int = 1         # parts into which a process cuts its share, to save memory
     compile: bool = False       # let torch.compile write the network's kernels
@@ -44,7 +44,7 @@ class TrainConfig:
     sample_count: int = 64      # images in a grid
     sampler: str = "ddim"       # how they are sampled: a name in `SAMPLERS`
     sample_steps: int = 50      # in how many steps
-    tensorboard: bool = False   # log to TensorBoard as well
+    tracker: str = ""           # log there as well: tensorboard, wandb, ...; "": nowhere
 
     def __post_init__(self) -> None: _check(self)
 
@@ -62,7 +62,6 @@ class TrainConfig:
 
 # %% ../nbs/08_training.ipynb #4fade94a
 PRECISIONS: dict[str, Any] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-_MAY_BE_0 = ("warmup", "cooldown", "seed", "keep_every", "sample_every")
 
 
 def _check(c: TrainConfig) -> None:
@@ -71,7 +70,7 @@ def _check(c: TrainConfig) -> None:
         right = isinstance(value := getattr(c, name), (int, float) if kind is float else kind)
         if not right or isinstance(value, bool) != (kind is bool):
             raise ValueError(f"{name} must be of type {kind.__name__}, got {value!r}")
-        least = int(kind is int and name not in _MAY_BE_0)
+        least = int(kind is int and name != "warmup" and getattr(TrainConfig, name) > 0)
         if kind in (int, float) and not least <= value < math.inf:
             raise ValueError(f"{name} must be {least} or more, got {value!r}")
     if c.ema_decay >= 1: raise ValueError(f"ema_decay must lie in [0, 1), got {c.ema_decay}")
@@ -175,8 +174,9 @@ class Update(NamedTuple):
 def _unpacked(batch: Any, device: torch.device) -> tuple[Tensor, Tensor | None]:
     "x0 and its labels, if there are any; ValueError if x0 is not what the network can take."
     x0, labels = (*batch, None)[:2] if isinstance(batch, (tuple, list)) else (batch, None)
-    if x0.device != device or not x0.is_floating_point():
-        raise ValueError(f"batches must be floats on {device}, got {x0.dtype} on {x0.device}")
+    got = f"{x0.dtype} on {x0.device}" if isinstance(x0, Tensor) else type(x0).__name__
+    if not isinstance(x0, Tensor) or x0.device != device or not x0.is_floating_point():
+        raise ValueError(f"batches must be floats on {device}, got {got}: see Batches and Trainer")
     return x0, labels
 
 # %% ../nbs/08_training.ipynb #0efbe90f

@@ -807,8 +807,8 @@ def test_samples_are_drawn_on_time_and_leave_the_run_as_it_was(tmp_path):
 def test_tensorboard_is_written_when_asked(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    trainer(tmp_path, tensorboard=True).train()
-    t = trainer(tmp_path, tensorboard=True, steps=26).resume().train()
+    trainer(tmp_path, tracker="tensorboard").train()
+    t = trainer(tmp_path, tracker="tensorboard", steps=26).resume().train()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     for key in ("loss", "grad_norm", "lr", "images_per_second"):
         wanted = [(r["step"], pytest.approx(r[key], rel=1e-6)) for r in t.history]
@@ -819,7 +819,7 @@ def test_a_tensorboard_that_cannot_be_written_does_not_stop_the_run(tmp_path, mo
     tensorboard = pytest.importorskip("torch.utils.tensorboard")
     def full(self, *args): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(tensorboard.SummaryWriter, "add_scalar", full)
-    t = trainer(tmp_path, tensorboard=True).train()
+    t = trainer(tmp_path, tracker="tensorboard").train()
     assert t.step == 20 and "cannot write the log" in capsys.readouterr().err
     assert [row["step"] for row in log_lines(tmp_path)] == [3, 6, 9, 12, 15, 18]
 

@@ -6,19 +6,22 @@
 __all__ = ['Diverged', 'checkpoints', 'Trainer', 'load_run']
 
 # %% ../../nbs/engine/runs.ipynb #2bc519d2
-import errno, functools, importlib.util, json, math, re, shutil, signal, sys, threading, time, zlib
+import errno, functools, importlib.util, inspect, json, math, re, shutil, signal, sys, threading
+import time, zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data import Batches, Images, fingerprint
+from ..data import Batches, Images, fingerprint, to_model
 from .files import FolderLock, _beside, check_writable, move, replacing
+from .images import image_folder
 from ..objective import VARIANCES
 from ..sampling import GaussianDiffusion
 from ..schedules import NoiseSchedule
@@ -45,17 +48,26 @@ def _check_device(device: str | None, precision: str = "fp32") -> str:
     return device or there[0]
 
 # %% ../../nbs/engine/runs.ipynb #d33299f4
+def _arithmetic(precision: str,     # what was asked for
+                device: str,        # where
+               ) -> str:            # accelerate's word
+    "What the products are computed in: no, bf16 or fp16."
+    if precision == "fp32": return "no"
+    old = device == "cuda" and not torch.version.hip and torch.cuda.get_device_capability()[0] < 8
+    return "fp16" if old else precision
+
+# %% ../../nbs/engine/runs.ipynb #71f99a30
 def make_accelerator(precision: str = "fp32",     # fp32, bf16 or fp16
                      device: str | None = None,   # a name in `devices()`; None: the first of them
+                     **trackers: Any,             # to `Accelerator`: log_with, project_dir
                     ) -> Any:
     "accelerate's handle on device, precision and processes."
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
-    _check_device(device, precision)
+    mixed = _arithmetic(precision, _check_device(device, precision))
     alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
     if PartialState._shared_state: AcceleratorState._reset_state(reset_partial_state=alone)
-    mixed = "no" if precision == "fp32" else precision
-    a = Accelerator(mixed_precision=mixed, cpu=device == "cpu")
+    a = Accelerator(mixed_precision=mixed, cpu=device == "cpu", **trackers)
     n = a.gradient_accumulation_steps      # it would divide every gradient by that once more
     if n != 1: raise ValueError(f"accelerate was told to accumulate {n} steps: leave that out, "
                                 f"and set accumulate")
@@ -113,6 +125,11 @@ class _Processes:
         "Whether it is so in one of the processes."
         return self.accelerator.reduce(torch.tensor(float(mine), device=self.device), "sum")
 
+    def mean(self, mine: float) -> float:
+        "The mean of what each process has; all wait for each other."
+        if self.count == 1: return mine
+        return float(self.accelerator.reduce(torch.tensor(mine, device=self.device), "mean"))
+
     def on_main(self, action: Callable[[], object]) -> None:
         "Let the main process do what may fail: with an OSError in all of them, or in none."
         trouble = None
@@ -142,26 +159,43 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict) and "grad_norm" in row and all(
         isinstance(row.get(k), (int, float)) for k in _COLUMNS if k != "grad_norm")]
 
+# %% ../../nbs/engine/runs.ipynb #f9fc5686
+_CURVES = ("loss", "held_out", "grad_norm", "lr", "images_per_second")
 
-def _draw_row(board: Any, row: dict[str, Any]) -> None:
-    "Add a line of the log to TensorBoard's curves."
-    for key in ("loss", "grad_norm", "lr", "images_per_second"):
-        if row[key] is not None: board.add_scalar(key, row[key], row["step"])
-    board.flush()
+
+def _check_tracker(name: str, folder: Path | None) -> dict[str, Any]:  # for `make_accelerator`
+    "What accelerate must be told of a tracker; ValueError if it could not work."
+    if not name: return {}
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS as known
+    names = [str(kind) for kind in known]
+    if name not in names: raise ValueError(f"tracker must be one of {', '.join(names)}, or \"\"; "
+                                           f"got {name!r}")
+    if not importlib.util.find_spec(name.removesuffix("_ml")):
+        raise ValueError(f"tracker={name!r} needs the package {name}: pip install {name}")
+    if folder is None: raise ValueError(f"tracker={name!r} needs a folder for the run's files")
+    return dict(log_with=[name], project_dir=str(folder))
+
+
+def _begin_tracking(a: Any, folder: Path, step: int) -> None:
+    "Open accelerate's tracker for a run that goes on at `step`."
+    a.trackers.clear()
+    name = str(a.log_with[0])
+    own = dict(tensorboard=dict(purge_step=step, flush_secs=10),
+               wandb=dict(name=folder.name, dir=str(folder), resume="allow"))
+    a.init_trackers("tensorboard" if name == "tensorboard" else "ddpm_nb", init_kwargs=own)
 
 # %% ../../nbs/engine/runs.ipynb #ed3bb334
 class _Log:
     "The lines of a log, in memory and in files; only one process writes."
 
-    def __init__(self, folder: Path | None, writes: bool, tensorboard: bool,
-                 note: Callable[[str], None]):
+    def __init__(self, folder: Path | None, processes: _Processes):
         self.folder: Path | None = folder
-        self.writes: bool = writes
-        self.tensorboard: bool = tensorboard
-        self.note: Callable[[str], None] = note
+        self.writes: bool = processes.main
+        self.accelerator: Any = processes.accelerator
+        self.note: Callable[[str], None] = processes.note
         self.rows: list[dict[str, Any]] = []
-        self.whole: bool = False  # log.jsonl holds what `rows` holds
-        self.board: Any = None    # TensorBoard's writer
+        self.whole: bool = False      # log.jsonl holds what `rows` holds
+        self.tracked: bool = False    # the tracker is open, and has not failed
 
     def load(self, step: int) -> None:
         "Take up the lines of this step and of those before it."
@@ -179,35 +213,274 @@ class _Log:
             else:
                 with replacing(path) as part: part.write_bytes(b"".join(map(_line, self.rows)))
             self.whole = True
-            if row and self.tensorboard: self.draw(row, self.folder / "tensorboard")
+            if row and self.accelerator.log_with: self.track(row, self.folder)
         except OSError as e:
             why = e.strerror or e
             self.note(f"cannot write the log in {self.folder} ({why}); training goes on")
 
-    def draw(self, row: dict[str, Any], place: Path) -> None:
-        "TensorBoard's curves; a writer that failed is replaced at the next line."
-        from torch.utils.tensorboard import SummaryWriter
-        board, self.board = self.board, None
-        board = board or SummaryWriter(str(place), purge_step=row["step"], flush_secs=10)
-        _draw_row(board, row)
-        self.board = board
+    def track(self, row: dict[str, Any], folder: Path) -> None:
+        "Add a line to the tracker's curves; OSError, whatever it stumbled over."
+        try:
+            if not self.tracked: _begin_tracking(self.accelerator, folder, row["step"])
+            self.tracked = False
+            values = {k: row[k] for k in _CURVES if row.get(k) is not None}
+            self.accelerator.log(values, step=row["step"])
+            self.tracked = True
+        except Exception as e: raise OSError(getattr(e, "strerror", None) or str(e)) from e
 
-# %% ../../nbs/engine/runs.ipynb #5a90bade
-# uint8 images (N, C, H, W), or floats (N, ...), or files; alone, or with a label (N,) each
-_Data = Tensor | Images | tuple[Tensor | Images, Tensor]
+    def close(self) -> None:
+        "Let the tracker finish, if one is open."
+        for tracker in self.accelerator.trackers if self.tracked else ():
+            with suppress(Exception): tracker.finish()
+        self.tracked = False
+
+# %% ../../nbs/engine/runs.ipynb #d7b62cec
+class _Items(Protocol):
+    "A map-style data set: torchvision's, Hugging Face's, a `TensorDataset`, a list."
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
-def _unpack_data(data: _Data) -> tuple[Tensor | Images, Tensor | None]:
-    "Images, and labels or None; what else there is in the world is refused in words."
-    images, labels = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
-    if not isinstance(getattr(images, "dtype", None), torch.dtype):
-        raise ValueError(f"data must be a tensor of images, what image_folder gives, or "
-                         f"(images, labels); got {type(images).__name__}")
-    if labels is not None and not isinstance(labels, Tensor):
-        raise ValueError(f"labels must be a tensor, got {type(labels).__name__}")
-    if labels is not None and len(labels) != len(images):
+_Source = Tensor | Images | np.ndarray | _Items | str | Path
+_Data = _Source | tuple[_Source, Any]     # images alone, or with a label (N,) each
+
+# %% ../../nbs/engine/runs.ipynb #7c13e318
+def _channels_first(x: Tensor) -> Tensor:  # (..., C, H, W)
+    "Images with 1 or 3 channels in the last place, where none can be in theirs, turned round."
+    last = x.ndim > 2 and x.shape[-1] in (1, 3) and x.shape[-3] not in (1, 3)
+    return x.movedim(-1, -3) if last else x
+
+
+def _from_array(a: np.ndarray) -> Tensor:  # uint8 (N, C, H, W), or float32 of the same shape
+    "An array as a tensor that shares its memory, if it may."
+    if a.dtype != np.uint8 and a.dtype.kind != "f":
+        raise ValueError(f"data must be uint8 or floats, got an array of {a.dtype}")
+    x = torch.from_numpy(np.ascontiguousarray(a if a.dtype == np.uint8 else a.astype(np.float32)))
+    return x[:, None] if x.ndim == 3 and x.dtype == torch.uint8 else _channels_first(x)
+
+
+def _image_of(item: Any) -> tuple[Tensor, Any]:  # (C, H, W), or any shape; the label, or None
+    "The image and the label in an item of a data set."
+    if isinstance(item, dict):
+        names = [[k for k in keys if k in item] for keys in (("image", "img"), ("label", "labels"))]
+        item = [item[found[0]] if found else None for found in names]
+    image, label = (*item, None)[:2] if isinstance(item, (tuple, list)) else (item, None)
+    if hasattr(image, "convert") and image.mode not in ("L", "RGB"): image = image.convert("RGB")
+    if isinstance(image, Tensor): return image, label
+    a = np.array(image)
+    if a.dtype != np.uint8 and a.dtype.kind != "f":
+        raise ValueError(f"data must have images for items, or (image, label), or dicts with "
+                         f"'image' and 'label'; got {type(image).__name__}")
+    return _from_array(a[None])[0], label
+
+# %% ../../nbs/engine/runs.ipynb #574b1ee2
+class _Set:
+    "A map-style data set as images that are read when they are asked for."
+
+    def __init__(self, items: _Items):
+        self.items: _Items = items
+        first = _image_of(items[0])[0]
+        self.shape: torch.Size = torch.Size((len(items), *first.shape))
+        self.dtype: torch.dtype = first.dtype
+
+    @property
+    def ndim(self) -> int: return len(self.shape)
+
+    def __len__(self) -> int: return len(self.items)
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        return torch.stack([self.image(i) for i in indices.tolist()])
+
+    def image(self, i: int) -> Tensor:
+        "One of them; ValueError if it is not like the first."
+        x = _image_of(self.items[i])[0]
+        if x.shape == self.shape[1:] and x.dtype == self.dtype: return x
+        raise ValueError(f"item {i} of the data has shape {tuple(x.shape)}, {x.dtype}, and item 0 "
+                         f"{tuple(self.shape[1:])}, {self.dtype}: give the data set a transform "
+                         f"that makes its images alike")
+
+# %% ../../nbs/engine/runs.ipynb #57f1e7f8
+def _read_set(items: _Items,          # a map-style data set
+              with_labels: bool,      # is anybody interested in them?
+              memory: int = 4 * 2**30,     # bytes up to which the images are held in memory
+             ) -> tuple[Tensor | Images, Tensor | None]:
+    "The images of a data set, and their labels, if all have one."
+    if len(items) == 0: raise ValueError("data must have images in it, got none")
+    images = _Set(items)
+    labels = [_image_of(items[i])[1] for i in range(len(items))] if with_labels else [None]
+    known = None if any(y is None for y in labels) else torch.as_tensor(labels)
+    held = math.prod(images.shape) * images.dtype.itemsize <= memory
+    return (images[torch.arange(len(items))] if held else images), known
+
+# %% ../../nbs/engine/runs.ipynb #2de51fee
+def _to_grey(x: Tensor) -> Tensor:  # uint8 (..., 3, H, W) -> uint8 (..., 1, H, W)
+    "How bright each pixel looks (ITU-R BT.601)."
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    return (x * weights).sum(-3, keepdim=True).round().to(torch.uint8)
+
+
+class _Grey:
+    "Files of coloured images, read as grey ones."
+
+    def __init__(self, images: Images):
+        self.images, self.dtype = images, images.dtype
+        self.shape: torch.Size = torch.Size((len(images), 1, *images.shape[2:]))
+        self.paths: list[Path] = getattr(images, "paths", [])
+
+    @property
+    def ndim(self) -> int: return len(self.shape)
+
+    def __len__(self) -> int: return len(self.images)
+
+    def __getitem__(self, indices: Tensor) -> Tensor: return _to_grey(self.images[indices])
+
+
+def _with_channels(images: Tensor | Images, channels: int) -> Tensor | Images:
+    "Coloured images made grey where one channel is wanted; any others as they are."
+    if channels != 1 or images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+        return images
+    return torch.cat([_to_grey(x) for x in images.split(500)]) if isinstance(images, Tensor) \
+        else _Grey(images)
+
+# %% ../../nbs/engine/runs.ipynb #50bb3633
+def _takes_labels(net: nn.Module) -> bool:
+    "Has the network a third argument?"
+    try: inspect.signature(net.forward).bind(None, None, None)
+    except TypeError: return False
+    return True
+
+
+def _folder_of(path: str | Path, net: nn.Module) -> tuple[Tensor | Images, Tensor]:
+    "The images in a folder, in the size and the colours that the network is for."
+    config = getattr(net, "config", None)
+    if not isinstance(config, UNetConfig):
+        raise ValueError(f"at which size? Trainer(net, diffusion, image_folder({str(path)!r}, "
+                         f"size)[0])")
+    images, labels = image_folder(path, config.image_size)
+    return _with_channels(images, config.in_channels), labels
+
+# %% ../../nbs/engine/runs.ipynb #6007d3b8
+def _read_source(images: Any, net: nn.Module) -> tuple[Tensor | Images, Tensor | None]:
+    "Images, and labels that come along with them; what nobody can use is refused in words."
+    if isinstance(images, (str, Path)):
+        images, labels = _folder_of(images, net)
+        return images, labels if _takes_labels(net) else None
+    if isinstance(images, np.ndarray): return _from_array(images), None
+    if isinstance(getattr(images, "dtype", None), torch.dtype): return images, None
+    if isinstance(images, torch.utils.data.DataLoader):
+        raise ValueError("data must be a data set, and not its DataLoader: Trainer makes the "
+                         "batches itself, give it loader.dataset")
+    if not isinstance(images, dict) and hasattr(images, "__getitem__") and hasattr(
+            images, "__len__"):
+        return _read_set(images, _takes_labels(net))
+    raise ValueError(f"data must be a tensor of images, an array, a folder's name, a data set with "
+                     f"a length and numbered items, or (images, labels); "
+                     f"got {type(images).__name__}")
+
+
+def _unpack_data(data: Any, net: nn.Module) -> tuple[Tensor | Images, Tensor | None]:
+    "Images, and labels or None."
+    pair = isinstance(data, tuple) and len(data) == 2
+    images, labels = _read_source(data[0] if pair else data, net)
+    if not pair or data[1] is None: return images, labels
+    try: labels = torch.as_tensor(data[1])
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"labels must be a tensor, got {type(data[1]).__name__}") from None
+    if len(labels) != len(images):
         raise ValueError(f"there are {len(images)} images and {len(labels)} labels")
     return images, labels
+
+# %% ../../nbs/engine/runs.ipynb #af199f19
+def _about_range(images: Tensor | Images) -> str | None:
+    "A line for those whose images are not in [-1, 1]."
+    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point(): return
+    low, high = (float(v) for v in images.aminmax())
+    if low < 0 and -1.5 < low and high < 1.5: return None
+    return (f"note: the images go from {low:.3g} to {high:.3g}, and the network is made for "
+            f"-1 .. 1: give them as uint8, or as 2 * x - 1 of what lies in 0 .. 1")
+
+# %% ../../nbs/engine/runs.ipynb #60642916
+_LOOK = 10        # updates between two looks at the clock, and before the first
+_SPENT = 0.98     # of the time that is left goes into updates, the rest into checkpoints
+_SETTLED = ("steps", "cooldown")     # what the time decides
+
+
+def _settled(c: TrainConfig,  # as it was asked for
+             step: int,       # updates made
+             used: float,     # seconds since the run began
+             pace: float,     # seconds an update
+            ) -> TrainConfig:
+    "The config with as many updates as the time allows, and a cooldown of the same share."
+    grids = c.sample_count * c.sample_steps / (3 * c.batch_size * c.sample_every) \
+        if c.sample_every else 0
+    left = _SPENT * (60 * c.minutes - used) / (pace * (1 + grids))
+    steps = step + max(1, int(left))
+    if steps >= c.steps: return c
+    fall = round((c.cooldown / c.steps or 0.2) * steps)
+    return replace(c, steps=steps, cooldown=min(fall, steps - step))
+
+# %% ../../nbs/engine/runs.ipynb #3d470270
+class _Pace:
+    "How long an update takes, once that can be said."
+
+    def __init__(self, c: TrainConfig, processes: _Processes):
+        self.processes: _Processes = processes
+        self.tenth: float = 6 * c.minutes                               # of the time, in seconds
+        self.due: int = max(1, min(c.warmup, c.steps - c.cooldown))     # warm, and not yet falling
+        self.every: int = max(1, min(_LOOK, self.due // 2))
+        self.seen: int = 0                                              # updates of this process
+        self.start: tuple[int, float] | None = None
+
+    def look(self, update: Update, now: Callable[[], float],
+            ) -> tuple[float, float] | None:  # seconds an update, and since the run began
+        "After each update; None until it is known. All processes come to the same."
+        self.seen += 1
+        if self.seen % self.every: return None
+        update.loss.item()                              # so that the device is done, too
+        seconds = self.processes.mean(now())
+        if self.start is None:
+            self.start = update.step, seconds
+        elif update.step >= self.due or seconds >= self.tenth:
+            return (seconds - self.start[1]) / (update.step - self.start[0]), seconds
+
+# %% ../../nbs/engine/runs.ipynb #ee3f2523
+def _said(c: TrainConfig, pace: float) -> str:
+    "A line on what the time has settled."
+    falling = f", the last {c.cooldown:,} of them at a falling rate" if c.cooldown else ""
+    return (f"time: {pace:.3g} s an update, {c.batch_size / pace:,.0f} images/s: "
+            f"{c.steps:,} updates in {c.minutes:g} minutes{falling}")
+
+
+def _record(folder: Path, budget: dict[str, Any]) -> None:
+    "Put what the time has settled into run.json, if there is one."
+    path = folder / "run.json"
+    with suppress(OSError, ValueError):
+        text = json.dumps({**json.loads(path.read_text()), "budget": budget}, indent=1)
+        with replacing(path) as part: part.write_text(text)
+
+# %% ../../nbs/engine/runs.ipynb #66249128
+class _HeldOut:
+    "Images that are not trained on, their t spread evenly, their noise fixed."
+
+    def __init__(self, images: Tensor | Images, labels: Tensor | None, d: GaussianDiffusion,
+                 n: int = 128):
+        which, device = torch.linspace(0, len(images) - 1, min(n, len(images))).long(), d.device
+        g, x = torch.Generator().manual_seed(0), images[which]
+        x = to_model(x) if x.dtype == torch.uint8 else x
+        t = torch.linspace(0, d.T - 1, len(x)).long()[torch.randperm(len(x), generator=g)]
+        noise = torch.randn(x.shape, generator=g)
+        labels = None if labels is None else labels[which].to(device)
+        self.parts: list[Any] = [x.to(device), t.to(device), noise.to(device), labels]
+
+    @torch.no_grad()
+    def loss(self, d: GaussianDiffusion, net: nn.Module, batch: int) -> float:
+        "Their mean loss, `batch` of them at a time."
+        x0, t, noise, labels = self.parts
+        def of(i: slice) -> Tensor:
+            model = net if labels is None else lambda x, t: net(x, t, labels[i])
+            return d.losses(model, x0[i], t[i], noise[i])
+        parts = [slice(i, i + batch) for i in range(0, len(x0), batch)]
+        return torch.cat([of(part) for part in parts]).mean().item()
 
 # %% ../../nbs/engine/runs.ipynb #887fd81c
 def _forms(model: nn.Module, compile: bool) -> tuple[nn.Module, nn.Module]:
@@ -234,51 +507,88 @@ def _check_config(c: TrainConfig, d: GaussianDiffusion, processes: int) -> None:
     "Refuse what this machine cannot do, and what a checkpoint could not bring back."
     if d.original is not d: raise ValueError("a respaced diffusion is for sampling: train the one "
                                              "it was made from")
-    if c.tensorboard and not importlib.util.find_spec("tensorboard"):
-        raise ValueError("tensorboard=True needs the package tensorboard: pip install tensorboard")
     if c.batch_size % (processes * c.accumulate):
         raise ValueError(f"batch_size must be a multiple of {processes} processes x "
                          f"{c.accumulate} parts, got {c.batch_size}")
 
 # %% ../../nbs/engine/runs.ipynb #a2100ccf
-class _Run:
+def _run_folder(folder: str | Path | None) -> Path | None:
+    "Where a run's files go; the current folder is a dot, and not no name at all."
+    if folder is None: return None
+    if not str(folder).strip():
+        raise ValueError(f"folder must be a name, got {folder!r}; '.' is the current folder, "
+                         f"None writes nothing")
+    return Path(folder).expanduser()
+
+# %% ../../nbs/engine/runs.ipynb #5d638aeb
+_MOST_WEIGHTS, _MOST_BLOCKS = 5 * 10**9, 2_000      # 100 GB with all that training keeps of them
+
+
+def _check_size(c: UNetConfig) -> None:
+    "Refuse a network that no machine could train, before it is built."
+    blocks = len(c.channel_multipliers) * (2 * c.blocks_per_level + 1) + 2
+    squares = sum((c.base_channels * m) ** 2 for m in c.channel_multipliers)
+    weights = squares * (48 * c.blocks_per_level + 18)     # 3 x 3 kernels, down and up; about
+    if weights <= _MOST_WEIGHTS and blocks <= _MOST_BLOCKS: return
+    raise ValueError(f"this network would have about {weights:.2g} weights in {blocks:,} blocks, "
+                     f"and {_MOST_WEIGHTS:.0g} in {_MOST_BLOCKS:,} are the most that is built: lower "
+                     f"unet.base_channels, unet.channel_multipliers or unet.blocks_per_level")
+
+# %% ../../nbs/engine/runs.ipynb #eff0aaa4
+class _Place:
+    "Where a run runs, and where it writes."
+    stopped_by: str | None = None                    # the signal that ended `train`
+    budget: dict[str, Any] | None = None             # what the time has settled
+
+    def __init__(self, config: TrainConfig, folder: str | Path | None, device: str | None,
+                 progress: bool):
+        self.wanted: TrainConfig = config
+        self.config: TrainConfig = config            # with what a time budget has settled
+        self.progress: bool = progress
+        self.folder: Path | None = _run_folder(folder)
+        tracker = _check_tracker(config.tracker, self.folder)
+        a = make_accelerator(config.precision, device, **tracker)
+        self.accelerator: Any = a
+        self.processes: _Processes = _Processes(a)
+        self.device: torch.device = a.device
+        self.main: bool = a.is_main_process
+        self.lines: _Log = _Log(self.folder, self.processes)
+        self.recent: deque[Update] = deque(maxlen=config.log_every)   # since the log's last line,
+        self.since: tuple[int, float] = (0, 0.0)                      # which was at: step, seconds
+        self.seconds: float = 0.0
+        self.pace: _Pace | None = _Pace(config, self.processes) if config.minutes else None
+
+# %% ../../nbs/engine/runs.ipynb #5a90bade
+class _Run(_Place):
     "What a run is made of: processes, data, network, and the state that learning changes."
 
     def __init__(self,
                  model: nn.Module,                # model(x_t, t), or with labels; trained in place
                  diffusion: GaussianDiffusion,    # moved to the device, as the model is
-                 data: _Data,                     # images, or (images, labels)
+                 data: _Data,                     # images, a data set, a folder; or (those, labels)
                  config: TrainConfig = TrainConfig(),
                  folder: str | Path | None = None,  # of the run's files; None: nothing is written
                  device: str | None = None,       # cuda, mps or cpu; None: the best there is
                  progress: bool = True,           # show a bar
+                 held_out: _Data | None = None,   # not trained on; their loss is logged too
                 ):
-        self.config: TrainConfig = config
-        self.progress: bool = progress
-        self.folder: Path | None = None if folder is None else Path(folder).expanduser()
-        a = make_accelerator(config.precision, device)
-        self.accelerator: Any = a
-        self.processes: _Processes = _Processes(a)
-        self.device: torch.device = a.device
-        self.main: bool = a.is_main_process
+        super().__init__(config, folder, device, progress)
+        a = self.accelerator
         _check_config(config, diffusion, a.num_processes)
-        images, labels = _unpack_data(data)
+        net, called = _forms(model.to(a.device), config.compile)
+        images, labels = _unpack_data(data, net)
         self.batches: Batches = Batches(images, config.batch_size, config.seed, config.flip,
                                         a.device, a.process_index, a.num_processes, labels)
         if a.device.type == "cuda": torch.backends.cudnn.benchmark = True
         self.diffusion: GaussianDiffusion = diffusion.to(a.device)
-        net, called = _forms(model.to(a.device), config.compile)
+        aside = None if held_out is None else _HeldOut(*_unpack_data(held_out, net), self.diffusion)
+        self.held_out: _HeldOut | None = aside
         if isinstance(net, UNet): _check_channels(net.config, diffusion)
         self.model: nn.Module = net
         self.state: TrainState = TrainState(self.model, self.diffusion.T, config)
         objective = _Objective(called, self.diffusion).train()
         objective, self.state.optimizer = a.prepare(objective, self.state.optimizer)
         self.gradient: _Gradient = _Gradient(a, objective, self.state, config.accumulate)
-        self.lines: _Log = _Log(self.folder, self.main, config.tensorboard, self.processes.note)
-        self.recent: deque[Update] = deque(maxlen=config.log_every)   # since the log's last line,
-        self.since: tuple[int, float] = (0, 0.0)                      # which was at: step, seconds
-        self.seconds: float = 0.0
-        self.stopped_by: str | None = None
 
 # %% ../../nbs/engine/runs.ipynb #b4cdb323
 class _Learner(_Run):
@@ -306,12 +616,27 @@ class _Learner(_Run):
 
     def steps(self) -> Iterator[Update]:
         "Update until `config.steps` are made; the caller looks on, and may stop at any time."
-        start = time.monotonic() - self.seconds
-        for update in train(self.model, self.diffusion, self.batches, self.config, self.state,
-                            self.gradient):
-            self.seconds = time.monotonic() - start      # of all that went on, the caller's too
-            self.recent.append(update)
-            yield update
+        start, config = time.monotonic() - self.seconds, None
+        now = lambda: time.monotonic() - start           # of all that went on, the caller's too
+        while config is not self.config:                 # which a time budget settles on the way
+            config = self.config
+            for update in train(self.model, self.diffusion, self.batches, config, self.state,
+                                self.gradient):
+                self._settle(update, now)
+                self.seconds = now()
+                self.recent.append(update)
+                yield update
+                if self.config is not config: break
+
+    def _settle(self, update: Update, now: Callable[[], float]) -> None:
+        "Once the pace is known, fix how many updates the time allows."
+        if not self.pace or not (known := self.pace.look(update, now)): return
+        pace, c = known[0], self.wanted
+        self.config, self.pace = _settled(c, update.step, known[1], pace), None
+        asked = {k: getattr(c, k) for k in ("minutes", *_SETTLED)}
+        self.budget = {**asked, "at": update.step, "seconds_per_update": pace}
+        for line in (_said(self.config, pace), _about_average(self.config)):
+            if line: self.processes.note(line)
 
     def update(self) -> Update:
         "The next update, alone; ValueError if all are made."
@@ -366,17 +691,27 @@ class _Watched(_Learner):
             raise Diverged(_report(bad, self.history, self.folder))
 
     def log(self) -> dict[str, Any]:  # its keys: `_COLUMNS`
-        "Sum up the updates since the last line, and write it to log.jsonl (and TensorBoard)."
+        "Sum up the updates since the last line; write that to log.jsonl (and to the tracker)."
         self.check()
         if not self.recent: raise ValueError("there is no update to log since the last line")
         made, seconds = self.step - self.since[0], self.seconds - self.since[1]
         row = _summary(self.recent, self.accelerator, self.seconds, made, seconds,
                        self.config.batch_size)
+        if self.held_out: row["held_out"] = self._held_out_loss(self.held_out)
         self.history.append(row)
         self.recent.clear()
         self.since = (self.step, self.seconds)
         self.lines.write(row)
         return row
+
+    def _half(self) -> Any:
+        "The precision of the run, as a context."
+        half = PRECISIONS.get(self.accelerator.mixed_precision)
+        return torch.autocast(self.device.type, half, enabled=half is not None)
+
+    def _held_out_loss(self, images: _HeldOut) -> float:
+        part = self.config.batch_size // (self.processes.count * self.config.accumulate)
+        with self._half(): return images.loss(self.diffusion, self.ema.model, part)
 
     def sample(self,
                n: int | None = None,  # how many; `config.sample_count` if None
@@ -384,12 +719,11 @@ class _Watched(_Learner):
                **options: Any,        # to `diffusion.sample`, over the config's sampler and steps
               ) -> Tensor:            # (n, ...)
         "Samples of the averaged weights, from noise that depends on `seed` alone."
-        c, half = self.config, PRECISIONS[self.config.precision]
+        c = self.config
         usual = dict(sampler=c.sampler, steps=min(c.sample_steps, self.diffusion.T), progress=False)
         shape = (n or c.sample_count, *self.batches.images.shape[1:])
         options = {**usual, "generator": torch.Generator().manual_seed(seed), **options}
-        with torch.autocast(self.device.type, half, enabled=half is not None):
-            return self.diffusion.sample(self.ema.model, shape, **options)
+        with self._half(): return self.diffusion.sample(self.ema.model, shape, **options)
 
 # %% ../../nbs/engine/runs.ipynb #c9cf9cc0
 _Files = dict[str, dict[str, Tensor]]      # by file, by name
@@ -535,26 +869,43 @@ def _code_version() -> str:
 # %% ../../nbs/engine/runs.ipynb #97b2057b
 # What may change when a run is resumed (`steps`: as long as the learning rate does not jump).
 _MAY_CHANGE = tuple(f"train.{k}" for k in (
-    "steps", "accumulate", "compile", "log_every", "save_every", "keep_last", "keep_every",
-    "sample_every", "sample_count", "sampler", "sample_steps", "tensorboard"))
+    "steps", "minutes", "accumulate", "compile", "log_every", "save_every", "keep_last",
+    "keep_every", "sample_every", "sample_count", "sampler", "sample_steps", "tracker"))
+_FORMER = ("train.tensorboard",)     # what older runs have, and mattered as little
 
 # %% ../../nbs/engine/runs.ipynb #2664b34b
 def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     "One phrase for each key that a checkpoint and a run disagree on."
-    keys = [k for k in {**there, **here} if k not in _MAY_CHANGE and there.get(k) != here.get(k)]
+    keys = [k for k in {**there, **here}
+            if k not in _MAY_CHANGE + _FORMER and there.get(k) != here.get(k)]
     return [f"{k} is {there.get(k)!r} there and {here.get(k)!r} here" for k in keys]
 
 # %% ../../nbs/engine/runs.ipynb #37141d88
+def _settled_there(state: dict[str, Any], here: TrainConfig) -> TrainConfig:
+    "The config with the updates and the cooldown that a checkpoint's run had in the end."
+    found = {k: state["config"].get(f"train.{k}", getattr(here, k)) for k in _SETTLED}
+    return replace(here, **found)
+
+
+def _same_budget(state: dict[str, Any], here: TrainConfig) -> bool:
+    "Has a checkpoint's run settled its updates, from the same time that is asked for here?"
+    budget = state.get("budget")
+    return bool(budget) and all(budget[k] == getattr(here, k) for k in ("minutes", *_SETTLED))
+
+
 def _check_same(path: Path, state: dict[str, Any], description: dict[str, Any],
-                here: TrainConfig) -> None:
-    "Refuse to go on from a checkpoint of another run, or where the learning rate would jump."
-    if differ := differences(state["config"], description):
+                here: TrainConfig) -> TrainConfig:
+    "What to go on with; refuse a checkpoint of another run, or where the rate would jump."
+    asked = {f"train.{k}": v for k, v in (state.get("budget") or {}).items() if k in _SETTLED}
+    if differ := differences({**state["config"], **asked}, description):
         raise ValueError(f"{path} is of another configuration: " + "; ".join(differ))
-    there = replace(here, steps=state["config"]["train.steps"])
+    there = _settled_there(state, here)
+    if _same_budget(state, here): here = there
     rates = [learning_rate(state["step"], c) for c in (there, here)]
     if state["step"] < here.steps and rates[0] != rates[1]:
         raise ValueError(f"{path} is in the cooldown of {there.steps} steps: with {here.steps} "
                          f"the learning rate would jump from {rates[0]:.3g} to {rates[1]:.3g}")
+    return here
 
 # %% ../../nbs/engine/runs.ipynb #9bf2b500
 def _moments(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -622,12 +973,13 @@ class _Saved(_Lockable):
 
     @functools.cached_property
     def description(self) -> dict[str, Any]:
-        "What a checkpoint must agree on with this run."
-        return _describe(self.model, self.diffusion, self.batches, self.config)
+        "What a checkpoint must agree on with this run, as it was asked for."
+        return _describe(self.model, self.diffusion, self.batches, self.wanted)
 
     def snapshot(self) -> tuple[_Files, dict[str, Any]]:
         "Everything that the next update depends on: tensors by file, and the rest."
         a, schedule = self.accelerator, self.diffusion.schedule
+        settled = {f"train.{k}": getattr(self.config, k) for k in _SETTLED}
         files = dict(
             model=self.model.state_dict(), ema=self.ema.model.state_dict(),
             optimizer=_moments(self.model, self.state.optimizer),
@@ -635,7 +987,8 @@ class _Saved(_Lockable):
             log=_log_tensors(self.recent, self.loss_by_t, a))
         state = dict(
             format=_FORMAT, step=self.step, seconds=self.seconds, since=list(self.since),
-            config=self.description, data=self.batches.state_dict(), code=_code_version(),
+            config={**self.description, **settled}, budget=self.budget,
+            data=self.batches.state_dict(), code=_code_version(),
             torch=torch.__version__, processes=a.num_processes, device=self.device.type,
             scaler=a.scaler.state_dict() if a.scaler else None)
         return files, state
@@ -688,7 +1041,9 @@ class _Resumed(_Saved):
             raise ValueError(f"there is no checkpoint in {self.folder} to resume from")
         path = Path(checkpoint) if checkpoint is not None else found[-1]
         files, state = read_checkpoint(path)
-        _check_same(path, state, self.description, self.config)
+        self.config, c = _check_same(path, state, self.description, self.wanted), self.wanted
+        self.budget = state["budget"] if _same_budget(state, c) else None
+        self.pace = _Pace(c, self.processes) if c.minutes and not self.budget else None
         _restore(self, files, state)
         self.saved = path.resolve()
         return self
@@ -712,6 +1067,25 @@ class _StopSignals:
 
     def __exit__(self, *exc: object) -> None:
         for s, handler in self.before.items(): signal.signal(s, handler)
+
+# %% ../../nbs/engine/runs.ipynb #78ce32e0
+def out_of_memory(e: BaseException) -> bool:
+    "Is an error PyTorch's or Python's word for too little memory, on a GPU or a CPU?"
+    words = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")
+    return isinstance(e, (MemoryError, torch.cuda.OutOfMemoryError)) or (
+        isinstance(e, RuntimeError) and any(w in str(e) for w in words))
+
+# %% ../../nbs/engine/runs.ipynb #5f041ac9
+@contextmanager
+def _memory_in_words(c: TrainConfig) -> Iterator[None]:
+    "In the block, too little memory is a MemoryError of one line (on a GPU, PyTorch's own kind)."
+    try: yield
+    except (RuntimeError, MemoryError) as e:
+        if not out_of_memory(e): raise
+        kind = type(e) if isinstance(e, torch.cuda.OutOfMemoryError) else MemoryError
+        raise kind(f"there is not enough memory for {c.batch_size} images in {c.accumulate} parts: "
+                   f"set accumulate={2 * c.accumulate} or more (the result is the same), a smaller "
+                   f"batch_size, or precision bf16") from None
 
 # %% ../../nbs/engine/runs.ipynb #5708f571
 class _Kept(_Resumed):
@@ -781,16 +1155,18 @@ class Trainer(_Kept):
         json.dumps(self.description)     # what cannot be saved should not be found out later
         folder = self.folder
         if folder: self.processes.on_main(lambda: check_writable(folder))
-        with self.locked(), _StopSignals() as stop, self._bar() as bar, self.saved_on_error():
+        with (self.locked(), _StopSignals() as stop, self._bar() as bar, self.saved_on_error(),
+              _memory_in_words(self.config)):
             if folder: _check_start(folder, self.step)
-            about = _about_average(self.config) if self.step < self.config.steps else None
-            if about: self.processes.note(about)
+            for line in self._about_start(): self.processes.note(line)
+            if folder and self.main and self.budget: _record(folder, self.budget)
             self.lines.write()
             self.asked = None
             for _ in self.steps():
                 bar.update()
                 self.stopped_by = self.stop_together(stop.name)
                 if self._keep(bar): break
+        self.lines.close()
         self.check()
         if self.stopped_by:
             self.processes.note(f"stopped by {self.stopped_by} after step {self.step}; "
@@ -801,13 +1177,26 @@ class Trainer(_Kept):
         "Log, save and sample when it is time; whether this was the last update."
         c, done = self.config, self.step == self.config.steps
         last = done or self.stopped_by is not None
+        bar.total = c.steps
         if self.step % c.log_every == 0:
             row = self.log()
             speed = row["images_per_second"]
             bar.set_postfix_str(f"loss {row['loss']:.4f}, {speed:.0f} images/s")
-        if self.folder and (last or self.step % c.save_every == 0): self.save_or_note(last)
+        settled = self.budget is not None and self.step == self.budget["at"]
+        if self.folder and (last or settled or self.step % c.save_every == 0):
+            self.save_or_note(last)
+        if self.folder and self.main and settled: _record(self.folder, self.budget or {})
         if c.sample_every and (self.step % c.sample_every == 0 or done): self.save_samples()
         return last
+
+    def _about_start(self) -> Iterator[str]:
+        "What may surprise, before the first update."
+        c, a = self.config, self.accelerator
+        if self.step >= c.steps: return
+        if line := _about_range(self.batches.images): yield line
+        if c.precision == "bf16" and a.mixed_precision == "fp16":
+            yield "note: this GPU has no units for bf16: fp16, with its scaler, stands in"
+        if not self.pace and (line := _about_average(c)): yield line
 
     def _bar(self) -> Any:
         from tqdm.auto import tqdm
@@ -835,7 +1224,8 @@ def _described_network(path: Path, config: dict[str, Any]) -> UNet:
     "The network that a checkpoint describes, if it is a `UNet` (else ValueError)."
     kind, _ = config.pop("class"), config.pop("weights")
     if kind != "UNet": raise ValueError(f"{path} holds a {kind}: pass one as `model`")
-    return UNet(UNetConfig.from_dict(config))
+    _check_size(c := UNetConfig.from_dict(config))
+    return UNet(c)
 
 # %% ../../nbs/engine/runs.ipynb #5536efa5
 def load_run(path: str | Path,              # a run folder, or one of its checkpoints
