@@ -62,7 +62,7 @@ def noise_like(x: Tensor,              # data, floating point
     same_shape(x, noise=noise)
     return noise.to(x.dtype)
 
-# %% ../nbs/02_diffusion.ipynb #8c26b701
+# %% ../nbs/02_diffusion.ipynb #bc79b2b9
 Generators = torch.Generator | Sequence[torch.Generator]    # one for all items, or one for each
 
 
@@ -73,7 +73,8 @@ def _one_each(generator: Generators | None, items: int) -> Sequence[torch.Genera
         if len(generator) == items: return generator
         raise ValueError(f"generator must be one for all, or one for each of the {items} items, "
                          f"got {len(generator)}")
-    raise ValueError(f"generator must be a torch.Generator, or a list of them, got {generator!r}")
+    raise ValueError(f"generator must be a torch.Generator, got {generator!r}; "
+                     "torch.Generator().manual_seed(0) makes one (a list has one for each item)")
 
 # %% ../nbs/02_diffusion.ipynb #7398b1f4
 def randn(shape: tuple[int, ...],                # what to draw

@@ -223,7 +223,7 @@ def _network_arguments(p: _Parser) -> None:
     p.add_argument("--compile", action="store_true",
                    help="compile the network first, a minute or more: for many images")
 
-# %% ../../nbs/engine/cli.ipynb #309f7233
+# %% ../../nbs/engine/cli.ipynb #f8a89aa4
 _SAMPLER, _STEPS = "ddim", 50       # where the words name none
 
 
@@ -239,7 +239,7 @@ def _sampler_arguments(p: _Parser) -> None:
     p.add_argument("--eta", type=float, default=0.0,
                    help="ddim only: 0 adds no noise on the way, 1 as much as ddpm (default: 0)")
 
-# %% ../../nbs/engine/cli.ipynb #72445a60
+# %% ../../nbs/engine/cli.ipynb #b3113271
 def _data_arguments(p: _Parser, default: str) -> None:
     "Which real images, and where they are."
     p.add_argument("--data", help=f"{_either(list(_table('DATASETS')))} (default: {default})")
@@ -255,13 +255,16 @@ def _train_arguments(p: _Parser) -> None:
     sizes = {data: list(_entries(value)) for data, value in _table("RECIPES").items()}
     listed = "; ".join(f"{data}: {', '.join(names)}" for data, names in sizes.items())
     p.add_argument("data", nargs="?", help=f"{_either(list(_table('DATASETS')))}: digits come with "
-                   "the package, folder: your own images, in --root")
+                   "the package; folder: your own images, in --root, mirrored only where --set "
+                   "flip=true says so")
     p.add_argument("--size", help=f"{listed} (default: the first)")
     p.add_argument("--out", type=_path, help="run folder (default: runs/DATA-SIZE)")
     p.add_argument("--resume", type=_path, metavar="RUN", help="go on with the run in this folder")
     p.add_argument("--config", type=_path, metavar="FILE", help="the recipe of a file, as run.json "
                    "in a run folder holds it, in place of DATA and --size")
     p.add_argument("--steps", type=_positive_int, help="updates in all (default: the recipe's)")
+    p.add_argument("--minutes", type=float, help="time for it all: how many updates that is, and "
+                   "when the rate begins to fall, is settled once the pace is known")
     p.add_argument("--set", type=_setting, nargs="+", action="extend", default=[], dest="settings",
                    metavar="KEY=VALUE", help="change the recipe: lr=1e-3 batch_size=64 "
                    "precision=bf16 unet.dropout=0 diffusion.prediction=v ... (all keys: below)")
@@ -326,16 +329,15 @@ def _check_fits(recipe: Recipe) -> None:
 
 # %% ../../nbs/engine/cli.ipynb #6d3081e5
 def _with_settings(recipe: Recipe,                       # to start from
-                   settings: list[tuple[str, object]],   # KEY=VALUE, as `--set` has them
-                   steps: int | None,                    # --steps
-                   root: Path | None,                    # --root
+                   args: argparse.Namespace,             # the words of `train`
                   ) -> Recipe:
     "A recipe, changed by the words of a command."
-    parts = _grouped(settings)
+    parts = _grouped(args.settings)
     _check_keys(parts, str(recipe.diffusion.get("schedule", "linear")))
     changes = {**parts.pop(""), **{part: changed for part, changed in parts.items() if changed}}
-    if steps: changes["steps"] = steps
-    if root: changes["root"] = str(root.expanduser().absolute())
+    for name in ("steps", "minutes"):
+        if (value := getattr(args, name)) is not None: changes[name] = value
+    if args.root: changes["root"] = str(args.root.expanduser().absolute())
     try: changed = recipe.replace(**changes)
     except TypeError as e: raise ValueError(f"these settings do not fit together: {e}") from None
     _check_fits(changed)
@@ -369,9 +371,9 @@ def _plan_resumed(args: argparse.Namespace) -> tuple[Path, Recipe]:
     before = _read_recipe(run)
     if before is None or not checkpoints(run):
         raise ValueError(f"there is no run to resume in {run}")
-    return run, _with_settings(before, args.settings, args.steps, args.root)
+    return run, _with_settings(before, args)
 
-# %% ../../nbs/engine/cli.ipynb #a3b8fe5a
+# %% ../../nbs/engine/cli.ipynb #4ab0fbb5
 def _asked_for(args: argparse.Namespace) -> tuple[str, Recipe]:
     "The recipe that the words name, before `--set` changes it, and a name for its run."
     from ddpm_nb.engine.recipes import RECIPES, recipe
@@ -392,7 +394,7 @@ def _plan(args: argparse.Namespace) -> tuple[Path, Recipe]:
     from ddpm_nb.engine.runs import checkpoints
     if args.resume: return _plan_resumed(args)
     name, found = _asked_for(args)
-    wanted = _with_settings(found, args.settings, args.steps, args.root)
+    wanted = _with_settings(found, args)
     out = args.out or Path("runs") / name
     before = _read_recipe(out)
     differ = before.differences(wanted) if before and checkpoints(out) else []
@@ -408,12 +410,12 @@ def _beginning(out: Path, wanted: Recipe, trainer: Trainer, found: bool) -> str:
     where = f"on {trainer.device}, {n} process{'es' * (n > 1)}"
     if not found:
         weights = sum(p.numel() for p in trainer.model.parameters())
+        most = f"at most {m:g} minutes, " if (m := wanted.train.minutes) else ""
         return (f"{out}: {wanted.data}, {len(trainer.batches.images):,} images, "
-                f"{weights:,} weights, {wanted.train.steps:,} steps {where}")
-    if trainer.step < wanted.train.steps:
-        return f"{out}: going on from step {trainer.step} of {wanted.train.steps} {where}"
-    return (f"{out}: finished, {trainer.step} of {wanted.train.steps} steps made: "
-            f"drawing its pictures again")
+                f"{weights:,} weights, {most}{wanted.train.steps:,} steps {where}")
+    steps = trainer.config.steps                   # of a run with --minutes, what they settled
+    if trainer.step < steps: return f"{out}: going on from step {trainer.step} of {steps} {where}"
+    return f"{out}: finished, {trainer.step} of {steps} steps made: drawing its pictures again"
 
 # %% ../../nbs/engine/cli.ipynb #8b913468
 def _train(args: argparse.Namespace) -> int:
@@ -427,11 +429,12 @@ def _train(args: argparse.Namespace) -> int:
     log = _log if trainer.main else lambda *words: None
     with trainer.locked():       # who does not have the folder changes nothing in it
         if found := bool(checkpoints(out)): trainer.resume()
-        if trainer.step > (asked := wanted.train.steps):
+        if trainer.step > (asked := trainer.config.steps):
             raise ValueError(f"{out} is at step {trainer.step} already: --steps must not be less, "
                              f"got {asked}")
         if trainer.main:
-            text = json.dumps(wanted.to_dict(), indent=1)
+            settled = {"budget": trainer.budget} if trainer.budget else {}
+            text = json.dumps(wanted.to_dict() | settled, indent=1)
             with replacing(out / "run.json") as part: part.write_text(text)
         log(_beginning(out, wanted, trainer, found))
         trainer.train()
@@ -456,7 +459,7 @@ def _record(samples: Samples,
         if i == steps - 1 or (i + 1) * count // steps > i * count // steps:
             yield f"t = {times[s.t - 1] + 1 if s.t else 0}", s.x.cpu(), s.x0.cpu()
 
-# %% ../../nbs/engine/cli.ipynb #c21326fe
+# %% ../../nbs/engine/cli.ipynb #abb2ed36
 def _write_animation(path: Path, samples: Samples, n: int, progress: bool, scale: int | None = None,
                     ) -> Tensor:   # the images, (n, C, H, W)
     "A GIF of how images came about, from the noise on."
@@ -599,7 +602,7 @@ def _check_sample(args: argparse.Namespace) -> None:
     if args.depths and args.grid_of != "interpolation":
         raise ValueError("--depths are those of --grid-of interpolation")
 
-# %% ../../nbs/engine/cli.ipynb #839c53f2
+# %% ../../nbs/engine/cli.ipynb #ee07eb47
 def _device(wanted: str | None) -> str:
     "The device to compute on; of several processes on a machine with GPUs, each has its own."
     import torch
@@ -609,7 +612,7 @@ def _device(wanted: str | None) -> str:
         torch.cuda.set_device(int(rank) % torch.cuda.device_count())
     return device
 
-# %% ../../nbs/engine/cli.ipynb #08037005
+# %% ../../nbs/engine/cli.ipynb #ce9c0871
 def _samples(args: argparse.Namespace,      # the words of `sample` or `evaluate`
              model: UNet,
              diffusion: GaussianDiffusion,
@@ -642,7 +645,7 @@ def _sample(args: argparse.Namespace) -> int:
     if os.environ.get("RANK", "0") == "0": _result(f"{args.n} samples in {args.out}")
     return 0
 
-# %% ../../nbs/engine/cli.ipynb #7f71b9d3
+# %% ../../nbs/engine/cli.ipynb #c5af9be8
 def _fill_folder(args: argparse.Namespace, model: UNet, samples: Samples) -> None:
     "The images that are not there yet, a PNG each."
     from ddpm_nb import __version__
@@ -680,14 +683,15 @@ def _write_gif(path: Path, samples: Samples, args: argparse.Namespace) -> None:
 # by the ending of --out
 _WRITERS = {".png": _write_grid, ".npz": _write_npz, ".gif": _write_gif}
 
-# %% ../../nbs/engine/cli.ipynb #a99e6a83
+# %% ../../nbs/engine/cli.ipynb #12137eb6
 def _write_progress(path: Path, samples: Samples, args: argparse.Namespace) -> None:
     "Figure 6: x0-hat on the way, from left to right; an image in each row."
     from ddpm_nb.plotting import show_strip
     labels, _, guesses = zip(*_record(samples, args.n, not args.quiet, count=12))
-    show_strip(zip(*guesses), labels, path=path, title="The guess of the finished image")
+    show_strip(zip(*guesses), [label.removeprefix("t = ") for label in labels], path=path,
+               title="The guess of the finished image, by the number of steps that are left")
 
-# %% ../../nbs/engine/cli.ipynb #97225a4b
+# %% ../../nbs/engine/cli.ipynb #07aa84b1
 _WEIGHTS = [i / 10 for i in range(11)]      # of the second image
 
 
@@ -714,7 +718,7 @@ def _between(samples: Samples,
         out.append(samples.diffusion.sample(samples.model, x.shape, progress=False, **decode).cpu())
     return torch.cat(out).unflatten(0, (n, -1))
 
-# %% ../../nbs/engine/cli.ipynb #bf0affd7
+# %% ../../nbs/engine/cli.ipynb #5ce75dab
 def _pairs(samples: Samples, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     "The ends, (n, C, H, W): real images if the words name a data set, else samples."
     import torch
@@ -729,7 +733,7 @@ def _pairs(samples: Samples, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     a, b = to_model(images).to(samples.diffusion.device).chunk(2)
     return a, b
 
-# %% ../../nbs/engine/cli.ipynb #88c131ee
+# %% ../../nbs/engine/cli.ipynb #d2f8a667
 def _write_interpolation(path: Path, samples: Samples, args: argparse.Namespace) -> None:
     "Figure 8: pairs of images and what lies between them; with several depths a row for each."
     import torch
@@ -806,7 +810,7 @@ def _bits_line(bits: Tensor, of: str) -> str:  # (N,), float64
     error = bits.std() / math.sqrt(len(bits))
     return f"{bits.mean():.4f} ± {error:.4f} {bound}, standard error; {len(bits)} {of})"
 
-# %% ../../nbs/engine/cli.ipynb #077f08b4
+# %% ../../nbs/engine/cli.ipynb #02f18f3f
 def _bits(args: argparse.Namespace, model: UNet, diffusion: GaussianDiffusion,
          ) -> tuple[dict[str, Any], str]:
     "The bound on real images: all of it as JSON can hold it, and in words."
@@ -830,7 +834,7 @@ def _bits(args: argparse.Namespace, model: UNet, diffusion: GaussianDiffusion,
             "seed": args.seed, "seconds": round(seconds, 1), "device": str(diffusion.device),
             "images": each}, line
 
-# %% ../../nbs/engine/cli.ipynb #23312374
+# %% ../../nbs/engine/cli.ipynb #994c16b2
 def _extractor(device: torch.device) -> Extractor:
     "Inception, if it is to be had; else our classifier, and word of it."
     from ddpm_nb.engine.metrics import inception_extractor
@@ -840,7 +844,7 @@ def _extractor(device: torch.device) -> Extractor:
         _log(f"ddpm-nb: {e}; so our own classifier looks, whose distance is not FID")
         return cifar10_extractor(device)
 
-# %% ../../nbs/engine/cli.ipynb #141cafe5
+# %% ../../nbs/engine/cli.ipynb #33e811b2
 def _quality(args: argparse.Namespace, model: UNet, diffusion: GaussianDiffusion,
             ) -> tuple[dict[str, Any], str]:
     "The distance of samples from CIFAR-10, and their class score: as JSON can hold it, in words."
@@ -926,7 +930,7 @@ def _about_run(name: str) -> Iterator[str]:
 def _keys(part: str, values: dict[str, Any]) -> str:
     return f"{part:<12} " + ", ".join(f"{k}={v}" for k, v in values.items())
 
-# %% ../../nbs/engine/cli.ipynb #62cec739
+# %% ../../nbs/engine/cli.ipynb #0fd8785a
 def _trained_on(folder: Path) -> str:
     "What a model's card says of its data; nothing if there is none, or not in a form known here."
     card = folder / "README.md"
@@ -987,7 +991,6 @@ def main(argv: list[str] | None = None,  # the words after `ddpm-nb`; None: the 
         ) -> int:       # exit code: 0 done, 1 training diverged, 2 the user's mistake, 128 + signal
     "The command `ddpm-nb`."
     args = parser().parse_args(argv)
-    import torch
     try:
         with warnings.catch_warnings(), _terminated_as_an_exit():
             warnings.showwarning = lambda message, *where, **more: _log(f"ddpm-nb: {message}")
@@ -998,8 +1001,9 @@ def main(argv: list[str] | None = None,  # the words after `ddpm-nb`; None: the 
     except BrokenPipeError:                  # as of `ddpm-nb info | head -1`: it has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (torch.cuda.OutOfMemoryError, MemoryError):
-        if args.traceback: raise
+    except (MemoryError, RuntimeError) as e:
+        from ddpm_nb.engine.runs import out_of_memory
+        if args.traceback or not out_of_memory(e): raise
         _log("ddpm-nb: there is not enough memory: choose a smaller --batch "
              "(for train: --set accumulate=2, 4, ...)")
         return 2
