@@ -508,7 +508,7 @@ def _sample_arguments(p: _Parser) -> None:
     "The words of `ddpm-nb sample`."
     p.add_argument("model", type=_name, help="a run folder, one of its checkpoints, or what "
                    "load_pretrained takes: digits, a folder, a hub name")
-    p.add_argument("--n", type=_positive_int,
+    p.add_argument("-n", "--n", type=_positive_int,
                    help="how many images; with --grid-of, rows (default: 64; with --grid-of 8)")
     p.add_argument("--out", type=_name, default="samples.png",
                    help="FOLDER/: a PNG each, for torch-fidelity, clean-fid and pytorch-fid; the "
@@ -757,7 +757,7 @@ _FIGURES = {"progress": _write_progress, "interpolation": _write_interpolation}
 def _evaluate_arguments(p: _Parser) -> None:
     "The words of `ddpm-nb evaluate`."
     p.add_argument("model", type=_name, help="as for sample")
-    p.add_argument("--n", type=_positive_int,
+    p.add_argument("-n", "--n", type=_positive_int,
                    help="images (default: 64; with --fid as the paper, 50,000)")
     p.add_argument("--terms", type=_positive_int,
                    help="of the bound, drawn at random for each image (default: all T)")
