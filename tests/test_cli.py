@@ -404,7 +404,7 @@ def test_info_tells_of_a_model_wherever_it_is(run, tmp_path, capsys):
         capsys.readouterr()
         assert main(["info", str(model)]) == 0
         return capsys.readouterr().out
-    for word in ("digits, in ", "438,145 weights, 0.9 MB", "1 x 16 x 16", "T=1000, beta 0.0001",
+    for word in ("digits, which came with the package", "438,145 weights, 0.9 MB", "1 x 16 x 16", "T=1000, beta 0.0001",
                  "prediction=v", "base_channels=16", "trained on   The first 1,500 of the 1,797"):
         assert word in told("digits")
     assert "trained on   the 50,000 training images of CIFAR-10" in told("cifar10-small")

@@ -223,7 +223,7 @@ def _network_arguments(p: _Parser) -> None:
     p.add_argument("--compile", action="store_true",
                    help="compile the network first, a minute or more: for many images")
 
-# %% ../../nbs/engine/cli.ipynb #f8a89aa4
+# %% ../../nbs/engine/cli.ipynb #309f7233
 _SAMPLER, _STEPS = "ddim", 50       # where the words name none
 
 
@@ -239,7 +239,7 @@ def _sampler_arguments(p: _Parser) -> None:
     p.add_argument("--eta", type=float, default=0.0,
                    help="ddim only: 0 adds no noise on the way, 1 as much as ddpm (default: 0)")
 
-# %% ../../nbs/engine/cli.ipynb #b3113271
+# %% ../../nbs/engine/cli.ipynb #72445a60
 def _data_arguments(p: _Parser, default: str) -> None:
     "Which real images, and where they are."
     p.add_argument("--data", help=f"{_either(list(_table('DATASETS')))} (default: {default})")
@@ -373,7 +373,7 @@ def _plan_resumed(args: argparse.Namespace) -> tuple[Path, Recipe]:
         raise ValueError(f"there is no run to resume in {run}")
     return run, _with_settings(before, args)
 
-# %% ../../nbs/engine/cli.ipynb #4ab0fbb5
+# %% ../../nbs/engine/cli.ipynb #c2656753
 def _asked_for(args: argparse.Namespace) -> tuple[str, Recipe]:
     "The recipe that the words name, before `--set` changes it, and a name for its run."
     from ddpm_nb.engine.recipes import RECIPES, recipe
@@ -459,7 +459,7 @@ def _record(samples: Samples,
         if i == steps - 1 or (i + 1) * count // steps > i * count // steps:
             yield f"t = {times[s.t - 1] + 1 if s.t else 0}", s.x.cpu(), s.x0.cpu()
 
-# %% ../../nbs/engine/cli.ipynb #abb2ed36
+# %% ../../nbs/engine/cli.ipynb #6de6933b
 def _write_animation(path: Path, samples: Samples, n: int, progress: bool, scale: int | None = None,
                     ) -> Tensor:   # the images, (n, C, H, W)
     "A GIF of how images came about, from the noise on."
@@ -602,7 +602,7 @@ def _check_sample(args: argparse.Namespace) -> None:
     if args.depths and args.grid_of != "interpolation":
         raise ValueError("--depths are those of --grid-of interpolation")
 
-# %% ../../nbs/engine/cli.ipynb #ee07eb47
+# %% ../../nbs/engine/cli.ipynb #1ef7c251
 def _device(wanted: str | None) -> str:
     "The device to compute on; of several processes on a machine with GPUs, each has its own."
     import torch
@@ -612,7 +612,7 @@ def _device(wanted: str | None) -> str:
         torch.cuda.set_device(int(rank) % torch.cuda.device_count())
     return device
 
-# %% ../../nbs/engine/cli.ipynb #ce9c0871
+# %% ../../nbs/engine/cli.ipynb #d20602ab
 def _samples(args: argparse.Namespace,      # the words of `sample` or `evaluate`
              model: UNet,
              diffusion: GaussianDiffusion,
@@ -642,10 +642,11 @@ def _sample(args: argparse.Namespace) -> int:
         with replacing(args.out) as part:
             part.touch()                      # complain now rather than when all is sampled
             write(part, samples, args)
-    if os.environ.get("RANK", "0") == "0": _result(f"{args.n} samples in {args.out}")
+    what = "rows" if args.grid_of else "samples"
+    if os.environ.get("RANK", "0") == "0": _result(f"{args.n} {what} in {args.out}")
     return 0
 
-# %% ../../nbs/engine/cli.ipynb #c5af9be8
+# %% ../../nbs/engine/cli.ipynb #9ba88129
 def _fill_folder(args: argparse.Namespace, model: UNet, samples: Samples) -> None:
     "The images that are not there yet, a PNG each."
     from ddpm_nb import __version__
@@ -683,15 +684,15 @@ def _write_gif(path: Path, samples: Samples, args: argparse.Namespace) -> None:
 # by the ending of --out
 _WRITERS = {".png": _write_grid, ".npz": _write_npz, ".gif": _write_gif}
 
-# %% ../../nbs/engine/cli.ipynb #12137eb6
+# %% ../../nbs/engine/cli.ipynb #3d711f2b
 def _write_progress(path: Path, samples: Samples, args: argparse.Namespace) -> None:
     "Figure 6: x0-hat on the way, from left to right; an image in each row."
     from ddpm_nb.plotting import show_strip
     labels, _, guesses = zip(*_record(samples, args.n, not args.quiet, count=12))
     show_strip(zip(*guesses), [label.removeprefix("t = ") for label in labels], path=path,
-               title="The guess of the finished image, by the number of steps that are left")
+               title="The guess of the finished image at each t")
 
-# %% ../../nbs/engine/cli.ipynb #07aa84b1
+# %% ../../nbs/engine/cli.ipynb #5f14d654
 _WEIGHTS = [i / 10 for i in range(11)]      # of the second image
 
 
@@ -718,7 +719,7 @@ def _between(samples: Samples,
         out.append(samples.diffusion.sample(samples.model, x.shape, progress=False, **decode).cpu())
     return torch.cat(out).unflatten(0, (n, -1))
 
-# %% ../../nbs/engine/cli.ipynb #5ce75dab
+# %% ../../nbs/engine/cli.ipynb #2ee05960
 def _pairs(samples: Samples, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     "The ends, (n, C, H, W): real images if the words name a data set, else samples."
     import torch
@@ -733,7 +734,7 @@ def _pairs(samples: Samples, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     a, b = to_model(images).to(samples.diffusion.device).chunk(2)
     return a, b
 
-# %% ../../nbs/engine/cli.ipynb #d2f8a667
+# %% ../../nbs/engine/cli.ipynb #098bf302
 def _write_interpolation(path: Path, samples: Samples, args: argparse.Namespace) -> None:
     "Figure 8: pairs of images and what lies between them; with several depths a row for each."
     import torch
@@ -810,7 +811,7 @@ def _bits_line(bits: Tensor, of: str) -> str:  # (N,), float64
     error = bits.std() / math.sqrt(len(bits))
     return f"{bits.mean():.4f} ± {error:.4f} {bound}, standard error; {len(bits)} {of})"
 
-# %% ../../nbs/engine/cli.ipynb #02f18f3f
+# %% ../../nbs/engine/cli.ipynb #a353dff9
 def _bits(args: argparse.Namespace, model: UNet, diffusion: GaussianDiffusion,
          ) -> tuple[dict[str, Any], str]:
     "The bound on real images: all of it as JSON can hold it, and in words."
@@ -834,7 +835,7 @@ def _bits(args: argparse.Namespace, model: UNet, diffusion: GaussianDiffusion,
             "seed": args.seed, "seconds": round(seconds, 1), "device": str(diffusion.device),
             "images": each}, line
 
-# %% ../../nbs/engine/cli.ipynb #994c16b2
+# %% ../../nbs/engine/cli.ipynb #00b464f6
 def _extractor(device: torch.device) -> Extractor:
     "Inception, if it is to be had; else our classifier, and word of it."
     from ddpm_nb.engine.metrics import inception_extractor
@@ -844,7 +845,7 @@ def _extractor(device: torch.device) -> Extractor:
         _log(f"ddpm-nb: {e}; so our own classifier looks, whose distance is not FID")
         return cifar10_extractor(device)
 
-# %% ../../nbs/engine/cli.ipynb #33e811b2
+# %% ../../nbs/engine/cli.ipynb #7d59d7f7
 def _quality(args: argparse.Namespace, model: UNet, diffusion: GaussianDiffusion,
             ) -> tuple[dict[str, Any], str]:
     "The distance of samples from CIFAR-10, and their class score: as JSON can hold it, in words."
@@ -930,7 +931,7 @@ def _about_run(name: str) -> Iterator[str]:
 def _keys(part: str, values: dict[str, Any]) -> str:
     return f"{part:<12} " + ", ".join(f"{k}={v}" for k, v in values.items())
 
-# %% ../../nbs/engine/cli.ipynb #0fd8785a
+# %% ../../nbs/engine/cli.ipynb #aab90c38
 def _trained_on(folder: Path) -> str:
     "What a model's card says of its data; nothing if there is none, or not in a form known here."
     card = folder / "README.md"
@@ -941,13 +942,14 @@ def _trained_on(folder: Path) -> str:
 
 def _about_model(name: str) -> Iterator[str]:
     "What there is to say of a packaged or a saved model, or of one on the hub."
-    from ddpm_nb.engine.pretrained import _find
+    from ddpm_nb.engine.pretrained import _ASSETS, _find
     model, d = _load_model(name, True, "cpu")
     folder = _find(name, None, None, False)
     weights, c = sum(p.numel() for p in model.parameters()), model.config
     files = (p for p in folder.rglob("*.*") if p.suffix in (".safetensors", ".bin"))
     size = sum(p.stat().st_size for p in files)
-    yield f"model        {name}" + ("" if str(folder) == name else f", in {folder}")
+    where = "which came with the package" if folder.parent == _ASSETS else f"in {folder}"
+    yield f"model        {name}" + ("" if str(folder) == name else f", {where}")
     yield f"network      UNet, {weights:,} weights, {size / 1e6:.1f} MB on the disk"
     yield f"images       {c.in_channels} x {c.image_size} x {c.image_size}, floats in [-1, 1]"
     yield f"schedule     {d.schedule!r}"
