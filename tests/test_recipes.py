@@ -24,7 +24,7 @@ def test_every_recipe_is_whole_and_survives_json(data, size):
     r = recipe(data, size)
     assert Recipe.from_dict(json.loads(json.dumps(r.to_dict()))) == r
     with torch.device("meta"): assert UNet(r.unet).config == r.unet
-    assert r.process().T == 1000 and r.unet.image_size in (16, 32)
+    assert r.process().T == 1000 and r.unet.image_size in (16, 32, 256)
 
 
 def test_the_papers_recipe_is_the_papers():
@@ -46,7 +46,7 @@ def test_all_digits_recipes_and_the_packaged_network_are_of_one_size():
 def test_unknown_recipes_and_options_are_refused_in_words():
     with pytest.raises(ValueError, match="one of digits, cifar10, folder, got 'mnist'"):
         recipe("mnist")
-    with pytest.raises(ValueError, match="one of paper, small, smoke, got 'huge'"):
+    with pytest.raises(ValueError, match="one of paper, gpu-hours, small, smoke, got 'huge'"):
         recipe("cifar10", "huge")
     with pytest.raises(ValueError, match="the size for digits must be one of demo, smoke, got ''"):
         recipe("digits", "")
@@ -177,7 +177,9 @@ def test_a_readers_own_data_set_is_trained_on_by_its_name(monkeypatch):
     assert images.shape == (10, 1, 8, 8) and labels.tolist() == [0, 1] * 5
     trained = r.trainer(device="cpu", progress=False).train()
     assert isinstance(trained, Trainer) and trained.step == 2 and len(trained.batches.images) == 40
-    assert asked == [(False, "/somewhere", True, 8), (True, "/somewhere", False, 8)]
+    assert asked == [(False, "/somewhere", True, 8), (True, "/somewhere", False, 8),
+                     (False, "/somewhere", False, 8)]              # the last: for the log
+    assert len(trained.held_out.parts[0]) == 10
 
 
 # Data sets
@@ -294,3 +296,125 @@ def test_images_of_another_size_than_the_networks_are_refused_with_the_keys_to_s
     words = r"shape \(1, 16, 16\), the network is for \(1, 32, 32\): set unet.in_channels"
     with pytest.raises(ValueError, match=words):
         recipe("digits").replace(unet=dict(image_size=32)).images()
+
+
+def test_the_message_on_shapes_is_the_words_to_type():
+    words = "--set unet.in_channels=1 unet.out_channels=2 unet.image_size=16"
+    r = recipe("digits").replace(unet=dict(in_channels=3, out_channels=6),
+                                 diffusion=dict(variance="learned_range"))
+    with pytest.raises(ValueError, match=words): r.images()
+
+
+# What people have
+
+
+def test_the_papers_network_for_256_pixels_is_the_papers():
+    "Appendix B: 114 million parameters, six levels, no dropout; 2e-5, batch 64, decay 0.9999."
+    r = recipe("folder", "lsun256")
+    with torch.device("meta"): assert sum(p.numel() for p in UNet(r.unet).parameters()) == 113673219
+    u, c = r.unet, r.train
+    assert (u.image_size, u.base_channels, u.channel_multipliers) == (256, 128, (1, 1, 2, 2, 4, 4))
+    assert (u.attention_resolutions, u.blocks_per_level, u.dropout) == ((16,), 2, 0.0)
+    assert (c.lr, c.batch_size, c.ema_decay, c.steps) == (2e-5, 64, 0.9999, 500_000)
+
+
+def test_gpu_hours_is_the_papers_network_in_half_precision_within_four_hours():
+    paper, r = recipe("cifar10", "paper"), recipe("cifar10", "gpu-hours")
+    assert r.unet == paper.unet and r.diffusion == paper.diffusion
+    assert (r.train.minutes, r.train.precision, r.train.compile) == (240, "bf16", True)
+    assert r.train.batch_size == paper.train.batch_size and r.train.steps == paper.train.steps
+    assert r.train.cooldown * 5 == r.train.steps and r.train.ema_warmup
+
+
+def test_folders_are_not_mirrored_unless_that_is_asked_for():
+    assert not any(r.train.flip for r in RECIPES["folder"].values())
+    assert recipe("folder").replace(flip=True).train.flip
+    assert recipe("cifar10", "small").train.flip and recipe("cifar10", "paper").train.flip
+
+
+@pytest.mark.parametrize("size, widths, at", [
+    (32, (32, 16, 8), 16), (64, (64, 32, 16), 16), (96, (96, 48, 24, 12), 12),
+    (100, (100, 50, 25), 25), (128, (128, 64, 32, 16), 16), (256, (256, 128, 64, 32, 16), 16)])
+def test_a_recipe_for_another_size_has_the_levels_and_the_attention_that_it_needs(size, widths, at):
+    u = recipe("folder", "small").replace(unet=dict(image_size=size)).unet
+    assert (u.image_size, u.resolutions, u.attention_resolutions) == (size, widths, (at,))
+    with torch.device("meta"):
+        x = torch.zeros(1, 3, size, size)
+        assert UNet(u)(x, torch.zeros(1)).shape == x.shape
+
+
+def test_levels_and_attention_that_are_named_are_left_alone():
+    named = dict(image_size=64, channel_multipliers=(1, 2, 4, 4), attention_resolutions=(8,))
+    u = recipe("folder", "small").replace(unet=named).unet
+    assert (u.channel_multipliers, u.attention_resolutions) == ((1, 2, 4, 4), (8,))
+    u = recipe("folder", "small").replace(unet=dict(image_size=64, channel_multipliers=(1, 2))).unet
+    assert (u.channel_multipliers, u.attention_resolutions) == ((1, 2), (32,))
+    u = recipe("digits").replace(unet=dict(image_size=32)).unet    # 8 is a level still
+    assert u.attention_resolutions == (8,) and u.resolutions == (32, 16, 8)
+
+
+@pytest.mark.parametrize("memory", [10**9, 0])
+def test_a_folder_is_grey_for_a_grey_network(tmp_path, monkeypatch, memory):
+    monkeypatch.setattr(recipes, "load_files", partial(load_files, memory=memory))
+    greys(tmp_path, [f"{i:02}.png" for i in range(40)])
+    r = recipe("folder", "smoke").replace(root=str(tmp_path), unet=dict(
+        image_size=8, in_channels=1, out_channels=1, base_channels=8, groups=4), steps=2,
+        batch_size=4, sample_every=0)
+    images = r.images()
+    assert images.shape[1:] == (1, 8, 8) and isinstance(images, torch.Tensor) == bool(memory)
+    shown = images[torch.arange(len(images))][:, 0, 0, 0].tolist()
+    assert shown == [i for i in range(40) if not recipes._held_out(f"{i:02}.png")]
+    run = r.trainer(device="cpu", progress=False).train()
+    assert run.held_out.parts[0].shape == (40 - len(shown), 1, 8, 8)
+
+
+def test_a_run_measures_on_what_its_data_set_keeps_back():
+    r = recipe("digits", "smoke").replace(steps=5, batch_size=2, unet=dict(base_channels=8))
+    run = r.trainer(device="cpu", progress=False).train()
+    held = digits(False)[0]
+    assert 0 < run.history[0]["held_out"] < 2 and len(run.held_out.parts[0]) == 128
+    flat = held.float().flatten(1) / 127.5 - 1
+    assert all(bool((flat == x).all(1).any()) for x in run.held_out.parts[0].flatten(1))
+
+
+# Runs of before
+
+
+@pytest.mark.parametrize("there, tracker", [(True, "tensorboard"), (False, ""), (None, "")])
+def test_a_recipe_with_a_tensorboard_is_read(there, tracker):
+    values = recipe("digits").to_dict()
+    del values["train"]["tracker"], values["train"]["minutes"]
+    if there is not None: values["train"]["tensorboard"] = there
+    r = Recipe.from_dict(json.loads(json.dumps(values)))
+    assert r == recipe("digits").replace(tracker=tracker)
+    assert recipe("digits").replace(tensorboard=bool(there)) == r
+
+
+def test_held_out_images_are_refused_where_an_older_run_may_have_trained_on_them(tmp_path):
+    "Every tenth by name was held out once; today it is a hash of the name."
+    greys(tmp_path / "images", [f"{i:02}.png" for i in range(40)])
+    r = recipe("folder", "smoke").replace(root=str(tmp_path / "images"), steps=1, batch_size=2,
+                                          unet=dict(image_size=8, base_channels=8, groups=4))
+    everything = torch.cat([r.images(True), r.images(False)])
+    ninety = everything[torch.arange(40) % 10 != 0]
+
+    def begun(name, images, run_json):
+        run = tmp_path / name
+        Trainer(r.network(), r.process(), images, r.train, run, "cpu", progress=False).train()
+        if run_json: (run / "run.json").write_text(json.dumps(run_json))
+        return run
+    old = {k: v for k, v in r.to_dict().items() if k != "split"}
+    recipes._check_held_out(begun("new", r.images(), r.to_dict()), r.images)
+    recipes._check_held_out(begun("same", r.images(), old), r.images)
+    for name, about in (("old", old), ("lost", None)):
+        with pytest.raises(ValueError, match="another choice of held-out images.*fingerprint is"):
+            recipes._check_held_out(begun(name, ninety, about), r.images)
+    assert "split" not in recipe("digits").to_dict()
+    def never(): raise AssertionError("a new run says how it was split: no image is read")
+    recipes._check_held_out(tmp_path / "new", never)
+
+
+def test_a_seed_beyond_64_bits_is_refused_in_words():
+    assert recipe("digits").replace(seed=2**64 - 1).network()
+    with pytest.raises(ValueError, match=r"seed must lie in 0 .. 2\*\*64 - 1, got 1844674407"):
+        recipe("digits").replace(seed=2**64).network()

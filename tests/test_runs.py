@@ -1,5 +1,6 @@
 "Long runs: resuming to the bit, and every accident that they meet."
 import errno
+import importlib.util
 import json
 import math
 import os
@@ -12,7 +13,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -920,6 +923,432 @@ def test_a_network_that_torch_compile_has_wrapped_is_saved_under_its_own_names(t
 def test_a_respaced_diffusion_is_not_trained():
     with pytest.raises(ValueError, match="train the one it was made from"):
         quiet(net(), diffusion().respaced(5), points(), TrainConfig())
+
+
+# So many minutes
+
+
+class Clocked(Net):
+    "Each call of the network takes `pace` seconds of a clock that nothing else moves."
+    clock, pace = 0.0, 1.0
+
+    def forward(self, x, t):
+        if self.training: Clocked.clock += Clocked.pace
+        return super().forward(x, t)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    monkeypatch.setattr(Clocked, "clock", 0.0)
+    monkeypatch.setattr(Clocked, "pace", 1.0)
+    monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: Clocked.clock))
+
+
+def clocked(folder=None, **changes):
+    torch.manual_seed(0)
+    budget = dict(minutes=5.0, steps=10**6, warmup=20, cooldown=200_000, save_every=10**6)
+    return trainer(folder, Clocked(0.0), **{**budget, **changes})
+
+
+def test_a_run_fits_itself_to_its_minutes_and_its_rate_ends_at_0(tmp_path, clock, capsys):
+    "One second an update, five minutes: measured at update 20; 98 % of what is left is 274 more."
+    t = clocked(tmp_path).train()
+    assert t.step == t.config.steps == 20 + 274 and t.config.cooldown == round(294 / 5)
+    assert Clocked.clock <= 300 and t.seconds == 294
+    line = "time: 1 s an update, 8 images/s: 294 updates in 5 minutes, the last 59 of them at"
+    assert line in capsys.readouterr().err
+    rates = [row["lr"] for row in t.history]
+    assert max(rates) == 1e-2 and rates[-1] == pytest.approx(1e-2 / 59)
+    assert t.history[-1]["step"] == 294
+    assert [r["lr"] for r in t.history if r["step"] == 234] == [1e-2]      # the fall begins at 236
+    assert t.budget == {"minutes": 5.0, "steps": 10**6, "cooldown": 200_000, "at": 20,
+                        "seconds_per_update": 1.0}
+    assert steps_of(checkpoints(tmp_path)) == [20, 294]       # what was settled is on disk at once
+    state = read_checkpoint(checkpoints(tmp_path)[0])[1]
+    assert state["config"]["train.steps"] == 294 and state["config"]["train.cooldown"] == 59
+    plain = trainer(None, Clocked(0.0), steps=294, warmup=20, cooldown=59).wanted
+    for step in range(294):
+        assert training.learning_rate(step, t.config) == training.learning_rate(step, plain)
+
+
+def test_the_first_updates_which_compile_are_used_time_but_not_the_pace(clock):
+    t = clocked()
+    for update in t.steps():
+        if update.step == 1: Clocked.clock += 60
+        if update.step == 20: break
+    assert t.budget["seconds_per_update"] == 1.0 and t.config.steps == 20 + int(0.98 * 220)
+
+
+def test_a_tenth_of_the_time_is_enough_to_know_the_pace(clock):
+    "The rate may still be rising then: a slow machine, a long warm-up."
+    t = clocked(minutes=10.0, warmup=5_000)
+    for _ in t.steps():
+        if t.budget: break
+    assert t.step == t.budget["at"] == 60 and t.config.steps == 60 + int(0.98 * 540)
+
+
+@pytest.mark.parametrize("pace", [1.0, 3.0, 0.2])
+def test_a_run_that_is_resumed_keeps_its_updates_on_any_machine(tmp_path, clock, pace):
+    whole = clocked(tmp_path / "whole").train()
+    part = clocked(tmp_path / "part")
+    for update in part.steps():
+        if update.step == 100: break
+    part.save()
+    Clocked.pace, Clocked.clock = pace, 1e6                  # another machine, much later
+    again = clocked(tmp_path / "part").resume()
+    assert again.seconds == 100 and again.config == whole.config
+    again.train()
+    assert again.step == 294 and again.seconds == pytest.approx(100 + 194 * pace)
+    assert same_weights(again.model, whole.model) and again.budget == part.budget
+
+
+def test_a_run_stopped_before_its_pace_is_known_measures_it_when_it_goes_on(tmp_path, clock):
+    first = clocked(tmp_path)
+    for update in first.steps():
+        if update.step == 15: break
+    first.save()
+    Clocked.pace = 2.0
+    again = clocked(tmp_path).resume()
+    for _ in again.steps():
+        if again.budget: break
+    assert again.step == 35 and again.budget["seconds_per_update"] == 2.0    # after 10 and 20
+    assert again.config.steps == 35 + int(0.98 * (300 - 15 - 40) / 2)
+
+
+def test_other_minutes_settle_anew_as_long_as_the_rate_has_not_begun_to_fall(tmp_path, clock):
+    t = clocked(tmp_path, save_every=100, keep_last=10).train()
+    longer = clocked(tmp_path, minutes=10.0).resume(checkpoints(tmp_path)[1])        # at 100
+    for _ in longer.steps(): pass
+    assert longer.step == longer.config.steps == 120 + int(0.98 * (600 - 120))
+    with pytest.raises(ValueError, match="in the cooldown of 294 steps"):
+        clocked(tmp_path, minutes=10.0).resume(checkpoints(tmp_path)[-1])
+    with pytest.raises(ValueError, match="in the cooldown of 294 steps"):
+        clocked(tmp_path, minutes=0.0).resume(checkpoints(tmp_path)[-1])
+    assert t.step == clocked(tmp_path).resume(checkpoints(tmp_path)[3]).step == 294
+
+
+@pytest.mark.parametrize("changes, steps, cooldown", [
+    (dict(steps=100, cooldown=20), 100, 20),                 # time enough: as it was asked for
+    (dict(steps=100, cooldown=0), 100, 0),
+    (dict(cooldown=0), 294, 59),                             # a fifth, where none was asked for
+    (dict(cooldown=500_000), 294, 147),
+    (dict(cooldown=950_000), 294, 274),                      # it cannot begin in the past
+    (dict(minutes=0.5, cooldown=0), 29, 6)])    # settled at 20, of 30; 2 % are kept back
+def test_what_the_minutes_settle(clock, changes, steps, cooldown):
+    t = clocked(**changes)
+    for _ in t.steps(): pass
+    assert (t.step, t.config.cooldown) == (steps, cooldown)
+
+
+def test_grids_of_samples_take_their_share_of_the_time():
+    c = TrainConfig(minutes=10, batch_size=64, sample_every=100, sample_count=64, sample_steps=50)
+    with_grids, none = (runs._settled(x, 0, 0, 1.0).steps for x in (
+        c, TrainConfig(minutes=10, batch_size=64)))
+    assert none == 588 and with_grids == int(588 / (1 + 50 / 300))
+
+
+def test_what_the_time_settled_is_in_run_json_too(tmp_path, clock):
+    (tmp_path / "run.json").write_text('{"data": "mine"}')
+    t = clocked(tmp_path).train()
+    assert json.loads((tmp_path / "run.json").read_text()) == {"data": "mine", "budget": t.budget}
+    (tmp_path / "run.json").write_text("{}")                                 # written anew
+    clocked(tmp_path).resume().train()
+    assert json.loads((tmp_path / "run.json").read_text()) == {"budget": t.budget}
+
+
+def test_without_minutes_nothing_is_settled(tmp_path, clock):
+    t = clocked(tmp_path, minutes=0.0, steps=60, cooldown=10).train()
+    assert t.step == 60 and t.budget is None and t.config == t.wanted
+
+
+# Runs of before
+
+
+def test_a_checkpoint_of_before_the_minutes_and_the_trackers_is_resumed(tmp_path):
+    trainer(tmp_path, steps=10).train()
+    folder = checkpoints(tmp_path)[-1]
+    files, state = read_checkpoint(folder)
+    for key in ("minutes", "tracker"): del state["config"][f"train.{key}"]
+    state["config"]["train.tensorboard"] = False
+    del state["budget"]
+    shutil.rmtree(folder)
+    runs._write_checkpoint(folder, files, state)
+    assert_same(trainer(tmp_path).resume().train(), trainer().train())
+
+
+# Data as people have it
+
+
+class Sees(nn.Module):
+    "Takes images and labels, and keeps what it saw."
+    def __init__(self):
+        super().__init__()
+        self.weight, self.seen = nn.Parameter(torch.zeros(1)), []
+
+    def forward(self, x, t, y=None):
+        self.seen.append((x, y))
+        return x * self.weight
+
+
+class Unlabelled(Sees):
+    def forward(self, x, t): return super().forward(x, t)
+
+
+def pictures(n=12, channels=3):
+    return torch.randint(0, 256, (n, channels, 8, 8), dtype=torch.uint8,
+                         generator=torch.Generator().manual_seed(0))
+
+
+class Torchvision:
+    "The protocol of torchvision's data sets: Pillow's images and a number, and a transform."
+    def __init__(self, images, labels, transform=None):
+        self.images, self.labels, self.transform = images, labels, transform
+
+    def __len__(self): return len(self.images)
+
+    def __getitem__(self, i):
+        from PIL import Image
+        a = self.images[i].permute(1, 2, 0).numpy()
+        image = Image.fromarray(a if a.shape[2] == 3 else a[:, :, 0])
+        return self.transform(image) if self.transform else image, int(self.labels[i])
+
+
+class HuggingFace(Torchvision):
+    "The protocol of Hugging Face's: dicts."
+    key = "img"
+
+    def __getitem__(self, i):
+        image, label = super().__getitem__(i)
+        return {self.key: image, "label": label}
+
+
+def taken(data, model=Unlabelled, **changes):
+    "The images and labels that a trainer has of its data."
+    config = TrainConfig(**{**SMALL, "batch_size": 4, **changes})
+    d = GaussianDiffusion(NoiseSchedule.linear(10))
+    t = quiet(model(), d, data, config)
+    t.update()
+    return t.batches.images, t.batches.labels, t.model
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_data_are_taken_in_every_form_that_people_have(channels):
+    images, labels = pictures(channels=channels), torch.arange(12) % 3
+    a = images.numpy()
+    tensors = torch.utils.data.TensorDataset(images, labels)
+    forms = [images, a, a.transpose(0, 2, 3, 1), tensors, torch.utils.data.TensorDataset(images),
+             torch.utils.data.Subset(tensors, range(12)), list(images),
+             Torchvision(images, labels), HuggingFace(images, labels)]
+    if channels == 1: forms.append(a[:, 0])
+    for form in forms:
+        got, none, _ = taken(form)
+        assert got.dtype == torch.uint8 and torch.equal(got, images) and none is None
+    for form in (tensors, Torchvision(images, labels), HuggingFace(images, labels),
+                 (images, labels), (a, labels.numpy()), (a, labels.tolist()),
+                 (torch.utils.data.TensorDataset(images), labels)):
+        got, numbers, model = taken(form, Sees)
+        assert torch.equal(got, images) and torch.equal(numbers, labels)
+        assert model.seen[0][1].shape == (4,)                     # and they reach the network
+    with_labels = taken(images, Sees)
+    assert with_labels[1] is None and with_labels[2].seen[0][1] is None
+
+
+def test_floats_stay_what_they_are_and_of_double_precision_become_single():
+    x = torch.rand(12, 3, 8, 8) * 2 - 1
+    for form in (x, x.numpy(), x.double().numpy(), torch.utils.data.TensorDataset(x)):
+        got = taken(form)[0]
+        assert got.dtype == torch.float32 and torch.equal(got, x)
+    assert taken(torch.randn(12, 2).numpy())[0].shape == (12, 2)
+
+
+def test_a_set_that_is_too_large_for_memory_is_read_image_by_image():
+    images, labels = pictures(), torch.arange(12)
+    got, numbers = runs._read_set(Torchvision(images, labels), True, memory=100)
+    assert not isinstance(got, torch.Tensor) and numbers.tolist() == labels.tolist()
+    assert got.shape == (12, 3, 8, 8) and torch.equal(got[torch.tensor([3, 1])], images[[3, 1]])
+    held, streamed = (taken(x)[2] for x in (images, got))
+    assert torch.equal(held.weight, streamed.weight) and torch.equal(*(
+        m.seen[0][0] for m in (held, streamed)))
+
+
+@pytest.mark.parametrize("data, words", [
+    (torch.utils.data.DataLoader(pictures()), "not its DataLoader: .* give it loader.dataset"),
+    (None, "data must be a tensor of images, an array, a folder's name.*got NoneType"),
+    (iter([pictures()]), "got list_iterator"), ({"train": pictures()}, "got dict"), (7, "got int"),
+    ([], "data must have images in it, got none"), (["a", "b"], "items, or .*; got str"),
+    (np.zeros((4, 8, 8), np.int64), "uint8 or floats, got an array of int64"),
+    ([pictures()[0], torch.zeros(3, 9, 9, dtype=torch.uint8)], "item 1 .*make.* its images alike"),
+    ((pictures(), "labels"), "labels must be a tensor, got str"), ("pictures", "at which size?")])
+def test_other_data_are_refused_in_one_line_that_says_what_to_do(data, words):
+    with pytest.raises(ValueError, match=words) as e: taken(data)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_name_of_a_folder_is_enough(tmp_path, channels):
+    from PIL import Image
+    colours = pictures()
+    for i, x in enumerate(colours): Image.fromarray(x.permute(1, 2, 0).numpy()).save(
+        tmp_path / f"{i:02}.png")
+    r = tiny(unet=dict(image_size=8, in_channels=channels, out_channels=channels))
+    got = by_recipe(r, str(tmp_path)).batches.images
+    if channels == 3: return torch.testing.assert_close(got, colours)
+    grey = [np.asarray(Image.open(p).convert("L")) for p in sorted(tmp_path.iterdir())]
+    difference = got[:, 0].int() - torch.from_numpy(np.stack(grey)).int()
+    assert got.shape == (12, 1, 8, 8) and difference.abs().max() <= 1      # Pillow rounds otherwise
+
+
+def test_grey_of_grey_is_the_same_and_files_become_grey_as_they_are_read(tmp_path):
+    grey = torch.arange(256, dtype=torch.uint8).view(4, 1, 8, 8).expand(4, 3, 8, 8)
+    assert torch.equal(runs._to_grey(grey), grey[:, :1])
+    streamed = runs._with_channels(runs._Set(list(grey)), 1)
+    assert streamed.shape == (4, 1, 8, 8) and streamed.ndim == 4 and len(streamed) == 4
+    assert torch.equal(streamed[torch.tensor([2, 0])], grey[[2, 0], :1])
+    assert runs._with_channels(grey, 3) is grey
+
+
+@pytest.mark.parametrize("scale, shift, told", [(1, 0, True), (2, -1, False), (255, 0, True)])
+def test_images_in_another_range_than_the_networks_are_told(scale, shift, told, capsys):
+    x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * scale + shift
+    d, c = GaussianDiffusion(NoiseSchedule.linear(10)), TrainConfig(**{**SMALL, "steps": 2})
+    quiet(Unlabelled(), d, x, c).train()
+    assert ("the network is made for -1 .. 1" in capsys.readouterr().err) == told
+
+
+def test_no_folder_name_at_all_is_refused():
+    for name in ("", " "):
+        with pytest.raises(ValueError, match="folder must be a name, got .*'.' is the current"):
+            trainer(name)
+
+
+# A loss on what it never saw
+
+
+def test_the_held_out_loss_is_that_of_the_averaged_weights_on_the_same_draws_each_time(tmp_path):
+    apart = swiss_roll(200, torch.Generator().manual_seed(1))
+    c = TrainConfig(**SMALL)
+    t = Trainer(net(), diffusion(), points(), c, tmp_path, "cpu", False, held_out=apart).train()
+    plain = trainer().train()
+    assert same_weights(t.model, plain.model)                           # it changes nothing else
+    assert all("held_out" not in row for row in plain.history)
+    rows = log_lines(tmp_path)
+    assert rows == t.history and len({row["held_out"] for row in rows}) == len(rows)
+    x0, times, noise, _ = t.held_out.parts
+    assert len(x0) == 128 and sorted(times.tolist())[::127] == [0, 99]
+    assert all(bool((apart == x).all(1).any()) for x in x0)
+    mean = t.diffusion.losses(t.ema.model, x0, times, noise).mean().item()
+    assert t._held_out_loss(t.held_out) == pytest.approx(mean, rel=1e-5)
+    resumed = Trainer(net(), diffusion(), points(), c, tmp_path, "cpu", False, apart).resume()
+    assert resumed._held_out_loss(resumed.held_out) == t._held_out_loss(t.held_out)
+
+
+def test_held_out_images_with_labels_reach_the_network_with_them():
+    images, labels = pictures(), torch.arange(12)
+    d = GaussianDiffusion(NoiseSchedule.linear(10))
+    c = TrainConfig(**{**SMALL, "log_every": 1, "steps": 1})
+    t = Trainer(Sees(), d, (images, labels), c, device="cpu", progress=False,
+                held_out=(images, labels)).train()
+    seen = torch.cat([y for _, y in t.ema.model.seen])
+    assert seen.tolist() == labels.tolist() and t.history[0]["held_out"] > 0
+
+
+# Trackers
+
+
+WANDB = """
+import json, os
+lines = open(os.environ["TOLD"], "a", buffering=1)
+class Run:
+    def log(self, values, step=None, **more): print(json.dumps([step, values]), file=lines)
+    def finish(self): print(json.dumps("finished"), file=lines)
+def init(**options):
+    print(json.dumps(options), file=lines)
+    return Run()
+"""
+
+
+def test_wandb_gets_each_line_through_accelerate(tmp_path):
+    "A stand-in of the same protocol, in a process of its own."
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "__init__.py").write_text(WANDB)
+    (tmp_path / "wandb-1.0.dist-info").mkdir()
+    (tmp_path / "wandb-1.0.dist-info" / "METADATA").write_text("Name: wandb\nVersion: 1.0\n")
+    code = ("import sys; from test_runs import trainer; "
+            "trainer(sys.argv[1], tracker='wandb').train()")
+    path = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "tests")))
+    process = run_python(code, tmp_path / "run", TOLD=str(tmp_path / "told"), PYTHONPATH=path)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    begun, *lines, ended = map(json.loads, (tmp_path / "told").read_text().splitlines())
+    assert begun["project"] == "ddpm_nb" and begun["name"] == "run" and ended == "finished"
+    keys = ("loss", "grad_norm", "lr", "images_per_second")
+    rows = log_lines(tmp_path / "run")
+    assert lines == [[r["step"], {k: r[k] for k in keys}] for r in rows]
+
+
+@pytest.mark.parametrize("name, words", [
+    ("tensorbord", "tracker must be one of .*tensorboard.*wandb.*got 'tensorbord'"),
+    ("wandb", "tracker='wandb' needs the package wandb: pip install wandb")])
+def test_a_tracker_that_is_not_there_is_refused_in_words(tmp_path, name, words):
+    if name == "wandb" and importlib.util.find_spec("wandb"): pytest.skip("wandb is here")
+    with pytest.raises(ValueError, match=words): trainer(tmp_path, tracker=name)
+    with pytest.raises(ValueError, match="needs a folder"):
+        pytest.importorskip("tensorboard")
+        trainer(tracker="tensorboard")
+
+
+# Too large
+
+
+def test_too_little_memory_on_a_cpu_is_one_line(tmp_path):
+    class Huge(Net):
+        def forward(self, x, t): return super().forward(x, t) + torch.empty(2**50).sum()
+
+    with pytest.raises(MemoryError, match="not enough memory for 8 images in 1 parts: set accu"):
+        trainer(tmp_path, Huge()).train()
+
+
+def test_too_little_memory_on_a_gpu_keeps_its_kind_and_other_errors_stay(tmp_path):
+    class Full(Net):
+        error = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried\nto allocate 20 GiB")
+        def forward(self, x, t): raise self.error
+
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="in 2 parts: set accumulate=4") as e:
+        trainer(None, Full(), accumulate=2).train()
+    assert "\n" not in str(e.value)
+    Full.error = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    with pytest.raises(RuntimeError, match="mat1 and mat2"): trainer(None, Full()).train()
+
+
+@pytest.mark.parametrize("size", ["cifar10", "lsun256", "small", "digits"])
+def test_the_estimate_of_a_networks_size_is_about_right(size):
+    c = getattr(UNetConfig, size)()
+    with torch.device("meta"): weights = sum(p.numel() for p in UNet(c).parameters())
+    squares = sum((c.base_channels * m) ** 2 for m in c.channel_multipliers)
+    assert 0.8 < squares * (48 * c.blocks_per_level + 74) / weights < 1.25
+    runs._check_size(c)
+
+
+@pytest.mark.parametrize("changes", [
+    dict(base_channels=2**40), dict(blocks_per_level=100_000),
+    dict(channel_multipliers=(1, 2, 2**20))])
+def test_absurd_sizes_are_refused_before_anything_is_built(changes):
+    c = UNetConfig.from_dict({**UNetConfig.digits().to_dict(), **changes})
+    with pytest.raises(ValueError, match="are the most built: lower unet.base_channels"):
+        runs._check_size(c)
+    with pytest.raises(ValueError, match="are the most built"):
+        recipe("digits").replace(unet=changes).trainer(device="cpu")
+
+
+@pytest.mark.parametrize("precision, device, capability, word", [
+    ("bf16", "cuda", (7, 5), "fp16"), ("bf16", "cuda", (8, 0), "bf16"),
+    ("bf16", "cpu", None, "bf16"), ("fp16", "cuda", (7, 5), "fp16"),
+    ("fp32", "cuda", (7, 5), "no")])
+def test_half_precision_is_what_the_gpu_has_units_for(monkeypatch, precision, device, capability,
+                                                      word):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert runs._arithmetic(precision, device) == word
 
 
 # Loading what was learnt

@@ -302,6 +302,8 @@ def test_batches_that_do_not_fit_are_refused_in_words():
     for batch, got in ((uint8, "torch.uint8 on cpu"), (elsewhere, "torch.float32 on meta")):
         with pytest.raises(ValueError, match=f"batches must be floats on cpu, got {got}"):
             next(train(Net(), diffusion(), [batch], CONFIG))
-    for data in (images().numpy(), "a folder", [images()]):
+    with pytest.raises(ValueError, match="batches must be floats on cpu, got ndarray: see Batches"):
+        next(train(Net(), diffusion(), [images().numpy()], CONFIG))
+    for data in (None, {"train": images()}, iter([images()])):
         with pytest.raises(ValueError, match="data must be a tensor of images"):
             Trainer(Net(), diffusion(), data, CONFIG, device="cpu")

@@ -6,8 +6,9 @@
 __all__ = ['DATASETS', 'RECIPES', 'Recipe', 'recipe']
 
 # %% ../../nbs/engine/recipes.ipynb #fce8b57e
-import hashlib, os, warnings
+import hashlib, json, os, warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace as replaced
 from inspect import signature
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..data import Images, digits
+from ..data import Images, digits, fingerprint
 from .images import ImageFiles, _image_files, cifar10, load_files
-from .runs import Trainer, differences, make_accelerator
+from .runs import Trainer, _check_size, _with_channels, checkpoints, differences
+from .runs import make_accelerator, read_checkpoint
 from ..sampling import GaussianDiffusion
 from ..schedules import SCHEDULES, look_up
 from ..training import TrainConfig
@@ -58,6 +60,26 @@ def _folder(train: bool, root: str | None, download: bool,
                       f"there will be nothing to evaluate on", stacklevel=2)
     place = (held != train).nonzero().flatten()
     return load_files(files.subset(place)), labels[place]
+
+# %% ../../nbs/engine/recipes.ipynb #d4375734
+_SPLIT = "by a hash of each file's name"      # what a run's run.json says
+
+
+def _check_held_out(run: str | Path,          # a run's folder
+                    images: Callable[[], Tensor | Images],   # what it would train on today
+                   ) -> None:
+    "Refuse to measure on what a run may have trained on (ValueError)."
+    run = Path(run).expanduser()
+    with suppress(OSError, ValueError, AttributeError):
+        if json.loads((run / "run.json").read_text()).get("split") == _SPLIT: return
+    _, state = read_checkpoint(checkpoints(run)[-1], only=("none",))
+    there, now = state["config"].get("data.fingerprint"), fingerprint(images())
+    if there != now:
+        raise ValueError(f"the run in {run} was begun with another choice of held-out images, or "
+                         f"its folder has changed (data.fingerprint is {there} there and {now} "
+                         f"here): those held out today may have been trained on. Measure on a "
+                         f"folder that it has never seen (in the shell: --data folder --root "
+                         f"FOLDER --split train), or train anew")
 
 # %% ../../nbs/engine/recipes.ipynb #89779afb
 # (train, root, download, size) -> images, uint8 (N, C, H, W), and labels, long (N,)
@@ -106,29 +128,37 @@ class _Plan:
 
     def replace(self, **changes: Any) -> Self:
         "With changes: keys of `TrainConfig`, `unet={...}`, `diffusion={...}`, `root`, `data`."
-        unet = UNetConfig.from_dict({**self.unet.to_dict(), **changes.pop("unet", {})})
+        unet = UNetConfig.from_dict(_fitted(self.unet.to_dict(), changes.pop("unet", {})))
         diffusion = _changed(self.diffusion, changes.pop("diffusion", {}))
         data, root = changes.pop("data", self.data), changes.pop("root", self.root)
-        train = TrainConfig.from_dict({**self.train.to_dict(), **changes})
+        train = TrainConfig.from_dict({**self.train.to_dict(), **_today(changes)})
         _diffusion(diffusion)                            # complain now
         return type(self)(data, unet, train, diffusion, root)
 
     def to_dict(self) -> dict[str, Any]:
         "Plain values that JSON can hold."
+        split = {"split": _SPLIT} if self.data == "folder" else {}
         return dict(data=self.data, unet=self.unet.to_dict(), train=self.train.to_dict(),
-                    diffusion=dict(self.diffusion), root=self.root)
+                    diffusion=dict(self.diffusion), root=self.root, **split)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         "The recipe that `to_dict` wrote."
-        unet, train = UNetConfig.from_dict(values["unet"]), TrainConfig.from_dict(values["train"])
-        return cls(values["data"], unet, train, values["diffusion"], values.get("root"))
+        unet, train = UNetConfig.from_dict(values["unet"]), _today(values["train"])
+        return cls(values["data"], unet, TrainConfig.from_dict(train), values["diffusion"],
+                   values.get("root"))
 
     def differences(self, other: "_Plan") -> list[str]:
         "One phrase for each key that the two disagree on and that matters to what is learnt."
         return differences(_flat(self.to_dict()), _flat(other.to_dict()))
 
 # %% ../../nbs/engine/recipes.ipynb #b02cc595
+def _today(train: dict[str, Any]) -> dict[str, Any]:
+    "The keys of a training as they are called now; older files have a `tensorboard`."
+    now = {k: v for k, v in train.items() if k != "tensorboard"}
+    return now | {"tracker": "tensorboard"} if train.get("tensorboard") else now
+
+
 def _changed(diffusion: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     "Options with changes; those that another schedule does not have are left out."
     options = diffusion_options(changes.get("schedule", diffusion.get("schedule", "linear")))
@@ -141,9 +171,25 @@ def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
     flat = {f"{part}.{k}": v for part, values in parts.items() for k, v in values.items()}
     return {"data": recipe["data"]} | flat
 
-# %% ../../nbs/engine/recipes.ipynb #62c756cb
-class Recipe(_Plan):
-    "A whole training run, as data: which images, which network, which diffusion, which training."
+# %% ../../nbs/engine/recipes.ipynb #daa6edab
+def _fitted(unet: dict[str, Any],      # a network's options
+            changes: dict[str, Any],   # to some of them
+           ) -> dict[str, Any]:
+    "The options with changes, and what another size of image asks of levels and attention."
+    new = {**unet, **changes}
+    size, levels = new["image_size"], new["channel_multipliers"]
+    if "image_size" not in changes or not isinstance(size, int) or size < 1: return new
+    widths = lambda: [size // 2**i for i in range(len(levels))]
+    if "attention_resolutions" in changes or set(new["attention_resolutions"]) <= {*widths()}:
+        return new
+    if "channel_multipliers" not in changes:
+        while widths()[-1] > 16 and size % 2**len(levels) == 0: levels = [*levels, levels[-1]]
+    at = next((w for w in widths() if w <= 16), widths()[-1])
+    return {**new, "channel_multipliers": levels, "attention_resolutions": [at]}
+
+# %% ../../nbs/engine/recipes.ipynb #11c354c1
+class _Data(_Plan):
+    "A plan that finds its images."
 
     def dataset(self,
                 train: bool = True,      # what it trains on, or what is held out
@@ -152,19 +198,35 @@ class Recipe(_Plan):
         "Images and labels; ValueError if the recipe's network is not made for them."
         load, u = look_up("the data set", self.data, DATASETS), self.unet
         images, labels = load(train, self.root, download, u.image_size)
+        images = _with_channels(images, u.in_channels)       # grey, for a grey network
         want, got = (u.in_channels, u.image_size, u.image_size), tuple(images.shape[1:])
         if got != want:
+            c, out = got[0], got[0] * u.out_channels // u.in_channels
             raise ValueError(f"the images of {self.data} have shape {got}, the network is for "
                              f"{want}: set unet.in_channels, unet.out_channels and "
-                             f"unet.image_size accordingly")
+                             f"unet.image_size accordingly (in the shell: --set "
+                             f"unet.in_channels={c} unet.out_channels={out} "
+                             f"unet.image_size={got[-1]})")
         return images, labels
+
+    def _held_out(self) -> Tensor | Images | None:
+        "What the trainer measures on as it goes, if the data set keeps anything back."
+        with suppress(ValueError, OSError), warnings.catch_warnings(action="ignore"):
+            return self.images(train=False)
 
     def images(self, train: bool = True, download: bool = False) -> Tensor | Images:
         "The images alone, uint8 (N, C, H, W)."
         return self.dataset(train, download)[0]
 
+# %% ../../nbs/engine/recipes.ipynb #62c756cb
+class Recipe(_Data):
+    "A whole training run, as data: which images, which network, which diffusion, which training."
+
     def network(self) -> UNet:
         "A new network, its weights drawn from the recipe's seed."
+        _check_size(self.unet)
+        if self.train.seed >= 2**64:
+            raise ValueError(f"seed must lie in 0 .. 2**64 - 1, got {self.train.seed}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.train.seed)
             return UNet(self.unet)
@@ -180,10 +242,10 @@ class Recipe(_Plan):
                 progress: bool = True,              # show a bar
                ) -> Trainer:
         "All of it put together, ready for `.train()` or `.resume().train()`."
+        net, process = self.network(), self.process()       # what cannot be built is told first
         with make_accelerator(self.train.precision, device).local_main_process_first():
-            images = self.images(True, download)
-        net, process = self.network(), self.process()
-        return Trainer(net, process, images, self.train, folder, device, progress)
+            images, held_out = self.images(True, download), self._held_out()
+        return Trainer(net, process, images, self.train, folder, device, progress, held_out)
 
 # %% ../../nbs/engine/recipes.ipynb #6de16a60
 _LINEAR = {"schedule": "linear", "T": 1000}
@@ -192,6 +254,12 @@ _DEMO = TrainConfig(
     steps=2000, batch_size=64, lr=2e-3, warmup=100, cooldown=800, ema_decay=0.995, ema_warmup=True,
     flip=False, log_every=25, save_every=250, keep_last=1, sampler="ddpm", sample_steps=250)
 _PAPER = TrainConfig(save_every=5_000, keep_every=100_000, sample_every=10_000)
+_GPU_HOURS = TrainConfig(
+    minutes=240.0, lr=4e-4, warmup=1_000, cooldown=160_000, ema_decay=0.9998, ema_warmup=True,
+    precision="bf16", compile=True, save_every=2_500, sample_every=5_000)
+_LSUN256 = TrainConfig(
+    steps=500_000, batch_size=64, lr=2e-5, flip=False, accumulate=8, precision="bf16",
+    save_every=2_500, keep_every=50_000, sample_every=10_000, sample_count=16)
 _SMALL = TrainConfig(
     steps=40_000, batch_size=32, lr=6e-4, warmup=1_000, cooldown=8_000, ema_decay=0.9995,
     ema_warmup=True, precision="bf16", save_every=200, sample_every=1_000)
@@ -209,13 +277,16 @@ RECIPES: dict[str, dict[str, Recipe]] = {   # by data set and size; open to reci
         "smoke": Recipe("digits", UNetConfig.digits(), _SMOKE, _LINEAR)},
     "cifar10": {
         "paper": Recipe("cifar10", UNetConfig.cifar10(), _PAPER, _LINEAR),
+        "gpu-hours": Recipe("cifar10", UNetConfig.cifar10(), _GPU_HOURS, _LINEAR),
         "small": Recipe("cifar10", UNetConfig.small(), _SMALL, _LINEAR),
         "smoke": Recipe("cifar10", _TINY, _SMOKE_RGB, _LINEAR)},
 }
 RECIPES["folder"] = {
-    "small": replaced(RECIPES["cifar10"]["small"], data="folder"),
-    "paper": replaced(RECIPES["cifar10"]["paper"], data="folder"),
-    "smoke": replaced(RECIPES["cifar10"]["smoke"], data="folder")}
+    "small": RECIPES["cifar10"]["small"].replace(data="folder", flip=False),
+    "gpu-hours": RECIPES["cifar10"]["gpu-hours"].replace(data="folder", flip=False),
+    "paper": RECIPES["cifar10"]["paper"].replace(data="folder", flip=False),
+    "lsun256": Recipe("folder", UNetConfig.lsun256(), _LSUN256, _LINEAR),
+    "smoke": RECIPES["cifar10"]["smoke"].replace(data="folder", flip=False)}
 
 # %% ../../nbs/engine/recipes.ipynb #61b6e17f
 def recipe(data: str,                 # a name in `RECIPES`

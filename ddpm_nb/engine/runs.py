@@ -6,7 +6,7 @@
 __all__ = ['Diverged', 'checkpoints', 'Trainer', 'load_run']
 
 # %% ../../nbs/engine/runs.ipynb #2bc519d2
-import errno, functools, importlib.util, inspect, json, math, re, shutil, signal, sys, threading
+import errno, functools, inspect, json, math, re, shutil, signal, sys, threading
 import time, zlib
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -56,7 +56,7 @@ def _arithmetic(precision: str,     # what was asked for
     old = device == "cuda" and not torch.version.hip and torch.cuda.get_device_capability()[0] < 8
     return "fp16" if old else precision
 
-# %% ../../nbs/engine/runs.ipynb #71f99a30
+# %% ../../nbs/engine/runs.ipynb #6705d354
 def make_accelerator(precision: str = "fp32",     # fp32, bf16 or fp16
                      device: str | None = None,   # a name in `devices()`; None: the first of them
                      **trackers: Any,             # to `Accelerator`: log_with, project_dir
@@ -159,30 +159,55 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict) and "grad_norm" in row and all(
         isinstance(row.get(k), (int, float)) for k in _COLUMNS if k != "grad_norm")]
 
-# %% ../../nbs/engine/runs.ipynb #f9fc5686
+# %% ../../nbs/engine/runs.ipynb #2988ca6b
 _CURVES = ("loss", "held_out", "grad_norm", "lr", "images_per_second")
 
 
 def _check_tracker(name: str, folder: Path | None) -> dict[str, Any]:  # for `make_accelerator`
     "What accelerate must be told of a tracker; ValueError if it could not work."
     if not name: return {}
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS as known
-    names = [str(kind) for kind in known]
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+    names, there = ([str(t) for t in kinds] for kinds in (
+        LOGGER_TYPE_TO_CLASS, get_available_trackers()))
     if name not in names: raise ValueError(f"tracker must be one of {', '.join(names)}, or \"\"; "
                                            f"got {name!r}")
-    if not importlib.util.find_spec(name.removesuffix("_ml")):
+    if name not in there:
         raise ValueError(f"tracker={name!r} needs the package {name}: pip install {name}")
     if folder is None: raise ValueError(f"tracker={name!r} needs a folder for the run's files")
     return dict(log_with=[name], project_dir=str(folder))
 
+# %% ../../nbs/engine/runs.ipynb #68ccb42d
+class _Tracker:
+    "The curves of a run in one of accelerate's trackers, if one was asked for."
 
-def _begin_tracking(a: Any, folder: Path, step: int) -> None:
-    "Open accelerate's tracker for a run that goes on at `step`."
-    a.trackers.clear()
-    name = str(a.log_with[0])
-    own = dict(tensorboard=dict(purge_step=step, flush_secs=10),
-               wandb=dict(name=folder.name, dir=str(folder), resume="allow"))
-    a.init_trackers("tensorboard" if name == "tensorboard" else "ddpm_nb", init_kwargs=own)
+    def __init__(self, accelerator: Any):
+        self.accelerator: Any = accelerator
+        self.open: bool = False         # and has not failed
+
+    def begin(self, folder: Path, step: int) -> None:
+        "Open it, for a run that goes on at `step`."
+        a, name = self.accelerator, str(self.accelerator.log_with[0])
+        a.trackers.clear()
+        own = dict(tensorboard=dict(purge_step=step, flush_secs=10),
+                   wandb=dict(name=folder.name, dir=str(folder), resume="allow"))
+        a.init_trackers("tensorboard" if name == "tensorboard" else "ddpm_nb", init_kwargs=own)
+
+    def add(self, row: dict[str, Any], folder: Path) -> None:
+        "Add a line of the log; OSError, whatever it stumbled over."
+        if not self.accelerator.log_with: return
+        try:
+            if not self.open: self.begin(folder, row["step"])
+            self.open = False
+            values = {k: row[k] for k in _CURVES if row.get(k) is not None}
+            self.accelerator.log(values, step=row["step"])
+            self.open = True
+        except Exception as e: raise OSError(getattr(e, "strerror", None) or str(e)) from e
+
+    def close(self) -> None:
+        "Let it finish, if it is open."
+        for tracker in self.accelerator.trackers if self.open else ():
+            with suppress(Exception): tracker.finish()
+        self.open = False
 
 # %% ../../nbs/engine/runs.ipynb #ed3bb334
 class _Log:
@@ -191,11 +216,10 @@ class _Log:
     def __init__(self, folder: Path | None, processes: _Processes):
         self.folder: Path | None = folder
         self.writes: bool = processes.main
-        self.accelerator: Any = processes.accelerator
+        self.tracker: _Tracker = _Tracker(processes.accelerator)
         self.note: Callable[[str], None] = processes.note
         self.rows: list[dict[str, Any]] = []
-        self.whole: bool = False      # log.jsonl holds what `rows` holds
-        self.tracked: bool = False    # the tracker is open, and has not failed
+        self.whole: bool = False  # log.jsonl holds what `rows` holds
 
     def load(self, step: int) -> None:
         "Take up the lines of this step and of those before it."
@@ -213,28 +237,12 @@ class _Log:
             else:
                 with replacing(path) as part: part.write_bytes(b"".join(map(_line, self.rows)))
             self.whole = True
-            if row and self.accelerator.log_with: self.track(row, self.folder)
+            if row: self.tracker.add(row, self.folder)
         except OSError as e:
             why = e.strerror or e
             self.note(f"cannot write the log in {self.folder} ({why}); training goes on")
 
-    def track(self, row: dict[str, Any], folder: Path) -> None:
-        "Add a line to the tracker's curves; OSError, whatever it stumbled over."
-        try:
-            if not self.tracked: _begin_tracking(self.accelerator, folder, row["step"])
-            self.tracked = False
-            values = {k: row[k] for k in _CURVES if row.get(k) is not None}
-            self.accelerator.log(values, step=row["step"])
-            self.tracked = True
-        except Exception as e: raise OSError(getattr(e, "strerror", None) or str(e)) from e
-
-    def close(self) -> None:
-        "Let the tracker finish, if one is open."
-        for tracker in self.accelerator.trackers if self.tracked else ():
-            with suppress(Exception): tracker.finish()
-        self.tracked = False
-
-# %% ../../nbs/engine/runs.ipynb #d7b62cec
+# %% ../../nbs/engine/runs.ipynb #6e62275e
 class _Items(Protocol):
     "A map-style data set: torchvision's, Hugging Face's, a `TensorDataset`, a list."
     def __len__(self) -> int: ...
@@ -244,7 +252,7 @@ class _Items(Protocol):
 _Source = Tensor | Images | np.ndarray | _Items | str | Path
 _Data = _Source | tuple[_Source, Any]     # images alone, or with a label (N,) each
 
-# %% ../../nbs/engine/runs.ipynb #7c13e318
+# %% ../../nbs/engine/runs.ipynb #993e4e5e
 def _channels_first(x: Tensor) -> Tensor:  # (..., C, H, W)
     "Images with 1 or 3 channels in the last place, where none can be in theirs, turned round."
     last = x.ndim > 2 and x.shape[-1] in (1, 3) and x.shape[-3] not in (1, 3)
@@ -273,7 +281,7 @@ def _image_of(item: Any) -> tuple[Tensor, Any]:  # (C, H, W), or any shape; the 
                          f"'image' and 'label'; got {type(image).__name__}")
     return _from_array(a[None])[0], label
 
-# %% ../../nbs/engine/runs.ipynb #574b1ee2
+# %% ../../nbs/engine/runs.ipynb #b7fa3849
 class _Set:
     "A map-style data set as images that are read when they are asked for."
 
@@ -299,7 +307,7 @@ class _Set:
                          f"{tuple(self.shape[1:])}, {self.dtype}: give the data set a transform "
                          f"that makes its images alike")
 
-# %% ../../nbs/engine/runs.ipynb #57f1e7f8
+# %% ../../nbs/engine/runs.ipynb #2ba74aa6
 def _read_set(items: _Items,          # a map-style data set
               with_labels: bool,      # is anybody interested in them?
               memory: int = 4 * 2**30,     # bytes up to which the images are held in memory
@@ -312,7 +320,7 @@ def _read_set(items: _Items,          # a map-style data set
     held = math.prod(images.shape) * images.dtype.itemsize <= memory
     return (images[torch.arange(len(items))] if held else images), known
 
-# %% ../../nbs/engine/runs.ipynb #2de51fee
+# %% ../../nbs/engine/runs.ipynb #86fa38b4
 def _to_grey(x: Tensor) -> Tensor:  # uint8 (..., 3, H, W) -> uint8 (..., 1, H, W)
     "How bright each pixel looks (ITU-R BT.601)."
     weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
@@ -342,7 +350,7 @@ def _with_channels(images: Tensor | Images, channels: int) -> Tensor | Images:
     return torch.cat([_to_grey(x) for x in images.split(500)]) if isinstance(images, Tensor) \
         else _Grey(images)
 
-# %% ../../nbs/engine/runs.ipynb #50bb3633
+# %% ../../nbs/engine/runs.ipynb #6f9fe608
 def _takes_labels(net: nn.Module) -> bool:
     "Has the network a third argument?"
     try: inspect.signature(net.forward).bind(None, None, None)
@@ -359,7 +367,7 @@ def _folder_of(path: str | Path, net: nn.Module) -> tuple[Tensor | Images, Tenso
     images, labels = image_folder(path, config.image_size)
     return _with_channels(images, config.in_channels), labels
 
-# %% ../../nbs/engine/runs.ipynb #6007d3b8
+# %% ../../nbs/engine/runs.ipynb #beb14329
 def _read_source(images: Any, net: nn.Module) -> tuple[Tensor | Images, Tensor | None]:
     "Images, and labels that come along with them; what nobody can use is refused in words."
     if isinstance(images, (str, Path)):
@@ -390,7 +398,7 @@ def _unpack_data(data: Any, net: nn.Module) -> tuple[Tensor | Images, Tensor | N
         raise ValueError(f"there are {len(images)} images and {len(labels)} labels")
     return images, labels
 
-# %% ../../nbs/engine/runs.ipynb #af199f19
+# %% ../../nbs/engine/runs.ipynb #16c6159b
 def _about_range(images: Tensor | Images) -> str | None:
     "A line for those whose images are not in [-1, 1]."
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point(): return
@@ -399,7 +407,7 @@ def _about_range(images: Tensor | Images) -> str | None:
     return (f"note: the images go from {low:.3g} to {high:.3g}, and the network is made for "
             f"-1 .. 1: give them as uint8, or as 2 * x - 1 of what lies in 0 .. 1")
 
-# %% ../../nbs/engine/runs.ipynb #60642916
+# %% ../../nbs/engine/runs.ipynb #834e4846
 _LOOK = 10        # updates between two looks at the clock, and before the first
 _SPENT = 0.98     # of the time that is left goes into updates, the rest into checkpoints
 _SETTLED = ("steps", "cooldown")     # what the time decides
@@ -419,7 +427,7 @@ def _settled(c: TrainConfig,  # as it was asked for
     fall = round((c.cooldown / c.steps or 0.2) * steps)
     return replace(c, steps=steps, cooldown=min(fall, steps - step))
 
-# %% ../../nbs/engine/runs.ipynb #3d470270
+# %% ../../nbs/engine/runs.ipynb #650c0dbe
 class _Pace:
     "How long an update takes, once that can be said."
 
@@ -443,7 +451,7 @@ class _Pace:
         elif update.step >= self.due or seconds >= self.tenth:
             return (seconds - self.start[1]) / (update.step - self.start[0]), seconds
 
-# %% ../../nbs/engine/runs.ipynb #ee3f2523
+# %% ../../nbs/engine/runs.ipynb #4662d557
 def _said(c: TrainConfig, pace: float) -> str:
     "A line on what the time has settled."
     falling = f", the last {c.cooldown:,} of them at a falling rate" if c.cooldown else ""
@@ -458,7 +466,7 @@ def _record(folder: Path, budget: dict[str, Any]) -> None:
         text = json.dumps({**json.loads(path.read_text()), "budget": budget}, indent=1)
         with replacing(path) as part: part.write_text(text)
 
-# %% ../../nbs/engine/runs.ipynb #66249128
+# %% ../../nbs/engine/runs.ipynb #79b85d09
 class _HeldOut:
     "Images that are not trained on, their t spread evenly, their noise fixed."
 
@@ -520,7 +528,7 @@ def _run_folder(folder: str | Path | None) -> Path | None:
                          f"None writes nothing")
     return Path(folder).expanduser()
 
-# %% ../../nbs/engine/runs.ipynb #5d638aeb
+# %% ../../nbs/engine/runs.ipynb #58b1a063
 _MOST_WEIGHTS, _MOST_BLOCKS = 5 * 10**9, 2_000      # 100 GB with all that training keeps of them
 
 
@@ -528,13 +536,13 @@ def _check_size(c: UNetConfig) -> None:
     "Refuse a network that no machine could train, before it is built."
     blocks = len(c.channel_multipliers) * (2 * c.blocks_per_level + 1) + 2
     squares = sum((c.base_channels * m) ** 2 for m in c.channel_multipliers)
-    weights = squares * (48 * c.blocks_per_level + 18)     # 3 x 3 kernels, down and up; about
+    weights = squares * (48 * c.blocks_per_level + 74)     # 3 x 3 kernels, down and up; about
     if weights <= _MOST_WEIGHTS and blocks <= _MOST_BLOCKS: return
     raise ValueError(f"this network would have about {weights:.2g} weights in {blocks:,} blocks, "
-                     f"and {_MOST_WEIGHTS:.0g} in {_MOST_BLOCKS:,} are the most that is built: lower "
+                     f"and {_MOST_WEIGHTS:.0g} in {_MOST_BLOCKS:,} are the most built: lower "
                      f"unet.base_channels, unet.channel_multipliers or unet.blocks_per_level")
 
-# %% ../../nbs/engine/runs.ipynb #eff0aaa4
+# %% ../../nbs/engine/runs.ipynb #a93a74d0
 class _Place:
     "Where a run runs, and where it writes."
     stopped_by: str | None = None                    # the signal that ended `train`
@@ -557,6 +565,16 @@ class _Place:
         self.since: tuple[int, float] = (0, 0.0)                      # which was at: step, seconds
         self.seconds: float = 0.0
         self.pace: _Pace | None = _Pace(config, self.processes) if config.minutes else None
+
+    def _settle(self, update: Update, now: Callable[[], float]) -> None:
+        "Once the pace is known, fix how many updates the time allows."
+        if not self.pace or not (known := self.pace.look(update, now)): return
+        pace, c = known[0], self.wanted
+        self.config, self.pace = _settled(c, update.step, known[1], pace), None
+        asked = {k: getattr(c, k) for k in ("minutes", *_SETTLED)}
+        self.budget = {**asked, "at": update.step, "seconds_per_update": pace}
+        for line in (_said(self.config, pace), _about_average(self.config)):
+            if line: self.processes.note(line)
 
 # %% ../../nbs/engine/runs.ipynb #5a90bade
 class _Run(_Place):
@@ -627,16 +645,6 @@ class _Learner(_Run):
                 self.recent.append(update)
                 yield update
                 if self.config is not config: break
-
-    def _settle(self, update: Update, now: Callable[[], float]) -> None:
-        "Once the pace is known, fix how many updates the time allows."
-        if not self.pace or not (known := self.pace.look(update, now)): return
-        pace, c = known[0], self.wanted
-        self.config, self.pace = _settled(c, update.step, known[1], pace), None
-        asked = {k: getattr(c, k) for k in ("minutes", *_SETTLED)}
-        self.budget = {**asked, "at": update.step, "seconds_per_update": pace}
-        for line in (_said(self.config, pace), _about_average(self.config)):
-            if line: self.processes.note(line)
 
     def update(self) -> Update:
         "The next update, alone; ValueError if all are made."
@@ -1068,14 +1076,14 @@ class _StopSignals:
     def __exit__(self, *exc: object) -> None:
         for s, handler in self.before.items(): signal.signal(s, handler)
 
-# %% ../../nbs/engine/runs.ipynb #78ce32e0
+# %% ../../nbs/engine/runs.ipynb #0f4fac9d
 def out_of_memory(e: BaseException) -> bool:
     "Is an error PyTorch's or Python's word for too little memory, on a GPU or a CPU?"
     words = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")
     return isinstance(e, (MemoryError, torch.cuda.OutOfMemoryError)) or (
         isinstance(e, RuntimeError) and any(w in str(e) for w in words))
 
-# %% ../../nbs/engine/runs.ipynb #5f041ac9
+# %% ../../nbs/engine/runs.ipynb #2ecb4267
 @contextmanager
 def _memory_in_words(c: TrainConfig) -> Iterator[None]:
     "In the block, too little memory is a MemoryError of one line (on a GPU, PyTorch's own kind)."
@@ -1146,8 +1154,27 @@ def _about_average(c: TrainConfig) -> str | None:
     return (f"note: after {c.steps:,} updates {share:.0%} of the averaged weights will still be "
             f"the random start: set ema_warmup, or a lower ema_decay than {c.ema_decay}")
 
+# %% ../../nbs/engine/runs.ipynb #0e77b67e
+class _Shown(_Kept):
+    "A run that says what it does."
+
+    def _about_start(self) -> Iterator[str]:
+        "What may surprise, before the first update."
+        c, a = self.config, self.accelerator
+        if self.step >= c.steps: return
+        if line := _about_range(self.batches.images): yield line
+        if c.precision == "bf16" and a.mixed_precision == "fp16":
+            yield "note: this GPU has no units for bf16: fp16, with its scaler, stands in"
+        if not self.pace and (line := _about_average(c)): yield line
+
+    def _bar(self) -> Any:
+        from tqdm.auto import tqdm
+        return tqdm(total=self.config.steps, initial=self.step, unit="step", desc="training",
+                    disable=not (self.progress and self.main),
+                    mininterval=0.5 if sys.stderr.isatty() else 5)
+
 # %% ../../nbs/engine/runs.ipynb #76e5c986
-class Trainer(_Kept):
+class Trainer(_Shown):
     "Algorithm 1 and all that a long run needs around it."
 
     def train(self) -> Self:
@@ -1166,7 +1193,7 @@ class Trainer(_Kept):
                 bar.update()
                 self.stopped_by = self.stop_together(stop.name)
                 if self._keep(bar): break
-        self.lines.close()
+        self.lines.tracker.close()
         self.check()
         if self.stopped_by:
             self.processes.note(f"stopped by {self.stopped_by} after step {self.step}; "
@@ -1188,21 +1215,6 @@ class Trainer(_Kept):
         if self.folder and self.main and settled: _record(self.folder, self.budget or {})
         if c.sample_every and (self.step % c.sample_every == 0 or done): self.save_samples()
         return last
-
-    def _about_start(self) -> Iterator[str]:
-        "What may surprise, before the first update."
-        c, a = self.config, self.accelerator
-        if self.step >= c.steps: return
-        if line := _about_range(self.batches.images): yield line
-        if c.precision == "bf16" and a.mixed_precision == "fp16":
-            yield "note: this GPU has no units for bf16: fp16, with its scaler, stands in"
-        if not self.pace and (line := _about_average(c)): yield line
-
-    def _bar(self) -> Any:
-        from tqdm.auto import tqdm
-        return tqdm(total=self.config.steps, initial=self.step, unit="step", desc="training",
-                    disable=not (self.progress and self.main),
-                    mininterval=0.5 if sys.stderr.isatty() else 5)
 
 # %% ../../nbs/engine/runs.ipynb #ce81c910
 def _run_checkpoint(path: str | Path) -> Path:
