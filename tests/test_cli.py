@@ -404,8 +404,9 @@ def test_info_tells_of_a_model_wherever_it_is(run, tmp_path, capsys):
         capsys.readouterr()
         assert main(["info", str(model)]) == 0
         return capsys.readouterr().out
-    for word in ("digits, which came with the package", "438,145 weights, 0.9 MB", "1 x 16 x 16", "T=1000, beta 0.0001",
-                 "prediction=v", "base_channels=16", "trained on   The first 1,500 of the 1,797"):
+    for word in ("digits, which came with the package", "438,145 weights, 0.9 MB", "1 x 16 x 16",
+                 "T=1000, beta 0.0001", "prediction=v", "base_channels=16",
+                 "trained on   The first 1,500 of the 1,797"):
         assert word in told("digits")
     assert "trained on   the 50,000 training images of CIFAR-10" in told("cifar10-small")
     save_pretrained(tmp_path / "saved", *runs.load_run(run))
@@ -546,6 +547,13 @@ class C:
     read = cli._options("x", "C")
     cli._tree.cache_clear()
     assert read == {"a": ("#1", "one é and more"), "b": (1e-3, ""), "c": ((1, 2), "last")}
+
+
+def test_the_help_can_be_printed_anywhere():
+    for command in commands().values(): command.format_help().encode("ascii")
+    assert "mirrored only where --set flip=true says so" in \
+        " ".join(commands()["train"].format_help().split())
+    assert not any(r.train.flip for r in recipes.RECIPES["folder"].values())
 
 
 QUICK = [["--help"], ["--version"], ["fly"], [], ["sample", "x", "--colour"],

@@ -77,7 +77,7 @@ faults(
     ("return torch.randn_like(x)", "return torch.rand_like(x)", "diffusion"),
     ("tables[name] = table.to(device)", "tables[name] = fn(table)",
      "diffusion::tables_keep_their_precision"),
-    ("torch.randn(shape, generator=generator,", "torch.randn(shape, generator=None,",
+    ("noise.normal_(generator=one)", "noise.normal_(generator=None)",
      "diffusion::noise_repeats_with_its_generator"))
 
 faults(
@@ -402,6 +402,31 @@ faults(
      "_unpacked"),
     ("f\"bytes={done}-\"", "\"bytes=0-\"",
      "images::an_interrupted_download_goes_on_where_it_stopped"))
+
+faults(
+    "diffusion.py",
+    ("for item, g in zip(noise, own): item.normal_(generator=g)",
+     "for item, g in zip(noise, own): item.normal_(generator=own[0])",
+     "diffusion::noise_of_an_item_with_its_own_generator_does_not_see_the_batch"))
+
+faults(
+    "engine/many.py",
+    ("(start + i * _STRIDE) % 2**32", "(start + i * _STRIDE) % 2**24",
+     "many::no_two_images_of_a_job_share_a_seed_in_the_32_bits_that_are_used"),
+    ("differ := differences(", "differ := [] and differences(",
+     "many::other_settings_are_refused_and_nothing_is_changed"),
+    ('for part in folder.glob(".*.part.*"): part.unlink()', "pass",
+     "many::half_written_files_are_swept_away"),
+    ("[mates.rank::mates.size]", "", "many::two_processes_share_a_job_that_may_be_killed_and_make"
+     "_the_same_images"))
+
+faults(
+    "engine/cli.py",
+    ("generators(seed, range(2 * n, 3 * n))", "generators(seed, range(n))",
+     "cli::what_lies_between_two_images_is_what_interpolate_makes"),
+    ("torch.cuda.set_device(int(rank) %", "torch.cuda.set_device(0 * int(rank) %",
+     "cli::each_process_has_a_gpu_of_its_own"))
+
 
 
 def ids(tests):
