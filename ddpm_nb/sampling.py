@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from inspect import signature
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .diffusion import randn, same_shape
 from .objective import ReverseProcess, _Watched
-from .schedules import look_up
+from .schedules import SPACINGS, look_up
 
 # %% ../nbs/05_sampling.ipynb #4dd6b20e
 class State(NamedTuple):
@@ -47,8 +48,10 @@ def ddpm(d: ReverseProcess,                           # the process whose steps 
         yield State(i, x, step.x0)
 
 # %% ../nbs/05_sampling.ipynb #663903f1
-# by name; the chapter adds two more, and you as many as you like
+# by name; the chapter adds four more, and you as many as you like
 SAMPLERS: dict[str, Callable[..., Iterator[State]]] = {"ddpm": ddpm}
+# the spacing of the times that suits each best, measured below; "even" for any other
+_SPACINGS: dict[str, str] = {"ddpm": "even"}
 
 # %% ../nbs/05_sampling.ipynb #972c75df
 def _options_of(sampler: str) -> list[str]:
@@ -99,11 +102,12 @@ class _Trajectories(ReverseProcess):
     "The reverse process, walked back step by step."
 
     def respaced(self,
-                 steps: int,     # how many steps to keep, 1 .. T
-                 ) -> Self:      # on the same device
+                 steps: int,              # how many steps to keep, 1 .. T
+                 spacing: str = "even",   # which: a name in `SPACINGS`
+                 ) -> Self:               # on the same device
         "The same diffusion at fewer times; the network is asked for what it was trained to say."
         names = self.prediction, self.variance, self.loss_type, self.decoder
-        schedule, original = self.schedule.respaced(steps), self.original.schedule
+        schedule, original = self.schedule.respaced(steps, spacing), self.original.schedule
         return type(self)(schedule, *names, original=original).to(self.device)
 
     def trajectory(self,
@@ -116,6 +120,7 @@ class _Trajectories(ReverseProcess):
                    noise: Tensor | None = None,      # x at index `start`; standard normal if absent
                    start: int | None = None,         # among the kept steps; the last if absent
                    clip: bool = True,                # clip x0-hat to [-1, 1]
+                   spacing: str | None = None,       # in `SPACINGS`; the sampler's best if absent
                    **options: Any,                   # the sampler's own; ddim has eta, 0 .. 1
                    ) -> Iterator[State]:             # one state a step, as it is made
         """Run a sampler, and yield each state: x, and the x0-hat that led to it (eq. 15).
@@ -123,7 +128,9 @@ class _Trajectories(ReverseProcess):
         FloatingPointError after the last, if an answer of the model was NaN or infinite.
         """
         options = _checked_options(sampler, options)
-        d = self if steps is None else self.respaced(steps)
+        spacing = spacing or _SPACINGS.get(sampler, "even")
+        look_up("spacing", spacing, SPACINGS)
+        d = self if steps is None else self.respaced(steps, spacing)
         start = _first_index(d.T, start)
         x = _first_state(tuple(shape), noise, self.device, generator)
         # inference mode is on while the sampler works, off while the caller looks
@@ -147,6 +154,7 @@ class _Samples(_Trajectories):
                start: int | None = None,         # among the kept steps; the last if absent
                clip: bool = True,                # clip x0-hat to [-1, 1]
                callback: Callable[[State], None] | None = None,   # called after each step
+               spacing: str | None = None,       # in `SPACINGS`; the sampler's best if absent
                **options: Any,                   # the sampler's own; ddim has eta, 0 .. 1
                ) -> Tensor:                      # samples, shape `shape`
         """Sample: run `trajectory` to its end, in inference mode, memory flat in T (algorithm 2).
@@ -154,7 +162,7 @@ class _Samples(_Trajectories):
         FloatingPointError, if an answer of the model was NaN or infinite.
         """
         states = self.trajectory(model, shape, sampler, steps, generator, noise=noise, start=start,
-                                 clip=clip, **options)
+                                 clip=clip, spacing=spacing, **options)
         total = (self.T if steps is None else steps) if start is None else start + 1
         for state in tqdm(states, total=total, disable=not progress, desc=sampler):
             if callback: callback(state)
@@ -235,3 +243,106 @@ def dpm_solver_pp_2m(d: ReverseProcess,                            # whose steps
 
 
 SAMPLERS["dpm++"] = dpm_solver_pp_2m
+
+# %% ../nbs/05_sampling.ipynb #cfda517d
+_GAUSS = np.polynomial.legendre.leggauss(32)
+
+
+def _weights(density: Callable[[np.ndarray], np.ndarray],   # of lambda, vectorized
+             a: float, b: float,                            # from here to there
+             nodes: list[float],                            # where the polynomial is known
+             ) -> list[float]:                              # as many
+    "The integral of each Lagrange polynomial of `nodes` times a density, from `a` to `b`."
+    u = (a + b) / 2 + (b - a) / 2 * _GAUSS[0]
+    mass = (b - a) / 2 * _GAUSS[1] * density(u)
+    others = [[v for v in nodes if v != node] for node in nodes]
+    lagrange = [np.prod([(u - v) / (node - v) for v in rest] or [np.ones(32)], axis=0)
+                for node, rest in zip(nodes, others)]
+    return [float(mass @ polynomial) for polynomial in lagrange]
+
+# %% ../nbs/05_sampling.ipynb #4cb93224
+def _towards_data(a: float, b: float, nodes: list[float]) -> list[float]:
+    "The weights of x0-hat at `nodes`, the first of them `a`, in a step of half log-SNR to `b`."
+    if len(nodes) != 2: return _weights(lambda u: np.exp(u - b), a, b, nodes)
+    whole = -math.expm1(a - b)
+    slope = whole / 2 * (b - a) / (nodes[1] - a)        # B_2, for the exact h - 1 + exp(-h)
+    return [whole - slope, slope]
+
+# %% ../nbs/05_sampling.ipynb #62748fe9
+_Known = list[tuple[float, Tensor]]     # places, and the answers there, the latest first
+
+
+def _multistep(d: ReverseProcess, model: Callable[[Tensor, Tensor], Tensor], x: Tensor, start: int,
+               clip: bool, order: int, within: float,
+               answer: Callable[[Tensor, Tensor, int], Tensor],          # of x, x0-hat and index
+               step: Callable[[Tensor, int, int, _Known], Tensor],       # from index to index
+               ) -> Iterator[State]:
+    "Predict with the last `order` answers; correct steps shorter than `within` with one more."
+    if order not in (1, 2, 3): raise ValueError(f"order must be 1, 2 or 3, got {order!r}")
+    lambdas, known, before = _half_log_snr(d), [], x
+    for i in range(start, -1, -1):
+        x0 = d.p_mean_variance(model, x, _at(i, x), clip).x0
+        now = lambdas[i], answer(x, x0, i)
+        if known and lambdas[i] - lambdas[i + 1] < within:
+            x = step(before, i + 1, i, [known[0], now, *known[1:order]])
+        known, before = [now, *known[:order - 1]], x
+        x = x0 if i == 0 else step(x, i, i - 1, known)     # the last jump ends in x0-hat itself
+        yield State(i, x, x0)
+
+# %% ../nbs/05_sampling.ipynb #555c674b
+def _half_log_snr(d: ReverseProcess) -> list[float]:
+    "lambda at each index, falling; finite where there is no signal, so that integrals are."
+    return [max(v, -12 - i / d.T) for i, v in enumerate((d.schedule.log_snr / 2).tolist())]
+
+
+def _scales(d: ReverseProcess) -> tuple[list[float], list[float]]:
+    "alpha and sigma at each index: what is left of the signal, and the noise."
+    s = d.schedule
+    return s.alpha_bars.sqrt().tolist(), s.one_minus_alpha_bars.sqrt().tolist()
+
+# %% ../nbs/05_sampling.ipynb #84def516
+def unipc(d: ReverseProcess,                            # the process whose steps are undone
+          model: Callable[[Tensor, Tensor], Tensor],    # model(x_t, t)
+          x: Tensor,                                    # noise at index `start`, shape (B, ...)
+          start: int,                                   # the first step to undo, 0 .. T-1
+          clip: bool,                                   # clip x0-hat to [-1, 1]
+          generator: torch.Generator | None,            # not used: the solver is deterministic
+          order: int = 2,                               # of the predictor, 1 .. 3
+          ) -> Iterator[State]:                         # one state a step, as predicted
+    "UniPC: predict from the last x0-hats; with the next one, correct the step before going on."
+    (alphas, sigmas), lambdas = _scales(d), _half_log_snr(d)
+    def step(x: Tensor, i: int, j: int, known: _Known) -> Tensor:
+        places, x0s = zip(*known)
+        weights = _towards_data(lambdas[i], lambdas[j], list(places))
+        return sigmas[j] / sigmas[i] * x + alphas[j] * sum(w * x0 for w, x0 in zip(weights, x0s))
+    answer = lambda x, x0, i: x0
+    return _multistep(d, model, x, start, clip, order, math.inf, answer, step)
+
+
+SAMPLERS["unipc"] = unipc
+_SPACINGS["unipc"] = "log_snr"
+
+# %% ../nbs/05_sampling.ipynb #4b3d4e9e
+def adams(d: ReverseProcess,                            # the process whose steps are undone
+          model: Callable[[Tensor, Tensor], Tensor],    # model(x_t, t)
+          x: Tensor,                                    # noise at index `start`, shape (B, ...)
+          start: int,                                   # the first step to undo, 0 .. T-1
+          clip: bool,                                   # clip x0-hat to [-1, 1]
+          generator: torch.Generator | None,            # not used: the solver is deterministic
+          order: int = 3,                               # of the predictor, 1 .. 3
+          within: float = 0.6,                          # correct steps of lambda shorter than this
+          ) -> Iterator[State]:                         # one state a step, as predicted
+    "Adams' method on the circle: the velocities of the last steps, integrated over the angle."
+    (alphas, sigmas), lambdas = _scales(d), _half_log_snr(d)
+    density = lambda u: -0.5 / np.cosh(u)
+    def step(x: Tensor, i: int, j: int, known: _Known) -> Tensor:
+        places, velocities = zip(*known)
+        weights = _weights(density, lambdas[i], lambdas[j], list(places))
+        return x + sum(w * v for w, v in zip(weights, velocities))
+    # cos eps - sin x0-hat, with eps = (x - cos x0-hat) / sin
+    velocity = lambda x, x0, i: (alphas[i] * x - x0) / sigmas[i]
+    return _multistep(d, model, x, start, clip, order, within, velocity, step)
+
+
+SAMPLERS["adams"] = adams
+_SPACINGS["adams"] = "between"
