@@ -3,9 +3,10 @@
 
 For each number of evaluations: the root mean square distance from the solution of the
 probability-flow equation that begins at the same noise. That solution is computed by the
-second-order DPM-Solver++ with all 1,000 times, where ours and diffusers' are the same numbers; it
-ends, as all do, in the last guess of x0. The guess is clipped to [-1, 1] for the two networks, and
-the peers are given the noise that the clipped guess implies, so that all solve one equation.
+second-order DPM-Solver++ with all 1,000 times, where ours and diffusers' are the same numbers
+(with --truth, fewer); it ends, as all do, in the last guess of x0. The guess is clipped to
+[-1, 1] for the two networks, and the peers are given the noise that the clipped guess implies, so
+that all solve one equation.
 
     python bench/samplers.py                      what is missing in nbs/samplers.json
     python bench/samplers.py --problems digits --n 256 --out /tmp/fresh.json
@@ -116,11 +117,13 @@ def run(a) -> None:
     for name in a.problems:
         n = a.n or MANY[name]
         problem = Problem(name, n)
-        entry = record.setdefault(name, {"n": n, "evaluations": list(a.budgets), "rms": {}})
+        entry = record.setdefault(name, {"n": n, "truth": a.truth or 1000,
+                                         "evaluations": list(a.budgets), "rms": {}})
         rows = list(itertools.chain(our_rows(), their_rows()))
-        rows = [(label, f) for label, f in rows if label not in entry["rms"] and a.only in label]
+        rows = [(label, f) for label, f in rows if label not in entry["rms"]
+                and (not a.only or label in a.only)]
         if not rows: continue
-        truth = problem.ours("dpm++", None, "even")
+        truth = problem.ours("dpm++", a.truth, "between")
         for label, f in rows:
             found = [rms(f(problem, k), truth) for k in a.budgets]
             entry["rms"][label] = [float(f"{v:.4g}") for v in found]
@@ -143,7 +146,7 @@ def times(a) -> None:
     "Whole times only; fractional ones; or fractional steps, and the nearest whole time said."
     for name in a.problems:
         problem = Problem(name, a.n or MANY[name])
-        truth = problem.ours("dpm++", None, "even")
+        truth = problem.ours("dpm++", a.truth, "between")
         for steps in a.budgets:
             at, schedule = fractional("log_snr", steps)
             d = GaussianDiffusion(schedule, problem.d.prediction)
@@ -165,7 +168,8 @@ if __name__ == "__main__":
     p.add_argument("--problems", nargs="+", default=list(MANY), choices=list(MANY))
     p.add_argument("--n", type=int, help=f"samples (default: {MANY})")
     p.add_argument("--budgets", nargs="+", type=int, default=BUDGETS)
-    p.add_argument("--only", default="", help="rows whose name has this in it")
+    p.add_argument("--only", nargs="+", help="these rows alone")
+    p.add_argument("--truth", type=int, help="steps of the solution (default: all 1,000)")
     p.add_argument("--out", type=Path, default=ROOT / "nbs" / "samplers.json")
     p.add_argument("--times", action="store_true", help="compare what the network is told")
     a = p.parse_args()

@@ -243,7 +243,7 @@ def _even_in_t(s: NoiseSchedule, steps: int) -> Tensor:
     i = torch.arange(1, steps + 1, dtype=torch.float64, device="cpu")
     return (i * s.T / steps).round().long() - 1
 
-# %% ../nbs/01_schedules.ipynb #1f5d62c1
+# %% ../nbs/01_schedules.ipynb #aee58e98
 def _apart(at: Tensor, T: int) -> Tensor:
     "Indices in order, moved as little as it takes to be distinct and to end at T-1; long."
     k = torch.arange(len(at), device="cpu")
@@ -257,7 +257,7 @@ def _even_in(rising: Tensor, steps: int) -> Tensor:
     wanted = _even(rising[0].item(), rising[-1].item(), steps)
     return _apart(torch.bucketize(wanted, halfway), len(rising))
 
-# %% ../nbs/01_schedules.ipynb #aed469f2
+# %% ../nbs/01_schedules.ipynb #b8d66598
 def _even_in_log_snr(s: NoiseSchedule, steps: int) -> Tensor:
     "From the first index to the last in equal steps of log-SNR, long, shape (steps,)."
     # what has no signal, or less than 0.4 %, is all alike
@@ -271,7 +271,7 @@ def _even_between(s: NoiseSchedule, steps: int) -> Tensor:
     share = (noise - noise[0]) / (noise[-1] - noise[0]).clamp(min=1e-9)
     return _even_in(share + _even(0, 1, s.T), steps)
 
-# %% ../nbs/01_schedules.ipynb #baf00ad4
+# %% ../nbs/01_schedules.ipynb #3818c407
 # by name; open to a spacing of your own: the indices to keep, in order, the last one T-1
 SPACINGS: dict[str, Callable[[NoiseSchedule, int], Tensor]] = {
     "even": _even_in_t, "log_snr": _even_in_log_snr, "between": _even_between}
