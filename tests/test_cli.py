@@ -101,7 +101,7 @@ def test_ctrl_c_saves_and_tells_how_to_go_on(tmp_path):
     assert len(runs.checkpoints(tmp_path / "r")) == 1
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
+@pytest.mark.parametrize("sampler", sampling.SAMPLERS)
 def test_sample_writes_a_grid_that_depends_on_the_seed_alone(run, tmp_path, sampler):
     files = []
     for name, seed in [("a", 0), ("b", 0), ("c", 1)]:
@@ -178,6 +178,7 @@ def test_a_folder_holds_a_png_of_each_image_and_goes_on(run, tmp_path, capsys, m
     read = np.stack([np.asarray(Image.open(f"here/{i:06}.png")) for i in range(10)])
     assert np.array_equal(read, archive[..., 0])
     settings = json.loads(Path("here/settings.json").read_text())
+    assert settings["spacing"] == "even"
     assert settings["sampler"] == "ddpm" and settings["steps"] == 4 and settings["seed"] == 0
     fails(capsys, [*words, "here/", "--n", "10", "--seed", "1"], "seed is 0 there and 1 here")
     fails(capsys, [*words, "here/", "--n", "10", "--weights", "last"], "weights is")
@@ -458,7 +459,8 @@ def test_minutes_settle_the_updates(tmp_path, capsys):
 def test_info_tells_what_is_there(run, capsys):
     assert main(["info"]) == 0
     out = capsys.readouterr().out
-    for word in ("cpu", "digits: demo, smoke", "cifar10: paper, small, smoke", "ddpm, ddim, dpm++"):
+    for word in ("cpu", "digits: demo, smoke", f"cifar10: {', '.join(recipes.RECIPES['cifar10'])}",
+                 ", ".join(sampling.SAMPLERS)):
         assert word in out
     assert main(["info", str(run)]) == 0
     out = capsys.readouterr().out

@@ -51,9 +51,9 @@ faults(
      "_steps_to_zero"),
     ("betas.clamp(max=max_beta)", "betas", "schedules::cosine_clips_the_last_beta_alone"),
     ("s: float = 0.008", "s: float = 0.08", "schedules::tables_equal_those_of_diffusers"),
-    ("(i * T / steps).round()", "(i * T / steps).floor()",
+    ("(i * s.T / steps).round()", "(i * s.T / steps).floor()",
      "schedules::respaced_times_equal_diffusers_trailing_ones"),
-    ("self.timesteps[ends - 1]", "ends - 1", "schedules::respaced_twice_points_into_the_first"),
+    ("self.timesteps[last]", "last", "schedules::respaced_twice_points_into_the_first"),
     ("v.detach().to(dtype, copy=True)", "v.detach().to(dtype)", "schedules::betas_are_copied"))
 
 faults(
@@ -427,6 +427,23 @@ faults(
     ("torch.cuda.set_device(int(rank) %", "torch.cuda.set_device(0 * int(rank) %",
      "cli::each_process_has_a_gpu_of_its_own"))
 
+    "schedules.py",
+    ("halfway = (rising[1:] + rising[:-1]) / 2", "halfway = rising[1:]",
+     "schedules::steps_even_in_log_snr_are_the_nearest_whole_times"),
+    ("(at - k).cummax(0).values + k", "at",
+     "schedules::every_spacing_keeps_distinct_times_the_last_and_their_alpha_bars"))
+
+faults(
+    "sampling.py",
+    ("whole / 2 * (b - a)", "whole * (b - a)", "sampling::unipc_agrees_with_diffusers"),
+    ("[known[0], now, *known[1:order]]", "[known[0], *known[1:order]]",
+     "sampling::the_solvers_converge_at_their_order"),
+    ("-0.5 / np.cosh(u)", "-0.5 / np.cosh(u)**2",
+     "sampling::adams_follows_the_equation_as_another_solver_does"),
+    ("known, before = [now, *known[:order - 1]], x", "known, before = [now], x",
+     "sampling::the_solvers_converge_at_their_order"),
+    ('spacing or _SPACINGS.get(sampler, "even")', 'spacing or "even"',
+     "sampling::the_spacing_is_the_samplers_best_unless_named"))
 
 
 def ids(tests):

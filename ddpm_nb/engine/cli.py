@@ -42,7 +42,7 @@ def _source(module: str) -> bytes:      # its text
 def _tree(module: str) -> ast.Module: return ast.parse(_source(module))
 
 # %% ../../nbs/engine/cli.ipynb #c3286073
-_TABLES = {"SCHEDULES": "schedules", "DECODERS": "bound", "PREDICTIONS": "objective",
+_TABLES = {"SCHEDULES": "schedules", "SPACINGS": "schedules", "DECODERS": "bound", "PREDICTIONS": "objective",
            "VARIANCES": "objective", "LOSSES": "objective", "SAMPLERS": "sampling",
            "PRECISIONS": "training", "DATASETS": "engine/recipes", "RECIPES": "engine/recipes"}
 
@@ -223,23 +223,27 @@ def _network_arguments(p: _Parser) -> None:
     p.add_argument("--compile", action="store_true",
                    help="compile the network first, a minute or more: for many images")
 
-# %% ../../nbs/engine/cli.ipynb #f8a89aa4
+# %% ../../nbs/engine/cli.ipynb #5d273f3e
 _SAMPLER, _STEPS = "ddim", 50       # where the words name none
 
 
-def _sampler_arguments(p: _Parser) -> None:
+def _sampler_arguments(p: argparse._ActionsContainer) -> None:
     "How images are drawn."
     p.add_argument("--sampler",
                    help=f"{_either(list(_table('SAMPLERS')))} (default: {_SAMPLER})")
     p.add_argument("--steps", type=_positive_int,
                    help="sampling steps, an evaluation of the network each (NFE) "
                         f"(default: {_STEPS}; for ddpm all T)")
+    p.add_argument("--spacing", choices=list(_table("SPACINGS")),
+                   help="where the steps are put: even in t, in the logarithm of the "
+                        "signal-to-noise ratio, or between the two (default: what is measured "
+                        "best for the sampler)")
     p.add_argument("--no-clip", action="store_true",
                    help="let the guess of the finished image, x0-hat, leave [-1, 1] on the way")
     p.add_argument("--eta", type=float, default=0.0,
                    help="ddim only: 0 adds no noise on the way, 1 as much as ddpm (default: 0)")
 
-# %% ../../nbs/engine/cli.ipynb #58cf3558
+# %% ../../nbs/engine/cli.ipynb #c577f467
 def _data_arguments(p: _Parser, default: str, split: str = "test") -> None:
     "Which real images, and where they are."
     p.add_argument("--data", help=f"{_either(list(_table('DATASETS')))} (default: {default})")
@@ -373,7 +377,7 @@ def _plan_resumed(args: argparse.Namespace) -> tuple[Path, Recipe]:
         raise ValueError(f"there is no run to resume in {run}")
     return run, _with_settings(before, args)
 
-# %% ../../nbs/engine/cli.ipynb #4ab0fbb5
+# %% ../../nbs/engine/cli.ipynb #c2656753
 def _asked_for(args: argparse.Namespace) -> tuple[str, Recipe]:
     "The recipe that the words name, before `--set` changes it, and a name for its run."
     from ddpm_nb.engine.recipes import RECIPES, recipe
@@ -452,14 +456,13 @@ def _record(samples: Samples,
            ) -> Iterator[tuple[str, Tensor, Tensor]]:   # a label; x and x0-hat, (n, C, H, W)
     "Sample, and keep some of the states on the way."
     from tqdm.auto import tqdm
-    steps, diffusion = samples.options["steps"], samples.diffusion
-    times = (diffusion if steps == diffusion.T else diffusion.respaced(steps)).timesteps.tolist()
-    states = samples.states(range(n))
+    states, times = samples.states(range(n)), samples.process.timesteps.tolist()
+    steps = len(times)
     for i, s in enumerate(tqdm(states, total=steps, desc="sampling", disable=not progress)):
         if i == steps - 1 or (i + 1) * count // steps > i * count // steps:
             yield f"t = {times[s.t - 1] + 1 if s.t else 0}", s.x.cpu(), s.x0.cpu()
 
-# %% ../../nbs/engine/cli.ipynb #abb2ed36
+# %% ../../nbs/engine/cli.ipynb #4a080caf
 def _write_animation(path: Path, samples: Samples, n: int, progress: bool, scale: int | None = None,
                     ) -> Tensor:   # the images, (n, C, H, W)
     "A GIF of how images came about, from the noise on."
@@ -469,8 +472,8 @@ def _write_animation(path: Path, samples: Samples, n: int, progress: bool, scale
     from ddpm_nb.plotting import animate
     own = generators(samples.seed, range(n))
     noise = randn((n, *samples.image), torch.empty(0), own)    # what they all begin with
-    labels, frames, _ = zip((f"t = {samples.diffusion.T}", noise, noise),
-                            *_record(samples, n, progress))
+    rows = [(f"t = {samples.diffusion.T}", noise, noise), *_record(samples, n, progress)]
+    labels, frames = [label for label, _, _ in rows], [x for _, x, _ in rows]
     animate(frames, path=path, labels=labels, title="From noise to images", scale=scale)
     return frames[-1]
 
@@ -602,7 +605,7 @@ def _check_sample(args: argparse.Namespace) -> None:
     if args.depths and args.grid_of != "interpolation":
         raise ValueError("--depths are those of --grid-of interpolation")
 
-# %% ../../nbs/engine/cli.ipynb #ee07eb47
+# %% ../../nbs/engine/cli.ipynb #1ef7c251
 def _device(wanted: str | None) -> str:
     "The device to compute on; of several processes on a machine with GPUs, each has its own."
     import torch
@@ -612,7 +615,7 @@ def _device(wanted: str | None) -> str:
         torch.cuda.set_device(int(rank) % torch.cuda.device_count())
     return device
 
-# %% ../../nbs/engine/cli.ipynb #ce9c0871
+# %% ../../nbs/engine/cli.ipynb #f71a2767
 def _samples(args: argparse.Namespace,      # the words of `sample` or `evaluate`
              model: UNet,
              diffusion: GaussianDiffusion,
@@ -620,10 +623,13 @@ def _samples(args: argparse.Namespace,      # the words of `sample` or `evaluate
             ) -> Samples:
     "What the model draws, as those words want it."
     from ddpm_nb.engine.many import Samples
+    from ddpm_nb.sampling import _SPACINGS
     T, sampler = diffusion.T, args.sampler or _SAMPLER
     steps = args.steps or (T if sampler == "ddpm" else min(_STEPS, T))
     if steps > T: raise ValueError(f"steps must lie in 1 .. {T}, got {steps}")
-    options = dict(sampler=sampler, steps=steps, clip=not args.no_clip, eta=args.eta)
+    spacing = args.spacing or _SPACINGS.get(sampler, "even")
+    options = dict(sampler=sampler, steps=steps, spacing=spacing, clip=not args.no_clip,
+                   eta=args.eta)
     net = _inference(model, batch, args.precision, args.compile)
     return Samples(diffusion, net, _image_shape(args.model, model), args.seed, options)
 
@@ -646,7 +652,7 @@ def _sample(args: argparse.Namespace) -> int:
     if os.environ.get("RANK", "0") == "0": _result(f"{args.n} {what} in {args.out}")
     return 0
 
-# %% ../../nbs/engine/cli.ipynb #c5af9be8
+# %% ../../nbs/engine/cli.ipynb #9ba88129
 def _fill_folder(args: argparse.Namespace, model: UNet, samples: Samples) -> None:
     "The images that are not there yet, a PNG each."
     from ddpm_nb import __version__
@@ -684,15 +690,17 @@ def _write_gif(path: Path, samples: Samples, args: argparse.Namespace) -> None:
 # by the ending of --out
 _WRITERS = {".png": _write_grid, ".npz": _write_npz, ".gif": _write_gif}
 
-# %% ../../nbs/engine/cli.ipynb #4005d912
+# %% ../../nbs/engine/cli.ipynb #bc4051b4
 def _write_progress(path: Path, samples: Samples, args: argparse.Namespace) -> None:
     "Figure 6: x0-hat on the way, from left to right; an image in each row."
+    import torch
     from ddpm_nb.plotting import show_strip
-    labels, _, guesses = zip(*_record(samples, args.n, not args.quiet, count=12))
-    show_strip(zip(*guesses), [label.removeprefix("t = ") for label in labels], path=path,
+    rows = list(_record(samples, args.n, not args.quiet, count=12))
+    times = [label.removeprefix("t = ") for label, _, _ in rows]
+    show_strip(torch.stack([x0 for _, _, x0 in rows], 1), times, path=path,
                title="The guess of the finished image at each t")
 
-# %% ../../nbs/engine/cli.ipynb #07aa84b1
+# %% ../../nbs/engine/cli.ipynb #08ca1b5a
 _WEIGHTS = [i / 10 for i in range(11)]      # of the second image
 
 
@@ -705,8 +713,7 @@ def _between(samples: Samples,
     import torch
     from ddpm_nb.diffusion import randn
     from ddpm_nb.engine.many import generators
-    n, seed, options = len(a), samples.seed, samples.options
-    d = samples.diffusion.respaced(options["steps"])
+    n, seed, options, d = len(a), samples.seed, samples.options, samples.process
     t = (d.timesteps - (depth - 1)).abs().argmin()
     own = generators(seed, range(2 * n, 3 * n))       # the ends may be samples 0 .. 2n-1
     encoded = [d.q_sample(x, t.expand(n), randn(x.shape, x, own)) for x in (a, b)]
@@ -715,11 +722,12 @@ def _between(samples: Samples,
     numbers = torch.arange(3 * n, 4 * n).repeat_interleave(len(_WEIGHTS))
     out: list[Tensor] = []
     for x, who in zip(mixed.split(batch), numbers.split(batch)):
-        decode = dict(generator=generators(seed, who.tolist()), noise=x, start=int(t), **options)
-        out.append(samples.diffusion.sample(samples.model, x.shape, progress=False, **decode).cpu())
+        own = generators(seed, who.tolist())
+        decode = options | dict(generator=own, noise=x, start=int(t), progress=False)
+        out.append(samples.diffusion.sample(samples.model, x.shape, **decode).cpu())
     return torch.cat(out).unflatten(0, (n, -1))
 
-# %% ../../nbs/engine/cli.ipynb #5ce75dab
+# %% ../../nbs/engine/cli.ipynb #2ee05960
 def _pairs(samples: Samples, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     "The ends, (n, C, H, W): real images if the words name a data set, else samples."
     import torch
@@ -734,7 +742,7 @@ def _pairs(samples: Samples, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     a, b = to_model(images).to(samples.diffusion.device).chunk(2)
     return a, b
 
-# %% ../../nbs/engine/cli.ipynb #d2f8a667
+# %% ../../nbs/engine/cli.ipynb #098bf302
 def _write_interpolation(path: Path, samples: Samples, args: argparse.Namespace) -> None:
     "Figure 8: pairs of images and what lies between them; with several depths a row for each."
     import torch
@@ -816,7 +824,7 @@ def _bits_line(bits: Tensor, of: str) -> str:  # (N,), float64
     error = bits.std() / math.sqrt(len(bits))
     return f"{bits.mean():.4f} ± {error:.4f} {bound}, standard error; {len(bits)} {of})"
 
-# %% ../../nbs/engine/cli.ipynb #02f18f3f
+# %% ../../nbs/engine/cli.ipynb #a353dff9
 def _bits(args: argparse.Namespace, model: UNet, diffusion: GaussianDiffusion,
          ) -> tuple[dict[str, Any], str]:
     "The bound on real images: all of it as JSON can hold it, and in words."
@@ -840,7 +848,7 @@ def _bits(args: argparse.Namespace, model: UNet, diffusion: GaussianDiffusion,
             "seed": args.seed, "seconds": round(seconds, 1), "device": str(diffusion.device),
             "images": each}, line
 
-# %% ../../nbs/engine/cli.ipynb #994c16b2
+# %% ../../nbs/engine/cli.ipynb #00b464f6
 def _extractor(device: torch.device) -> Extractor:
     "Inception, if it is to be had; else our classifier, and word of it."
     from ddpm_nb.engine.metrics import inception_extractor
@@ -850,7 +858,7 @@ def _extractor(device: torch.device) -> Extractor:
         _log(f"ddpm-nb: {e}; so our own classifier looks, whose distance is not FID")
         return cifar10_extractor(device)
 
-# %% ../../nbs/engine/cli.ipynb #33e811b2
+# %% ../../nbs/engine/cli.ipynb #7d59d7f7
 def _quality(args: argparse.Namespace, model: UNet, diffusion: GaussianDiffusion,
             ) -> tuple[dict[str, Any], str]:
     "The distance of samples from CIFAR-10, and their class score: as JSON can hold it, in words."
@@ -936,7 +944,7 @@ def _about_run(name: str) -> Iterator[str]:
 def _keys(part: str, values: dict[str, Any]) -> str:
     return f"{part:<12} " + ", ".join(f"{k}={v}" for k, v in values.items())
 
-# %% ../../nbs/engine/cli.ipynb #915d660e
+# %% ../../nbs/engine/cli.ipynb #aab90c38
 def _trained_on(folder: Path) -> str:
     "What a model's card says of its data; nothing if there is none, or not in a form known here."
     card = folder / "README.md"

@@ -24,7 +24,7 @@ from ..data import to_uint8
 from .files import FolderLock, replacing
 from .runs import differences
 from ..plotting import save_grid
-from ..sampling import GaussianDiffusion, State
+from ..sampling import _SPACINGS, GaussianDiffusion, State
 
 # %% ../../nbs/engine/many.ipynb #b74d91d4
 _STRIDE = 2_654_435_769
@@ -50,6 +50,13 @@ class Samples:
     def _arguments(self, indices: range) -> dict[str, Any]:
         return dict(model=self.model, shape=(len(indices), *self.image),
                     generator=generators(self.seed, indices), **self.options)
+
+    @property
+    def process(self) -> GaussianDiffusion:
+        "The diffusion at the times that are visited."
+        o = self.options
+        spacing = o.get("spacing") or _SPACINGS.get(o["sampler"], "even")
+        return self.diffusion.respaced(o.get("steps", self.diffusion.T), spacing)
 
     def draw(self, indices: range, progress: bool = False) -> Tensor:   # uint8 (B, C, H, W)
         "Those images, on the CPU."
