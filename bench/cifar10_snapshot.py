@@ -6,9 +6,8 @@ experiments/cifar10 shows: record.json (recipe, steps, hours, thinned log, held-
 bits/dim), samples.png (64 images, DDIM, 100 steps, seed 0, not chosen) and evolution.png (the same
 noise after more and more updates), both as plain grids of 32x32 tiles.
 
-Bits/dim are estimated without bias from a few t an image: the first eight each, and one drawn at
-random from each of 24 intervals of the others, weighted by the interval's length. The standard
-error is over images, so it includes that draw.
+Bits/dim are estimated without bias from 32 terms of the bound an image (ddpm_nb.evaluation,
+`likelihood`). The standard error is over images, so it includes the draw of the terms.
 
 --package writes ddpm_nb/assets/cifar10-small: the weights in half precision, and a model card.
 """
@@ -22,35 +21,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def intervals(T: int, alone: int = 8, others: int = 24) -> list[tuple[int, int]]:
-    "A partition of 0 .. T-1: the first `alone` by themselves, then intervals of growing length."
-    edges = [round(alone * (T / alone) ** (i / others)) for i in range(others + 1)]
-    for i in range(1, len(edges)): edges[i] = max(edges[i], edges[i - 1] + 1)
-    return [(i, i + 1) for i in range(alone)] + list(zip(edges[:-1], edges[1:]))
-
-
-def bits_per_dim(net, d, images, seed: int = 0, batch: int = 64):
-    "Unbiased estimates of the bound and of its first term, bits/dim, float64 (N,) each."
+def bits_per_dim(net, d, images, terms: int = 32, seed: int = 0, batch: int = 64):
+    "Unbiased estimates of the bound of each image, and of its first term (chapter 9)."
     import torch
-    from tqdm.auto import tqdm
 
-    from ddpm_nb import to_model
-    from ddpm_nb.bound import decoder_nll, posterior_kl, prior_bits_per_dim
-    g, totals, firsts = torch.Generator().manual_seed(seed), [], []
+    from ddpm_nb.evaluation import likelihood
+    def model(x, t):
+        with torch.autocast("cpu", torch.bfloat16): return net(x, t)
     with torch.inference_mode():
-        for x in tqdm(to_model(images).split(batch), desc="bits/dim"):
-            total = prior_bits_per_dim(d, x).double()
-            for low, high in intervals(d.T):
-                t = torch.randint(low, high, (len(x),), generator=g)
-                x_t = d.q_sample(x, t, torch.randn(x.shape, generator=g))
-                with torch.autocast("cpu", torch.bfloat16): output = net(x_t, d.timesteps[t])
-                step = d.p_mean_variance(lambda *_, y=output.float(): y, x_t, t)
-                gaussian = step.mean, step.log_variance.expand_as(x)
-                if low == 0: firsts.append(term := decoder_nll(x, *gaussian, d.decoder))
-                else: term = posterior_kl(d, x, x_t, t, *gaussian)
-                total = total + (high - low) * term.double()
-            totals.append(total)
-    return torch.cat(totals), torch.cat(firsts).double()
+        return likelihood(d, model, images, terms, batch, torch.Generator().manual_seed(seed),
+                          progress=True)
 
 
 def loss_by_t(net, d, images, bins: int = 20, batch: int = 100) -> dict:
@@ -177,16 +157,15 @@ def measure(run: Path, net, d, state: dict, a: argparse.Namespace) -> dict:
     recipe, steps = json.loads((run / "run.json").read_text()), state["step"]
     log = (run / "log.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in log if line.endswith("}")]
-    total, first = bits_per_dim(torch.compile(net), d, test[:a.bits])
+    bits = bits_per_dim(torch.compile(net), d, test[:a.bits])
     return dict(
         step=steps, images=steps * recipe["train"]["batch_size"], hours=state["seconds"] / 3600,
         hardware=a.hardware, code=state["code"], torch=state["torch"],
         weights=sum(v.numel() for v in net.parameters()), recipe=recipe,
         log=thin([r for r in rows if r["step"] <= steps]),
         held_out=loss_by_t(net, d, test[:a.held_out]),
-        bits=dict(images=a.bits, mean=total.mean().item(),
-                  standard_error=total.std().item() / math.sqrt(a.bits),
-                  distortion=first.mean().item()))
+        bits=dict(images=a.bits, mean=bits.mean, standard_error=bits.standard_error,
+                  distortion=bits.decoder.mean().item()))
 
 
 def draw(run: Path, net, d, steps: int, folder: Path) -> list[int]:

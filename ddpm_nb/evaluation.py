@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,24 +22,7 @@ from .data import Images, to_model
 from .diffusion import randn
 from .objective import ReverseProcess, _Watched
 
-# %% ../nbs/09_evaluation.ipynb #661ad9d7
-class Likelihood(NamedTuple):
-    "What images cost under a model, bits/dim, float64 (N,) each."
-    total: Tensor      # the bound of each image, or an unbiased estimate of it
-    decoder: Tensor    # of it L_0, the last step's share: the paper's distortion
-    evaluations: int   # of the network, an image
-
-    @property
-    def mean(self) -> float:
-        "Bits/dim, the mean over the images."
-        return self.total.mean().item()
-
-    @property
-    def standard_error(self) -> float:
-        "Of the mean: how the images differ, and whatever was drawn, together."
-        return self.total.std().item() / math.sqrt(len(self.total))
-
-# %% ../nbs/09_evaluation.ipynb #23acc0c7
+# %% ../nbs/09_evaluation.ipynb #2649b446
 def strata(T: int,       # steps of the diffusion
            count: int,   # how many parts, 2 .. T (1, if T is 1)
            ) -> list[tuple[int, int]]:   # `count` intervals low .. high - 1, in order
@@ -52,7 +35,7 @@ def strata(T: int,       # steps of the diffusion
         edges.append(max(edges[-1] + 1, round(edges[-1] * (T / edges[-1]) ** (1 / left))))
     return list(zip(edges[:-1], edges[1:]))
 
-# %% ../nbs/09_evaluation.ipynb #f75dced3
+# %% ../nbs/09_evaluation.ipynb #bab2e66b
 def _drawn(low: int, high: int, count: int, generator: torch.Generator | None) -> Tensor:
     "A step of low .. high - 1 for each image, uniform."
     return torch.randint(low, high, (count,), generator=generator)
@@ -73,7 +56,24 @@ def _estimate(d: ReverseProcess, model: Callable[[Tensor, Tensor], Tensor], x0: 
         total = total + (high - low) * term
     return total, decoder
 
-# %% ../nbs/09_evaluation.ipynb #3133d8f9
+# %% ../nbs/09_evaluation.ipynb #f95e1a5b
+class Likelihood(NamedTuple):
+    "What images cost under a model, bits/dim, float64 (N,) each."
+    total: Tensor      # the bound of each image, or an unbiased estimate of it
+    decoder: Tensor    # of it L_0, the last step's share: the paper's distortion
+    evaluations: int   # of the network, an image
+
+    @property
+    def mean(self) -> float:
+        "Bits/dim, the mean over the images."
+        return self.total.mean().item()
+
+    @property
+    def standard_error(self) -> float:
+        "Of the mean: how the images differ, and whatever was drawn, together."
+        return self.total.std().item() / math.sqrt(len(self.total))
+
+# %% ../nbs/09_evaluation.ipynb #efa551c6
 @torch.no_grad()
 def likelihood(d: ReverseProcess,                           # the diffusion
                model: Callable[[Tensor, Tensor], Tensor],   # model(x_t, t), in eval mode
@@ -99,7 +99,29 @@ def likelihood(d: ReverseProcess,                           # the diffusion
     total, decoder = (torch.cat(values).cpu() for values in zip(*found))
     return Likelihood(total, decoder, len(parts))
 
-# %% ../nbs/09_evaluation.ipynb #576bed4f
+# %% ../nbs/09_evaluation.ipynb #e2f1d9fc
+class Extractor(Protocol):
+    "What turns images into features: anything with a name that can be called like this."
+    @property
+    def name(self) -> str: ...
+    def __call__(self, images: Tensor, /) -> tuple[Tensor, Tensor]:
+        "uint8 (B, C, H, W) -> features (B, D), probabilities of the classes (B, K)."
+        ...
+
+# %% ../nbs/09_evaluation.ipynb #6e159289
+def extract(extractor: Extractor,       # what to call
+            images: Tensor | Images,    # uint8 (N, C, H, W)
+            batch: int = 500,           # images at once
+            progress: bool = False,     # show a bar
+            ) -> tuple[Tensor, Tensor]:   # features (N, D), probabilities (N, K)
+    "Features of a whole set of images, batch by batch."
+    if len(images) == 0: raise ValueError("there is no image to take features of")
+    parts = torch.arange(len(images)).split(batch)
+    found = [extractor(images[i]) for i in tqdm(parts, disable=not progress, desc="features")]
+    features, probabilities = (torch.cat(values) for values in zip(*found))
+    return features, probabilities
+
+# %% ../nbs/09_evaluation.ipynb #4527011e
 def _check_features(features: Tensor) -> None:
     if not isinstance(features, Tensor) or features.ndim != 2 or 0 in features.shape:
         got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
@@ -119,7 +141,7 @@ def _check_moments(mean: Tensor, covariance: Tensor, count: int) -> None:
         raise ValueError("mean and covariance must be finite")
     if count < 1: raise ValueError(f"count must be 1 or more, got {count}")
 
-# %% ../nbs/09_evaluation.ipynb #ba7ac3c0
+# %% ../nbs/09_evaluation.ipynb #215bbc47
 @dataclass(frozen=True, eq=False)
 class Statistics:
     "A set of images as a Gaussian in feature space: all that the Fréchet distance looks at."
@@ -156,7 +178,7 @@ class Statistics:
         mean = self.mean + shift * (other.count / n)
         return Statistics(mean, scatter / (n - 1), n, self.extractor)
 
-# %% ../nbs/09_evaluation.ipynb #8404742e
+# %% ../nbs/09_evaluation.ipynb #bd94ef74
 def _check_pair(a: Statistics, b: Statistics) -> None:
     if a.extractor and b.extractor and a.extractor != b.extractor:
         raise ValueError(f"these statistics were made by two extractors, {a.extractor!r} and "
@@ -175,16 +197,7 @@ def _warn_of_bias(a: Statistics, b: Statistics) -> None:
                       f"singular, and the distance too large by about "
                       f"{expected_bias(many, few.count):.2g}; take more images", stacklevel=3)
 
-# %% ../nbs/09_evaluation.ipynb #2e087128
-def expected_bias(truth: Statistics,   # the Gaussian that is drawn from
-                  count: int,          # images drawn
-                  ) -> float:
-    "How far `count` draws of a Gaussian lie from it, on average; to first order in 1/count."
-    v = torch.linalg.eigvalsh(truth.covariance).clamp(min=0)
-    pairs = v[:, None] * v / (v[:, None] + v).clamp(min=1e-300)
-    return ((v.sum() + (pairs.sum() + pairs.trace()) / 2) / count).item()
-
-# %% ../nbs/09_evaluation.ipynb #69a39abd
+# %% ../nbs/09_evaluation.ipynb #d4bf8e96
 def _root(covariance: Tensor) -> Tensor:   # (D, D) -> A, (D, D), with A A^T = covariance
     "A square root of a covariance: its eigenvectors, each as long as its standard deviation."
     values, vectors = torch.linalg.eigh(covariance)
@@ -192,7 +205,7 @@ def _root(covariance: Tensor) -> Tensor:   # (D, D) -> A, (D, D), with A A^T = c
         raise ValueError(f"a covariance has no negative eigenvalue, this one has {values[0]:.3g}")
     return vectors * values.clamp(min=0).sqrt()
 
-# %% ../nbs/09_evaluation.ipynb #c78fb1a9
+# %% ../nbs/09_evaluation.ipynb #945180ce
 def frechet_distance(a: Statistics,    # of one set of images
                      b: Statistics,    # of another, by the same extractor
                      ) -> float:       # squared, as FID is; 0 or more
@@ -203,7 +216,16 @@ def frechet_distance(a: Statistics,    # of one set of images
     U, _, Vh = torch.linalg.svd(B.T @ A)
     return ((a.mean - b.mean).square().sum() + (A - B @ (U @ Vh)).square().sum()).item()
 
-# %% ../nbs/09_evaluation.ipynb #a757ae8d
+# %% ../nbs/09_evaluation.ipynb #e1418f25
+def expected_bias(truth: Statistics,   # the Gaussian that is drawn from
+                  count: int,          # images drawn
+                  ) -> float:
+    "How far `count` draws of a Gaussian lie from it, on average; to first order in 1/count."
+    v = torch.linalg.eigvalsh(truth.covariance).clamp(min=0)
+    pairs = v[:, None] * v / (v[:, None] + v).clamp(min=1e-300)
+    return ((v.sum() + (pairs.sum() + pairs.trace()) / 2) / count).item()
+
+# %% ../nbs/09_evaluation.ipynb #b8c2a6e5
 def _check_probabilities(p: Tensor, splits: int) -> None:
     if p.ndim != 2 or 0 in p.shape or not p.is_floating_point():
         raise ValueError("probabilities must be floating point, of shape (N, C), one row an image, "
@@ -217,7 +239,7 @@ def _check_probabilities(p: Tensor, splits: int) -> None:
                          f"{p.min().item():.3g} .. {p.max().item():.3g}, a sum off by {off:.3g}; "
                          "of logits, take the softmax")
 
-# %% ../nbs/09_evaluation.ipynb #e6ce18a4
+# %% ../nbs/09_evaluation.ipynb #9cea731b
 def inception_score(probabilities: Tensor,   # (N, C), of the classes; rows in random order
                     splits: int = 10,        # parts of equal size, scored one by one
                     ) -> tuple[float, float]:   # mean and standard deviation over the parts
@@ -269,16 +291,7 @@ class Classifier(nn.Module):
         "Logits of the ten classes."
         return self.head(self.features(x))
 
-# %% ../nbs/09_evaluation.ipynb #4c82392d
-class Extractor(Protocol):
-    "What turns images into features: anything with a name that can be called like this."
-    @property
-    def name(self) -> str: ...
-    def __call__(self, images: Tensor, /) -> tuple[Tensor, Tensor]:
-        "uint8 (B, C, H, W) -> features (B, D), probabilities of the classes (B, K)."
-        ...
-
-# %% ../nbs/09_evaluation.ipynb #4eedcda6
+# %% ../nbs/09_evaluation.ipynb #e606f11b
 def _check_pixels(images: Tensor, shape: tuple[int, ...]) -> None:
     if images.dtype != torch.uint8:
         raise ValueError(f"images must be uint8, 0 .. 255, got {images.dtype}: turn what lies in "
@@ -287,7 +300,7 @@ def _check_pixels(images: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"images must have shape (B, {', '.join(map(str, shape))}), got "
                          f"{tuple(images.shape)}")
 
-# %% ../nbs/09_evaluation.ipynb #efe0c048
+# %% ../nbs/09_evaluation.ipynb #e9dd32d2
 class _OwnExtractor:
     "Our classifier, frozen, each batch normalisation folded into the convolution before it."
 
@@ -296,10 +309,10 @@ class _OwnExtractor:
     def __init__(self, net: Classifier, device: str | torch.device) -> None:
         from torch.nn.utils.fusion import fuse_conv_bn_eval
         for block in [m for m in net.eval().modules() if isinstance(m, _Block)]:
-            block[0] = fuse_conv_bn_eval(block[0], block[1])
-            block[1] = nn.Identity()
-        net = net.requires_grad_(False).to(device, memory_format=torch.channels_last)
-        self.net: Classifier = net
+            conv, norm = cast(nn.Conv2d, block[0]), cast(nn.BatchNorm2d, block[1])
+            block[0], block[1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+        net = net.requires_grad_(False).to(device)
+        self.net: Classifier = net.to(memory_format=torch.channels_last)
         self.device: torch.device = torch.device(device)
 
     @torch.inference_mode()
@@ -310,7 +323,7 @@ class _OwnExtractor:
         features = self.net.features(x)
         return features, self.net.head(features).softmax(1)
 
-# %% ../nbs/09_evaluation.ipynb #e497dd2c
+# %% ../nbs/09_evaluation.ipynb #59e1e470
 def _asset(name: str) -> dict[str, Tensor]:
     "The tensors of a file that came with the classifier."
     from safetensors.torch import load
@@ -325,20 +338,7 @@ def cifar10_extractor(device: str | torch.device = "cpu",    # where to compute
                         strict=False)    # it has no counts of batches, which nothing asks for
     return _OwnExtractor(net, device)
 
-# %% ../nbs/09_evaluation.ipynb #39055a90
-def extract(extractor: Extractor,       # what to call
-            images: Tensor | Images,    # uint8 (N, C, H, W)
-            batch: int = 500,           # images at once
-            progress: bool = False,     # show a bar
-            ) -> tuple[Tensor, Tensor]:   # features (N, D), probabilities (N, K)
-    "Features of a whole set of images, batch by batch."
-    if len(images) == 0: raise ValueError("there is no image to take features of")
-    parts = torch.arange(len(images)).split(batch)
-    found = [extractor(images[i]) for i in tqdm(parts, disable=not progress, desc="features")]
-    features, probabilities = (torch.cat(values) for values in zip(*found))
-    return features, probabilities
-
-# %% ../nbs/09_evaluation.ipynb #18dd9fd2
+# %% ../nbs/09_evaluation.ipynb #3051c546
 def cifar10_statistics(train: bool = True,    # of the 50,000 training images, or the 10,000 others
                        ) -> Statistics:       # in the features of `cifar10_extractor`
     "CIFAR-10 as our classifier sees it; it came with the package, so no image is needed."
@@ -349,7 +349,16 @@ def cifar10_statistics(train: bool = True,    # of the 50,000 training images, o
     lower[*torch.tril_indices(*lower.shape)] = rows
     return Statistics(mean, lower + lower.tril(-1).T, 50_000 if train else 10_000, name)
 
-# %% ../nbs/09_evaluation.ipynb #e6fcf720
+# %% ../nbs/09_evaluation.ipynb #bcc35e54
+def _check_neighbours(queries: Tensor, references: Tensor, k: int) -> None:
+    if 0 in (len(queries), len(references)) or queries.shape[1:] != references.shape[1:]:
+        raise ValueError("queries and references must be items of one shape, one or more of each, "
+                         f"got {tuple(queries.shape)} and {tuple(references.shape)}")
+    if not isinstance(k, int) or not 1 <= k <= len(references):
+        raise ValueError(f"k must be a whole number in 1 .. {len(references)}, the number of "
+                         f"references, got {k!r}")
+
+# %% ../nbs/09_evaluation.ipynb #85043884
 def nearest(queries: Tensor,       # (Q, ...), any dtype: pixels, features, ...
             references: Tensor,    # (R, ...), items of the same shape
             k: int = 1,            # how many neighbours, 1 .. R
@@ -369,14 +378,5 @@ def nearest(queries: Tensor,       # (Q, ...), any dtype: pixels, features, ...
     # now exactly: a copy is at distance 0
     pairs = references[found].flatten(2).double() - queries.flatten(1).double()[:, None]
     exact = pairs.norm(dim=2)
-    order = exact.argsort(1, stable=True)
+    order = exact.argsort(dim=1, stable=True)
     return exact.gather(1, order), found.gather(1, order)
-
-# %% ../nbs/09_evaluation.ipynb #86af9fa6
-def _check_neighbours(queries: Tensor, references: Tensor, k: int) -> None:
-    if 0 in (len(queries), len(references)) or queries.shape[1:] != references.shape[1:]:
-        raise ValueError("queries and references must be items of one shape, one or more of each, "
-                         f"got {tuple(queries.shape)} and {tuple(references.shape)}")
-    if not isinstance(k, int) or not 1 <= k <= len(references):
-        raise ValueError(f"k must be a whole number in 1 .. {len(references)}, the number of "
-                         f"references, got {k!r}")

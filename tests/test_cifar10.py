@@ -13,6 +13,7 @@ import torch
 
 from ddpm_nb import GaussianDiffusion, NoiseSchedule, UNetConfig, load_pretrained, to_model
 from ddpm_nb.engine.recipes import recipe
+from ddpm_nb.evaluation import strata
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "nbs/experiments/cifar10.ipynb"
@@ -118,17 +119,17 @@ def test_the_scripts_explain_themselves(script):
 def test_strata_partition_all_steps_and_the_estimate_is_unbiased():
     "The record's bits/dim are a sum over intervals: these cover every t once, and weigh it once."
     sys.path.insert(0, str(ROOT / "bench"))
-    try: from cifar10_snapshot import bits_per_dim, intervals
+    try: from cifar10_snapshot import bits_per_dim
     finally: sys.path.pop(0)
-    covered = [t for low, high in intervals(1000) for t in range(low, high)]
-    assert covered == list(range(1000)) and len(intervals(1000)) == 32
+    covered = [t for low, high in strata(1000, 32) for t in range(low, high)]
+    assert covered == list(range(1000)) and len(strata(1000, 32)) == 32
     d = GaussianDiffusion(NoiseSchedule.linear())
     seeded = lambda seed: torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (1, 3, 4, 4), dtype=torch.uint8, generator=seeded(0))
     def model(x, t): return x * 0.9
     x0 = to_model(images).expand(64, -1, -1, -1)
     exact = d.bits_per_dim(model, x0, generator=seeded(1))["total"].double()
-    drawn, _ = bits_per_dim(model, d, images.expand(2000, -1, -1, -1), batch=2000)
+    drawn = bits_per_dim(model, d, images.expand(2000, -1, -1, -1), batch=2000).total
     error = math.hypot(exact.std() / 8, drawn.std() / math.sqrt(2000))
     assert abs(exact.mean() - drawn.mean()) < 4 * error and error < 0.2 * exact.mean()
 

@@ -23,7 +23,7 @@ def zero(x, t):
 PROMISED = """
     NoiseSchedule GaussianDiffusion UNet UNetConfig EMA Trainer TrainConfig train
     discretized_gaussian_log_likelihood load_pretrained save_pretrained cifar10 digits
-    to_model to_uint8
+    to_model to_uint8 Statistics frechet_distance inception_score
 """.split()
 BEFORE = """
     discretized_gaussian_log_likelihood gaussian_kl gaussian_log_likelihood variational_bound

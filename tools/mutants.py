@@ -446,6 +446,33 @@ faults(
      "sampling::the_spacing_is_the_samplers_best_unless_named"))
 
 
+faults(
+    "evaluation.py",
+    ("total = total + (high - low) * term", "total = total + term",
+     "evaluation::the_cheap_estimate_is_the_bound_on_average_over_all_it_could_have_drawn"),
+    ("torch.randint(low, high, (count,)", "torch.randint(low, max(high - 1, low + 1), (count,)",
+     "evaluation::the_drawn_steps_are_uniform_and_reach_both_ends"),
+    ("scatter.cpu() / max(n - 1, 1)", "scatter.cpu() / n",
+     "evaluation::statistics_are_numpys_also_over_several_parts"),
+    ("(self.count * other.count / n)", "0 * n",
+     "evaluation::merged_statistics_are_those_of_all_images"),
+    ("(A - B @ (U @ Vh))", "(A - B)",
+     "evaluation::the_distance_of_diagonal_and_of_commuting_covariances"),
+    ("(pairs.sum() + pairs.trace()) / 2", "pairs.sum() / 2",
+     "evaluation::the_bias_of_few_samples_is_what_the_formula_says"),
+    ("probabilities.tensor_split(splits)", "probabilities.flip(0).split(len(probabilities))",
+     "evaluation::the_score_is_taken_part_by_part_in_order"),
+    ("least.indices + start", "least.indices",
+     "evaluation::neighbours_are_those_of_brute_force_for_any_chunk"))
+
+faults(
+    "engine/metrics.py",
+    ("torch.save(_read_pickle(path), own)", "own = path",
+     "metrics::a_pickle_that_would_run_something_is_refused"),
+    ("-{fingerprint(images)}-", "-",
+     "metrics::reference_statistics_are_kept_by_extractor_and_by_content"))
+
+
 def ids(tests):
     "What pytest calls them."
     parts = [name.partition("::") for name in tests.split()]

@@ -29,7 +29,8 @@ TOOLS = ["sphinx", "myst-nb", "myst-parser", "docutils", "pygments", "sphinx-boo
 SECTIONS = {
     "Chapters": ("", ["00_prestudy", "argument"]),
     "Experiments": ("experiments", ["swiss_roll", "digits", "cifar10", "figures", "ablations"]),
-    "The engine": ("engine", ["runs", "files", "recipes", "images", "pretrained", "faster", "cli"]),
+    "The engine": ("engine", ["runs", "files", "recipes", "images", "pretrained", "metrics",
+                              "faster", "cli"]),
     "Appendix": ("appendix", ["paper_map", "notation", "mistakes", "teaching", "plotting"]),
 }
 

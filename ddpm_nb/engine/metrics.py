@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['sample_quality']
 
-# %% ../../nbs/engine/metrics.ipynb #e56cb44b
+# %% ../../nbs/engine/metrics.ipynb #682722f9
 import hashlib
 import re
 import tempfile
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from ..evaluation import (Extractor, Statistics, _check_pixels, _OwnExtractor,
                                 cifar10_statistics, extract, frechet_distance, inception_score)
 from ..schedules import look_up
 
-# %% ../../nbs/engine/metrics.ipynb #0c356c84
+# %% ../../nbs/engine/metrics.ipynb #8de920db
 INCEPTION = "inception-v3-2015-12-05"      # FID and the Inception Score are defined by it
 
 
@@ -44,7 +45,7 @@ class _Inception:
         features, logits = self.net(images.to(self.device))
         return features, logits.softmax(1)
 
-# %% ../../nbs/engine/metrics.ipynb #0206e2ab
+# %% ../../nbs/engine/metrics.ipynb #90ab9b78
 _URL = ("https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
         "weights-inception-2015-12-05-6726825d.pth")
 _SHA256 = "6726825d"      # how it begins; the file's name says so, too
@@ -62,12 +63,12 @@ def _fetched() -> Path:
                       f"is a network, and put it into {path.parent}") from None
     return path
 
-# %% ../../nbs/engine/metrics.ipynb #373256d0
+# %% ../../nbs/engine/metrics.ipynb #c1ac199e
 def inception_extractor(device: str | torch.device = "cpu",    # where to compute
                         weights: str | Path | None = None,     # their file; fetched if None
                         ) -> Extractor:    # (B, 3, H, W) -> features (B, 2048), probabilities
     "What FID and the Inception Score are defined by; torch-fidelity has the network."
-    try: from torch_fidelity import FeatureExtractorInceptionV3
+    try: library = import_module("torch_fidelity")
     except ImportError as e:
         raise ImportError("FID and the Inception Score need torch-fidelity, in the shell: "
                           f"pip install 'ddpm_nb[fid]' ({e})") from None
@@ -78,11 +79,12 @@ def inception_extractor(device: str | torch.device = "cpu",    # where to comput
         # it unpickles whatever it is given: what it is given here holds tensors alone
         own = Path(folder) / "weights.pth"
         torch.save(_read_pickle(path), own)
-        net = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(own))
+        features = ["2048", "logits_unbiased"]
+        net = library.FeatureExtractorInceptionV3("inception", features, str(own))
     name = INCEPTION if digest.startswith(_SHA256) else f"inception-{digest[:8]}"
     return _Inception(net.eval(), name, torch.device(device))
 
-# %% ../../nbs/engine/metrics.ipynb #b02db37b
+# %% ../../nbs/engine/metrics.ipynb #f236d9b9
 def reference_statistics(extractor: Extractor,       # named after its weights, too
                          images: Tensor | Images,    # uint8 (N, C, H, W)
                          name: str,                  # of the images, for a reader of the folder
@@ -102,13 +104,13 @@ def reference_statistics(extractor: Extractor,       # named after its weights, 
                                "count": torch.tensor(s.count)}))
     return s
 
-# %% ../../nbs/engine/metrics.ipynb #ae7ea690
+# %% ../../nbs/engine/metrics.ipynb #9b1d35ae
 class Scores(NamedTuple):
     "What a set of samples is worth, and by whose eyes."
     distance: float               # FID, if the extractor is Inception
     class_score: float            # the Inception Score, if it is: mean over the splits
     standard_deviation: float     # over the splits
-    count: int                    # samples
+    samples: int                  # how many they were
     extractor: str
     reference: str                # what the samples were compared with
 
@@ -117,10 +119,10 @@ class Scores(NamedTuple):
         what = ("FID", "Inception Score") if official else ("distance", "class score")
         eyes = "" if official else f", in the features of {self.extractor}, which are not FID's"
         return (f"{what[0]} {self.distance:.2f}, {what[1]} {self.class_score:.2f} ± "
-                f"{self.standard_deviation:.2f} ({self.count:,} samples against "
+                f"{self.standard_deviation:.2f} ({self.samples:,} samples against "
                 f"{self.reference}{eyes})")
 
-# %% ../../nbs/engine/metrics.ipynb #13e8f07b
+# %% ../../nbs/engine/metrics.ipynb #b371f8d6
 # by name: the images of CIFAR-10 that samples are compared with
 REFERENCES: dict[str, bool] = {"train": True, "test": False}
 
@@ -134,7 +136,7 @@ def _cifar10_reference(extractor: Extractor, part: str, root: str | Path | None,
     images = cifar10(root, train)[0]
     return reference_statistics(extractor, images, f"cifar10-{part}", progress=progress), words
 
-# %% ../../nbs/engine/metrics.ipynb #231b89ab
+# %% ../../nbs/engine/metrics.ipynb #d8d71f15
 def sample_quality(samples: Tensor | Iterable[Tensor],    # uint8 (N, C, H, W); or batches of it
                    extractor: Extractor | None = None,    # Inception, fetched, if None
                    reference: str | Statistics = "train", # or "test", of CIFAR-10; or your data's
@@ -149,7 +151,7 @@ def sample_quality(samples: Tensor | Iterable[Tensor],    # uint8 (N, C, H, W); 
     else: reference, name = _cifar10_reference(extractor, reference, root, progress)
     parts = samples.split(batch) if isinstance(samples, Tensor) else samples
     found = [extractor(x) for x in tqdm(parts, disable=not progress, desc="features")]
-    if not found: raise ValueError("there is no sample to measure")
+    if not sum(len(x) for x, _ in found): raise ValueError("there is no sample to measure")
     features, probabilities = (torch.cat(values) for values in zip(*found))
     s = Statistics.of(features, extractor.name)
     distance = frechet_distance(s, reference)
