@@ -166,6 +166,14 @@ def test_an_image_depends_on_the_seed_and_its_number_alone(run, tmp_path):
     assert not same_pictures(drawn(run, path, "--n", "9", "--seed", "1"), all_of_them)
 
 
+@pytest.mark.parametrize("spacing", ["even", "log_snr"])
+def test_where_the_steps_are_put_is_passed_on(run, tmp_path, spacing):
+    got = drawn(run, tmp_path / "x.npz", "--n", 3, "--sampler", "ddim", "--spacing", spacing)
+    model, d = runs.load_run(run)
+    x = d.sample(model, (3, 1, 16, 16), "ddim", 4, generators(0, range(3)), False, spacing=spacing)
+    assert np.array_equal(got, data.to_uint8(x).permute(0, 2, 3, 1))
+
+
 def test_a_folder_holds_a_png_of_each_image_and_goes_on(run, tmp_path, capsys, monkeypatch):
     from PIL import Image
     monkeypatch.chdir(tmp_path)
@@ -691,7 +699,7 @@ def test_wrong_words_take_one_line(capsys):
      ["unknown key 'diffusion.beta_end'", "diffusion.s,"]),
     (["digits", "--set", "model.depth=1"], ["unknown key 'model.depth'", "unet.KEY"]),
     (["digits", "--set", "batch_size=many"], ["batch_size must be of type int, got 'many'"]),
-    (["digits", "--set", "sampler=euler"], ["one of ddpm, ddim, dpm++, got 'euler'"]),
+    (["digits", "--set", "sampler=euler"], [f"one of {', '.join(sampling.SAMPLERS)}, got 'euler'"]),
     (["digits", "--set", "precision=fp8"], ["one of fp32, bf16, fp16"]),
     (["digits", "--set", "diffusion.schedule=sigmoid"],
      ["one of linear, quadratic, constant, jsd, cosine"]),
@@ -750,7 +758,7 @@ def test_missing_cifar10_says_how_to_get_it(capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("words, parts", [
-    (["--sampler", "euler"], ["one of ddpm, ddim, dpm++, got 'euler'"]),
+    (["--sampler", "euler"], [f"one of {', '.join(sampling.SAMPLERS)}, got 'euler'"]),
     (["--out", "x.bmp"], ["one of .png, .npz, .gif, or in a slash: a folder, got x.bmp"]),
     (["--grid-of", "progress", "--out", "x.gif"], ["must end in one of .png, got x.gif"]),
     (["--grid-of", "progress", "--out", "x/"], ["must end in one of .png, got x/"]),

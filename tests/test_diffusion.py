@@ -351,7 +351,7 @@ def test_one_generator_draws_what_pytorch_draws_with_it():
 
 @pytest.mark.parametrize("generator, said", [
     (seeded(1), "one for each of the 2 items, got 1"), ([], "of the 2 items, got 0"),
-    (0, "or a list of them, got 0"), ([0, 1], "got \\[0, 1\\]"), (iter(()), "got <")])
+    (0, "got 0; torch.Generator"), ([0, 1], "got \\[0, 1\\]"), (iter(()), "got <")])
 def test_generators_that_do_not_fit_are_refused(generator, said):
     with pytest.raises(ValueError, match=f"generator must be .*{said}"):
         randn((2, 3), torch.empty(0), generator)

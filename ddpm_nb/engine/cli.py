@@ -42,9 +42,10 @@ def _source(module: str) -> bytes:      # its text
 def _tree(module: str) -> ast.Module: return ast.parse(_source(module))
 
 # %% ../../nbs/engine/cli.ipynb #c3286073
-_TABLES = {"SCHEDULES": "schedules", "SPACINGS": "schedules", "DECODERS": "bound", "PREDICTIONS": "objective",
-           "VARIANCES": "objective", "LOSSES": "objective", "SAMPLERS": "sampling",
-           "PRECISIONS": "training", "DATASETS": "engine/recipes", "RECIPES": "engine/recipes"}
+_TABLES = {"SCHEDULES": "schedules", "SPACINGS": "schedules", "DECODERS": "bound",
+           "PREDICTIONS": "objective", "VARIANCES": "objective", "LOSSES": "objective",
+           "SAMPLERS": "sampling", "PRECISIONS": "training", "DATASETS": "engine/recipes",
+           "RECIPES": "engine/recipes"}
 
 # %% ../../nbs/engine/cli.ipynb #d63af7f4
 def _table(name: str,               # a name in `_TABLES`
@@ -223,7 +224,7 @@ def _network_arguments(p: _Parser) -> None:
     p.add_argument("--compile", action="store_true",
                    help="compile the network first, a minute or more: for many images")
 
-# %% ../../nbs/engine/cli.ipynb #5d273f3e
+# %% ../../nbs/engine/cli.ipynb #6aa8c4e0
 _SAMPLER, _STEPS = "ddim", 50       # where the words name none
 
 
@@ -243,7 +244,7 @@ def _sampler_arguments(p: argparse._ActionsContainer) -> None:
     p.add_argument("--eta", type=float, default=0.0,
                    help="ddim only: 0 adds no noise on the way, 1 as much as ddpm (default: 0)")
 
-# %% ../../nbs/engine/cli.ipynb #c577f467
+# %% ../../nbs/engine/cli.ipynb #58cf3558
 def _data_arguments(p: _Parser, default: str, split: str = "test") -> None:
     "Which real images, and where they are."
     p.add_argument("--data", help=f"{_either(list(_table('DATASETS')))} (default: {default})")
@@ -377,7 +378,7 @@ def _plan_resumed(args: argparse.Namespace) -> tuple[Path, Recipe]:
         raise ValueError(f"there is no run to resume in {run}")
     return run, _with_settings(before, args)
 
-# %% ../../nbs/engine/cli.ipynb #c2656753
+# %% ../../nbs/engine/cli.ipynb #4ab0fbb5
 def _asked_for(args: argparse.Namespace) -> tuple[str, Recipe]:
     "The recipe that the words name, before `--set` changes it, and a name for its run."
     from ddpm_nb.engine.recipes import RECIPES, recipe
@@ -462,7 +463,7 @@ def _record(samples: Samples,
         if i == steps - 1 or (i + 1) * count // steps > i * count // steps:
             yield f"t = {times[s.t - 1] + 1 if s.t else 0}", s.x.cpu(), s.x0.cpu()
 
-# %% ../../nbs/engine/cli.ipynb #4a080caf
+# %% ../../nbs/engine/cli.ipynb #440b92aa
 def _write_animation(path: Path, samples: Samples, n: int, progress: bool, scale: int | None = None,
                     ) -> Tensor:   # the images, (n, C, H, W)
     "A GIF of how images came about, from the noise on."
@@ -605,7 +606,7 @@ def _check_sample(args: argparse.Namespace) -> None:
     if args.depths and args.grid_of != "interpolation":
         raise ValueError("--depths are those of --grid-of interpolation")
 
-# %% ../../nbs/engine/cli.ipynb #1ef7c251
+# %% ../../nbs/engine/cli.ipynb #ee07eb47
 def _device(wanted: str | None) -> str:
     "The device to compute on; of several processes on a machine with GPUs, each has its own."
     import torch
@@ -615,7 +616,7 @@ def _device(wanted: str | None) -> str:
         torch.cuda.set_device(int(rank) % torch.cuda.device_count())
     return device
 
-# %% ../../nbs/engine/cli.ipynb #f71a2767
+# %% ../../nbs/engine/cli.ipynb #c1e2cef6
 def _samples(args: argparse.Namespace,      # the words of `sample` or `evaluate`
              model: UNet,
              diffusion: GaussianDiffusion,
@@ -652,7 +653,7 @@ def _sample(args: argparse.Namespace) -> int:
     if os.environ.get("RANK", "0") == "0": _result(f"{args.n} {what} in {args.out}")
     return 0
 
-# %% ../../nbs/engine/cli.ipynb #9ba88129
+# %% ../../nbs/engine/cli.ipynb #c5af9be8
 def _fill_folder(args: argparse.Namespace, model: UNet, samples: Samples) -> None:
     "The images that are not there yet, a PNG each."
     from ddpm_nb import __version__
@@ -690,7 +691,7 @@ def _write_gif(path: Path, samples: Samples, args: argparse.Namespace) -> None:
 # by the ending of --out
 _WRITERS = {".png": _write_grid, ".npz": _write_npz, ".gif": _write_gif}
 
-# %% ../../nbs/engine/cli.ipynb #bc4051b4
+# %% ../../nbs/engine/cli.ipynb #4a5ede40
 def _write_progress(path: Path, samples: Samples, args: argparse.Namespace) -> None:
     "Figure 6: x0-hat on the way, from left to right; an image in each row."
     import torch
@@ -700,7 +701,7 @@ def _write_progress(path: Path, samples: Samples, args: argparse.Namespace) -> N
     show_strip(torch.stack([x0 for _, _, x0 in rows], 1), times, path=path,
                title="The guess of the finished image at each t")
 
-# %% ../../nbs/engine/cli.ipynb #08ca1b5a
+# %% ../../nbs/engine/cli.ipynb #10b965e0
 _WEIGHTS = [i / 10 for i in range(11)]      # of the second image
 
 
@@ -727,7 +728,7 @@ def _between(samples: Samples,
         out.append(samples.diffusion.sample(samples.model, x.shape, **decode).cpu())
     return torch.cat(out).unflatten(0, (n, -1))
 
-# %% ../../nbs/engine/cli.ipynb #2ee05960
+# %% ../../nbs/engine/cli.ipynb #5ce75dab
 def _pairs(samples: Samples, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     "The ends, (n, C, H, W): real images if the words name a data set, else samples."
     import torch
@@ -742,7 +743,7 @@ def _pairs(samples: Samples, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     a, b = to_model(images).to(samples.diffusion.device).chunk(2)
     return a, b
 
-# %% ../../nbs/engine/cli.ipynb #098bf302
+# %% ../../nbs/engine/cli.ipynb #d2f8a667
 def _write_interpolation(path: Path, samples: Samples, args: argparse.Namespace) -> None:
     "Figure 8: pairs of images and what lies between them; with several depths a row for each."
     import torch
@@ -808,7 +809,8 @@ def _images(args: argparse.Namespace,      # the words of `evaluate`
                          f"got {name!r}")
     root = args.root or (made_by.root if made_by and made_by.data == name else None)
     train = args.split == "train"
-    images = _with_channels(DATASETS[name](train, root, args.download, image[-1])[0], image[0])
+    images, _ = DATASETS[name](train, root, args.download, image[-1])
+    if name == "folder": images = _with_channels(images, image[0])
     if made_by and name == made_by.data == "folder" and not (train or args.root):
         _check_held_out(_run_checkpoint(args.model).parent.parent, made_by.images)
     if (shape := tuple(images.shape[1:])) != image:
@@ -824,7 +826,7 @@ def _bits_line(bits: Tensor, of: str) -> str:  # (N,), float64
     error = bits.std() / math.sqrt(len(bits))
     return f"{bits.mean():.4f} ± {error:.4f} {bound}, standard error; {len(bits)} {of})"
 
-# %% ../../nbs/engine/cli.ipynb #a353dff9
+# %% ../../nbs/engine/cli.ipynb #02f18f3f
 def _bits(args: argparse.Namespace, model: UNet, diffusion: GaussianDiffusion,
          ) -> tuple[dict[str, Any], str]:
     "The bound on real images: all of it as JSON can hold it, and in words."
@@ -848,7 +850,7 @@ def _bits(args: argparse.Namespace, model: UNet, diffusion: GaussianDiffusion,
             "seed": args.seed, "seconds": round(seconds, 1), "device": str(diffusion.device),
             "images": each}, line
 
-# %% ../../nbs/engine/cli.ipynb #00b464f6
+# %% ../../nbs/engine/cli.ipynb #994c16b2
 def _extractor(device: torch.device) -> Extractor:
     "Inception, if it is to be had; else our classifier, and word of it."
     from ddpm_nb.engine.metrics import inception_extractor
@@ -858,7 +860,7 @@ def _extractor(device: torch.device) -> Extractor:
         _log(f"ddpm-nb: {e}; so our own classifier looks, whose distance is not FID")
         return cifar10_extractor(device)
 
-# %% ../../nbs/engine/cli.ipynb #7d59d7f7
+# %% ../../nbs/engine/cli.ipynb #33e811b2
 def _quality(args: argparse.Namespace, model: UNet, diffusion: GaussianDiffusion,
             ) -> tuple[dict[str, Any], str]:
     "The distance of samples from CIFAR-10, and their class score: as JSON can hold it, in words."
@@ -944,7 +946,7 @@ def _about_run(name: str) -> Iterator[str]:
 def _keys(part: str, values: dict[str, Any]) -> str:
     return f"{part:<12} " + ", ".join(f"{k}={v}" for k, v in values.items())
 
-# %% ../../nbs/engine/cli.ipynb #aab90c38
+# %% ../../nbs/engine/cli.ipynb #915d660e
 def _trained_on(folder: Path) -> str:
     "What a model's card says of its data; nothing if there is none, or not in a form known here."
     card = folder / "README.md"
