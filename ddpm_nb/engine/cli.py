@@ -15,7 +15,7 @@ from pkgutil import get_data
 from typing import TYPE_CHECKING, Any
 
 # %% auto #0
-__all__ = ['parser', 'main']
+__all__ = ['main']
 
 # %% ../../nbs/engine/cli.ipynb #b69eb3b5
 if TYPE_CHECKING:      # for type checkers alone: a command that is only parsed imports no torch
@@ -701,7 +701,7 @@ def _write_progress(path: Path, samples: Samples, args: argparse.Namespace) -> N
     show_strip(torch.stack([x0 for _, _, x0 in rows], 1), times, path=path,
                title="The guess of the finished image at each t")
 
-# %% ../../nbs/engine/cli.ipynb #10b965e0
+# %% ../../nbs/engine/cli.ipynb #7959843e
 _WEIGHTS = [i / 10 for i in range(11)]      # of the second image
 
 
@@ -719,23 +719,25 @@ def _between(samples: Samples,
     own = generators(seed, range(2 * n, 3 * n))       # the ends may be samples 0 .. 2n-1
     encoded = [d.q_sample(x, t.expand(n), randn(x.shape, x, own)) for x in (a, b)]
     weights = torch.tensor(_WEIGHTS, device=a.device).view(-1, 1, 1, 1)
-    mixed = torch.lerp(*(x.unsqueeze(1) for x in encoded), weights).flatten(0, 1)
+    first, last = (x.unsqueeze(1) for x in encoded)
+    mixed = torch.lerp(first, last, weights).flatten(0, 1)
     numbers = torch.arange(3 * n, 4 * n).repeat_interleave(len(_WEIGHTS))
     out: list[Tensor] = []
     for x, who in zip(mixed.split(batch), numbers.split(batch)):
         own = generators(seed, who.tolist())
-        decode = options | dict(generator=own, noise=x, start=int(t), progress=False)
+        decode = options | dict[str, Any](generator=own, noise=x, start=int(t), progress=False)
         out.append(samples.diffusion.sample(samples.model, x.shape, **decode).cpu())
     return torch.cat(out).unflatten(0, (n, -1))
 
-# %% ../../nbs/engine/cli.ipynb #5ce75dab
+# %% ../../nbs/engine/cli.ipynb #fc31f4eb
 def _pairs(samples: Samples, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     "The ends, (n, C, H, W): real images if the words name a data set, else samples."
     import torch
     from ddpm_nb.data import to_model
     if not args.data: images = samples.draw(range(2 * args.n), not args.quiet)
     else:
-        _, found = _images(args, samples.image)
+        channels, height, width = samples.image
+        _, found = _images(args, (channels, height, width))
         if len(found) < 2 * args.n:
             raise ValueError(f"{args.n} pairs need {2 * args.n} images, there are {len(found)}")
         chosen = torch.randperm(len(found), generator=torch.Generator().manual_seed(args.seed))
