@@ -62,7 +62,7 @@ def noise_like(x: Tensor,              # data, floating point
     same_shape(x, noise=noise)
     return noise.to(x.dtype)
 
-# %% ../nbs/02_diffusion.ipynb #bc79b2b9
+# %% ../nbs/02_diffusion.ipynb #4e910041
 Generators = torch.Generator | Sequence[torch.Generator]    # one for all items, or one for each
 
 

@@ -404,6 +404,14 @@ def test_fid_is_named_so_only_in_inceptions_eyes(tmp_path, capsys, monkeypatch):
     found = json.loads(evaluated(capsys, *words, "--json"))
     assert found["measure"] == "classifier distance, which is not FID" and found["n"] == 24
     assert asked == ["train", "test", "train"]
+    folder = str(tmp_path / "drawn")
+    words = ["sample", model, "--n", "24", "--steps", "2", "--quiet", "--device", "cpu", "--out"]
+    assert main([*words, folder]) == 0
+    again = json.loads(evaluated(capsys, folder, "--fid", "--json"))
+    assert again["value"] == pytest.approx(found["value"], rel=1e-3) and again["n"] == 24
+    assert again["made"]["sampler"] == "ddim" and again["made"]["steps"] == 2
+    fails(capsys, ["evaluate", folder, "--fid", "--n", "25", "--device", "cpu"],
+          "holds 24 images, fewer than --n 25")
 
 
 def test_info_tells_of_a_model_wherever_it_is(run, tmp_path, capsys):

@@ -427,6 +427,7 @@ faults(
     ("torch.cuda.set_device(int(rank) %", "torch.cuda.set_device(0 * int(rank) %",
      "cli::each_process_has_a_gpu_of_its_own"))
 
+faults(
     "schedules.py",
     ("halfway = (rising[1:] + rising[:-1]) / 2", "halfway = rising[1:]",
      "schedules::steps_even_in_log_snr_are_the_nearest_whole_times"),

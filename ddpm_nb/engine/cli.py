@@ -224,7 +224,7 @@ def _network_arguments(p: _Parser) -> None:
     p.add_argument("--compile", action="store_true",
                    help="compile the network first, a minute or more: for many images")
 
-# %% ../../nbs/engine/cli.ipynb #6aa8c4e0
+# %% ../../nbs/engine/cli.ipynb #5d273f3e
 _SAMPLER, _STEPS = "ddim", 50       # where the words name none
 
 
@@ -244,7 +244,7 @@ def _sampler_arguments(p: argparse._ActionsContainer) -> None:
     p.add_argument("--eta", type=float, default=0.0,
                    help="ddim only: 0 adds no noise on the way, 1 as much as ddpm (default: 0)")
 
-# %% ../../nbs/engine/cli.ipynb #58cf3558
+# %% ../../nbs/engine/cli.ipynb #c577f467
 def _data_arguments(p: _Parser, default: str, split: str = "test") -> None:
     "Which real images, and where they are."
     p.add_argument("--data", help=f"{_either(list(_table('DATASETS')))} (default: {default})")
@@ -378,7 +378,7 @@ def _plan_resumed(args: argparse.Namespace) -> tuple[Path, Recipe]:
         raise ValueError(f"there is no run to resume in {run}")
     return run, _with_settings(before, args)
 
-# %% ../../nbs/engine/cli.ipynb #4ab0fbb5
+# %% ../../nbs/engine/cli.ipynb #c2656753
 def _asked_for(args: argparse.Namespace) -> tuple[str, Recipe]:
     "The recipe that the words name, before `--set` changes it, and a name for its run."
     from ddpm_nb.engine.recipes import RECIPES, recipe
@@ -463,7 +463,7 @@ def _record(samples: Samples,
         if i == steps - 1 or (i + 1) * count // steps > i * count // steps:
             yield f"t = {times[s.t - 1] + 1 if s.t else 0}", s.x.cpu(), s.x0.cpu()
 
-# %% ../../nbs/engine/cli.ipynb #440b92aa
+# %% ../../nbs/engine/cli.ipynb #4a080caf
 def _write_animation(path: Path, samples: Samples, n: int, progress: bool, scale: int | None = None,
                     ) -> Tensor:   # the images, (n, C, H, W)
     "A GIF of how images came about, from the noise on."
@@ -606,7 +606,7 @@ def _check_sample(args: argparse.Namespace) -> None:
     if args.depths and args.grid_of != "interpolation":
         raise ValueError("--depths are those of --grid-of interpolation")
 
-# %% ../../nbs/engine/cli.ipynb #ee07eb47
+# %% ../../nbs/engine/cli.ipynb #1ef7c251
 def _device(wanted: str | None) -> str:
     "The device to compute on; of several processes on a machine with GPUs, each has its own."
     import torch
@@ -616,7 +616,7 @@ def _device(wanted: str | None) -> str:
         torch.cuda.set_device(int(rank) % torch.cuda.device_count())
     return device
 
-# %% ../../nbs/engine/cli.ipynb #c1e2cef6
+# %% ../../nbs/engine/cli.ipynb #f71a2767
 def _samples(args: argparse.Namespace,      # the words of `sample` or `evaluate`
              model: UNet,
              diffusion: GaussianDiffusion,
@@ -653,7 +653,7 @@ def _sample(args: argparse.Namespace) -> int:
     if os.environ.get("RANK", "0") == "0": _result(f"{args.n} {what} in {args.out}")
     return 0
 
-# %% ../../nbs/engine/cli.ipynb #c5af9be8
+# %% ../../nbs/engine/cli.ipynb #9ba88129
 def _fill_folder(args: argparse.Namespace, model: UNet, samples: Samples) -> None:
     "The images that are not there yet, a PNG each."
     from ddpm_nb import __version__
@@ -691,7 +691,7 @@ def _write_gif(path: Path, samples: Samples, args: argparse.Namespace) -> None:
 # by the ending of --out
 _WRITERS = {".png": _write_grid, ".npz": _write_npz, ".gif": _write_gif}
 
-# %% ../../nbs/engine/cli.ipynb #4a5ede40
+# %% ../../nbs/engine/cli.ipynb #bc4051b4
 def _write_progress(path: Path, samples: Samples, args: argparse.Namespace) -> None:
     "Figure 6: x0-hat on the way, from left to right; an image in each row."
     import torch
@@ -701,7 +701,7 @@ def _write_progress(path: Path, samples: Samples, args: argparse.Namespace) -> N
     show_strip(torch.stack([x0 for _, _, x0 in rows], 1), times, path=path,
                title="The guess of the finished image at each t")
 
-# %% ../../nbs/engine/cli.ipynb #7959843e
+# %% ../../nbs/engine/cli.ipynb #eb2ce49a
 _WEIGHTS = [i / 10 for i in range(11)]      # of the second image
 
 
@@ -729,7 +729,7 @@ def _between(samples: Samples,
         out.append(samples.diffusion.sample(samples.model, x.shape, **decode).cpu())
     return torch.cat(out).unflatten(0, (n, -1))
 
-# %% ../../nbs/engine/cli.ipynb #fc31f4eb
+# %% ../../nbs/engine/cli.ipynb #8e44a0fe
 def _pairs(samples: Samples, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     "The ends, (n, C, H, W): real images if the words name a data set, else samples."
     import torch
@@ -745,7 +745,7 @@ def _pairs(samples: Samples, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     a, b = to_model(images).to(samples.diffusion.device).chunk(2)
     return a, b
 
-# %% ../../nbs/engine/cli.ipynb #d2f8a667
+# %% ../../nbs/engine/cli.ipynb #098bf302
 def _write_interpolation(path: Path, samples: Samples, args: argparse.Namespace) -> None:
     "Figure 8: pairs of images and what lies between them; with several depths a row for each."
     import torch
@@ -768,7 +768,8 @@ _FIGURES = {"progress": _write_progress, "interpolation": _write_interpolation}
 # %% ../../nbs/engine/cli.ipynb #f9572c85
 def _evaluate_arguments(p: _Parser) -> None:
     "The words of `ddpm-nb evaluate`."
-    p.add_argument("model", type=_name, help="as for sample")
+    p.add_argument("model", type=_name, help="as for sample; with --fid also a folder that "
+                   "sample has filled")
     p.add_argument("-n", "--n", type=_positive_int,
                    help="images (default: 64; with --fid as the paper, 50,000)")
     p.add_argument("--terms", type=_positive_int,
@@ -828,12 +829,12 @@ def _bits_line(bits: Tensor, of: str) -> str:  # (N,), float64
     error = bits.std() / math.sqrt(len(bits))
     return f"{bits.mean():.4f} ± {error:.4f} {bound}, standard error; {len(bits)} {of})"
 
-# %% ../../nbs/engine/cli.ipynb #02f18f3f
-def _bits(args: argparse.Namespace, model: UNet, diffusion: GaussianDiffusion,
-         ) -> tuple[dict[str, Any], str]:
+# %% ../../nbs/engine/cli.ipynb #50120ed3
+def _bits(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     "The bound on real images: all of it as JSON can hold it, and in words."
     import torch
     from ddpm_nb.evaluation import likelihood
+    model, diffusion = _load_model(args.model, args.weights == "averaged", _device(args.device))
     name, images = _images(args, _image_shape(args.model, model))
     split = args.split or "test"
     generator = torch.Generator().manual_seed(args.seed)
@@ -852,7 +853,7 @@ def _bits(args: argparse.Namespace, model: UNet, diffusion: GaussianDiffusion,
             "seed": args.seed, "seconds": round(seconds, 1), "device": str(diffusion.device),
             "images": each}, line
 
-# %% ../../nbs/engine/cli.ipynb #994c16b2
+# %% ../../nbs/engine/cli.ipynb #00b464f6
 def _extractor(device: torch.device) -> Extractor:
     "Inception, if it is to be had; else our classifier, and word of it."
     from ddpm_nb.engine.metrics import inception_extractor
@@ -862,31 +863,45 @@ def _extractor(device: torch.device) -> Extractor:
         _log(f"ddpm-nb: {e}; so our own classifier looks, whose distance is not FID")
         return cifar10_extractor(device)
 
-# %% ../../nbs/engine/cli.ipynb #33e811b2
-def _quality(args: argparse.Namespace, model: UNet, diffusion: GaussianDiffusion,
-            ) -> tuple[dict[str, Any], str]:
-    "The distance of samples from CIFAR-10, and their class score: as JSON can hold it, in words."
-    from ddpm_nb.engine.many import drawn_batches
-    from ddpm_nb.engine.metrics import INCEPTION, sample_quality
-    n, batch, start = args.n or 50_000, args.batch or 64, time.monotonic()
+# %% ../../nbs/engine/cli.ipynb #6c8251f6
+def _to_measure(args: argparse.Namespace, device: str,
+               ) -> tuple[Iterator[Tensor], int, dict[str, Any]]:   # uint8; how many; how made
+    "Samples of a model, drawn now; or those that `sample` has put into a folder."
+    from ddpm_nb.engine.many import drawn_batches, read_back, settings_in
+    folder, batch = Path(args.model), args.batch or 64
+    if (folder / "settings.json").is_file():
+        there = sum(1 for _ in folder.glob("*.png"))
+        if (n := args.n or there) > there:
+            raise ValueError(f"{folder} holds {there:,} images, fewer than --n {n:,}")
+        return read_back(folder, n, batch), n, settings_in(folder) or {}
+    model, diffusion = _load_model(args.model, args.weights == "averaged", device)
+    n = args.n or 50_000
     samples = _samples(args, model, diffusion, min(n, batch))
-    extractor = _extractor(diffusion.device)
-    found = sample_quality(drawn_batches(samples, n, batch, not args.quiet), extractor,
-                           args.split or "train", root=args.root)
-    seconds, o = time.monotonic() - start, samples.options
-    how = f"{o['sampler']}, {o['steps']} steps, {seconds:.0f} s on {diffusion.device}"
+    return (drawn_batches(samples, n, batch, not args.quiet), n,
+            {**samples.options, "seed": args.seed})
+
+# %% ../../nbs/engine/cli.ipynb #7b1d8cb9
+def _quality(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    "The distance of samples from CIFAR-10, and their class score: as JSON can hold it, in words."
+    import torch
+    from ddpm_nb.engine.metrics import INCEPTION, sample_quality
+    device, start = _device(args.device), time.monotonic()
+    batches, n, made = _to_measure(args, device)
+    found = sample_quality(batches, _extractor(torch.device(device)), args.split or "train",
+                           root=args.root)
+    seconds = time.monotonic() - start
     what = "FID" if found.extractor == INCEPTION else "classifier distance, which is not FID"
+    line = f"{found}; {made['sampler']}, {made['steps']} steps, {seconds:.0f} s on {device}"
     return {"measure": what, "value": found.distance, "class_score": found.class_score,
             "class_score_sd": found.standard_deviation, "n": n, "extractor": found.extractor,
-            "reference": found.reference, **o, "seed": args.seed, "seconds": round(seconds, 1),
-            "device": str(diffusion.device)}, f"{found}; {how}"
+            "reference": found.reference, "made": made, "seconds": round(seconds, 1),
+            "device": device}, line
 
 # %% ../../nbs/engine/cli.ipynb #4caccb20
 def _evaluate(args: argparse.Namespace) -> int:
     "Measure the bound on held-out images, in bits/dim with its standard error; or samples."
     from ddpm_nb.engine.files import replacing
-    model, diffusion = _load_model(args.model, args.weights == "averaged", _device(args.device))
-    found, line = (_quality if args.fid else _bits)(args, model, diffusion)
+    found, line = (_quality if args.fid else _bits)(args)
     text = json.dumps({"model": args.model, **found}, indent=1)
     if args.out:
         with replacing(args.out) as part: part.write_text(text + "\n")
@@ -948,7 +963,7 @@ def _about_run(name: str) -> Iterator[str]:
 def _keys(part: str, values: dict[str, Any]) -> str:
     return f"{part:<12} " + ", ".join(f"{k}={v}" for k, v in values.items())
 
-# %% ../../nbs/engine/cli.ipynb #915d660e
+# %% ../../nbs/engine/cli.ipynb #ce566fc8
 def _trained_on(folder: Path) -> str:
     "What a model's card says of its data; nothing if there is none, or not in a form known here."
     card = folder / "README.md"

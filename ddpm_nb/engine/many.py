@@ -78,7 +78,7 @@ def _settling(settings: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if k != "made_by"}
 
 
-def _settings_in(folder: Path) -> dict[str, Any] | None:
+def settings_in(folder: Path) -> dict[str, Any] | None:
     "What made the images in a folder; None if it holds nothing yet."
     path = folder / "settings.json"
     try: settings = json.loads(path.read_text())
@@ -92,7 +92,7 @@ def _settings_in(folder: Path) -> dict[str, Any] | None:
 # %% ../../nbs/engine/many.ipynb #2c3d0333
 def _open(folder: Path, n: int, settings: dict[str, Any]) -> None:
     "See that the folder is for these images, and say in it which they are. ValueError if not."
-    there = _settings_in(folder)
+    there = settings_in(folder)
     if there is None:
         with replacing(folder / "settings.json") as part:
             part.write_text(json.dumps(settings, indent=1) + "\n")
@@ -185,6 +185,20 @@ def _drawn(samples: Samples, todo: list[range], bar: tqdm) -> Iterator[tuple[ran
     for indices in todo:
         yield indices, samples.draw(indices)
         bar.update(len(indices))
+
+# %% ../../nbs/engine/many.ipynb #9f5642b8
+def read_back(folder: Path,
+              n: int,           # images 0 .. n-1, which are there
+              batch: int = 64,  # images at once
+             ) -> Iterator[Tensor]:   # uint8 (B, C, H, W)
+    "The images of a folder that `fill` made, by number."
+    from PIL import Image
+    for indices in in_batches(n, batch):
+        pixels = []
+        for i in indices:
+            with Image.open(place_of(folder, i)) as im: pixels.append(np.array(im))
+        x = torch.from_numpy(np.stack(pixels))
+        yield x.unsqueeze(1) if x.ndim == 3 else x.movedim(3, 1)
 
 # %% ../../nbs/engine/many.ipynb #9540a144
 def write_npz(path: Path,          # the archive
