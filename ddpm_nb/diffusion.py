@@ -6,7 +6,7 @@
 __all__ = ['extract', 'ForwardProcess']
 
 # %% ../nbs/02_diffusion.ipynb #578b5a07
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -62,19 +62,41 @@ def noise_like(x: Tensor,              # data, floating point
     same_shape(x, noise=noise)
     return noise.to(x.dtype)
 
+# %% ../nbs/02_diffusion.ipynb #4e910041
+Generators = torch.Generator | Sequence[torch.Generator]    # one for all items, or one for each
+
+
+def _one_each(generator: Generators | None, items: int) -> Sequence[torch.Generator]:
+    "The generators of a batch whose items have one each; none if they share what there is."
+    if generator is None or isinstance(generator, torch.Generator): return ()
+    if isinstance(generator, Sequence) and all(isinstance(g, torch.Generator) for g in generator):
+        if len(generator) == items: return generator
+        raise ValueError(f"generator must be one for all, or one for each of the {items} items, "
+                         f"got {len(generator)}")
+    raise ValueError(f"generator must be a torch.Generator, got {generator!r}; "
+                     "torch.Generator().manual_seed(0) makes one (a list has one for each item)")
+
 # %% ../nbs/02_diffusion.ipynb #7398b1f4
-def randn(shape: tuple[int, ...],                     # what to draw
-          like: Tensor,                               # gives dtype and device
-          generator: torch.Generator | None = None,   # its device is where the numbers are drawn
-          ) -> Tensor:                                # standard normal
+def randn(shape: tuple[int, ...],                # what to draw
+          like: Tensor,                          # gives dtype and device
+          generator: Generators | None = None,   # its device is where the numbers are drawn
+          ) -> Tensor:                           # standard normal
     "Standard normal noise. A CPU generator gives the same numbers whatever the device of `like`."
+<<<<<<< HEAD
     if not isinstance(generator, torch.Generator | None):
         raise ValueError(f"generator must be a torch.Generator, got {generator!r}; "
                          "torch.Generator().manual_seed(0) makes one")
     device = like.device if generator is None else generator.device
+=======
+    own = _one_each(generator, shape[0] if shape else 0)
+    one = None if isinstance(generator, Sequence) else generator
+    device = like.device if (first := own[0] if own else one) is None else first.device
+>>>>>>> cli
     pinned = device.type == "cpu" and like.device.type == "cuda"     # so that nobody waits
-    noise = torch.randn(shape, generator=generator, dtype=like.dtype, device=device,
-                        pin_memory=pinned)
+    noise = torch.empty(shape, dtype=like.dtype, device=device, pin_memory=pinned)
+    if own:
+        for item, g in zip(noise, own): item.normal_(generator=g)
+    else: noise.normal_(generator=one)
     return noise.to(like.device, non_blocking=pinned)
 
 # %% ../nbs/02_diffusion.ipynb #a7c6cbeb

@@ -18,8 +18,9 @@ import pytest
 import torch
 
 from ddpm_nb import GaussianDiffusion, UNetConfig, data, sampling, training
-from ddpm_nb.engine import cli, faster, images, recipes, runs
+from ddpm_nb.engine import cli, faster, images, many, recipes, runs
 from ddpm_nb.engine.cli import main
+from ddpm_nb.engine.many import generators
 from ddpm_nb.schedules import SCHEDULES
 
 ROOT = Path(cli.__file__).parents[2]
@@ -100,7 +101,7 @@ def test_ctrl_c_saves_and_tells_how_to_go_on(tmp_path):
     assert len(runs.checkpoints(tmp_path / "r")) == 1
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
+@pytest.mark.parametrize("sampler", sampling.SAMPLERS)
 def test_sample_writes_a_grid_that_depends_on_the_seed_alone(run, tmp_path, sampler):
     files = []
     for name, seed in [("a", 0), ("b", 0), ("c", 1)]:
@@ -132,7 +133,7 @@ def test_sample_passes_its_options_on(run, tmp_path):
         with np.load(tmp_path / "x.npz") as f: files.append(torch.from_numpy(f["arr_0"]))
     model, d = runs.load_run(run)
     for got, options in zip(files, (dict(), dict(clip=False), dict(eta=1.0))):
-        noise = torch.Generator().manual_seed(0)
+        noise = generators(0, range(4))
         x = d.sample(model, (4, 1, 16, 16), "ddim", 8, noise, progress=False, **options)
         assert torch.equal(got, data.to_uint8(x).permute(0, 2, 3, 1))
     assert not torch.equal(files[0], files[1]) and not torch.equal(files[0], files[2])
@@ -142,6 +143,127 @@ def test_no_memory_is_told_in_one_line(run, capsys, monkeypatch):
     def no_memory(*args, **kwargs): raise torch.cuda.OutOfMemoryError("CUDA out of memory")
     monkeypatch.setattr(cli, "_load_model", no_memory)
     fails(capsys, ["sample", run, "--device", "cpu"], "not enough memory: choose a smaller --batch")
+
+
+def drawn(run, path, *words):
+    "The images that `sample` puts into an archive."
+    words = ["--steps", "4", "--sampler", "ddpm", "--quiet", "--device", "cpu", *words]
+    assert main([str(w) for w in ("sample", run, "--out", path, *words)]) == 0
+    with np.load(path) as f: return f["arr_0"]
+
+
+def same_pictures(a, b):
+    "Equal but for roundings: at most 1 of 255, and that in few of the pixels."
+    apart = abs(a.astype(int) - b)
+    return a.shape == b.shape and apart.max() <= 1 and (apart > 0).mean() < 0.01
+
+
+def test_an_image_depends_on_the_seed_and_its_number_alone(run, tmp_path):
+    path = tmp_path / "x.npz"
+    all_of_them = drawn(run, path, "--n", "9")
+    for n, batch in ((9, 2), (9, 4), (5, 64), (1, 1)):
+        assert same_pictures(drawn(run, path, "--n", n, "--batch", batch), all_of_them[:n])
+    assert not same_pictures(drawn(run, path, "--n", "9", "--seed", "1"), all_of_them)
+
+
+@pytest.mark.parametrize("spacing", ["even", "log_snr"])
+def test_where_the_steps_are_put_is_passed_on(run, tmp_path, spacing):
+    got = drawn(run, tmp_path / "x.npz", "--n", 3, "--sampler", "ddim", "--spacing", spacing)
+    model, d = runs.load_run(run)
+    x = d.sample(model, (3, 1, 16, 16), "ddim", 4, generators(0, range(3)), False, spacing=spacing)
+    assert np.array_equal(got, data.to_uint8(x).permute(0, 2, 3, 1))
+
+
+def test_a_folder_holds_a_png_of_each_image_and_goes_on(run, tmp_path, capsys, monkeypatch):
+    from PIL import Image
+    monkeypatch.chdir(tmp_path)
+    words = ["sample", str(run), "--steps", "4", "--sampler", "ddpm", "--batch", "4", "--quiet",
+             "--device", "cpu", "--out"]
+    archive = drawn(run, "x.npz", "--n", "10", "--batch", "4")
+    for n, out in ((6, "here/"), (10, "here/"), (10, "here")):
+        assert main([*words, out, "--n", str(n)]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == f"{n} samples in {out}"
+    read = np.stack([np.asarray(Image.open(f"here/{i:06}.png")) for i in range(10)])
+    assert np.array_equal(read, archive[..., 0])
+    settings = json.loads(Path("here/settings.json").read_text())
+    assert settings["spacing"] == "even"
+    assert settings["sampler"] == "ddpm" and settings["steps"] == 4 and settings["seed"] == 0
+    fails(capsys, [*words, "here/", "--n", "10", "--seed", "1"], "seed is 0 there and 1 here")
+    fails(capsys, [*words, "here/", "--n", "10", "--weights", "last"], "weights is")
+    fails(capsys, [*words, "here/", "--n", "9"], "ask for 10 of them or more")
+    fails(capsys, ["sample", "digits", "--out", "here/", "--device", "cpu"], "schedule is")
+    assert len(os.listdir("here")) == 11
+
+
+def test_several_processes_write_no_one_file(run, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    fails(capsys, ["sample", run, "--out", "x.npz"], "several processes fill a folder", "--out")
+
+
+def test_torchrun_shares_a_folder(run, tmp_path):
+    "-n, because torchrun on an older Python takes --n for an abbreviation of options of its own."
+    words = ["sample", str(run), "-n", "10", "--batch", "2", "--quiet", "--device", "cpu", "--out"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([*launch, "-m", "ddpm_nb", *words, str(tmp_path / "two")], text=True,
+                          capture_output=True, env=ENV, timeout=540)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"10 samples in {tmp_path / 'two'}\n"
+    assert main([*words, str(tmp_path / "one")]) == 0
+    one, two = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()}
+                for name in ("one", "two"))
+    assert one == two and len(one) == 11
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    for rank in ("0", "3", "5"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert cli._device(None) == "cuda"
+    assert cli._device("cpu") == "cpu" and taken == [0, 3, 1]
+
+
+def test_the_figures_of_the_paper_are_drawn_of_any_model(run, tmp_path):
+    from PIL import Image
+    sample = ["sample", str(run), "--n", "2", "--quiet", "--device", "cpu", "--out"]
+    words = {"progress": [], "between": ["--depths", "4", "8"], "real": ["--data", "digits"]}
+    sizes = {}
+    for name, more in words.items():
+        figure = "progress" if name == "progress" else "interpolation"
+        path = tmp_path / f"{name}.png"
+        assert main([*sample, str(path), "--grid-of", figure, *more]) == 0
+        with Image.open(path) as im: sizes[name] = im.size
+    assert sizes["between"][1] > sizes["real"][1] > 0          # four rows, and two
+
+
+def test_what_lies_between_two_images_is_what_interpolate_makes(run):
+    "Against `GaussianDiffusion.interpolate`, by algorithm 2, with the same noise."
+    model, d = runs.load_run(run)
+    s = many.Samples(d, model, (1, 16, 16), 5, dict(sampler="ddpm", steps=8))
+    a, b = data.to_model(data.digits()[0][:4]).chunk(2)
+    rows = cli._between(s, a, b, depth=6, batch=64)
+    assert rows.shape == (2, 11, 1, 16, 16)
+    for k in (0, 3, 10):
+        encode, decode = generators(5, range(4, 6)), generators(5, range(6, 8))
+        z = [torch.stack([torch.randn(x[0].shape, generator=g) for g in encode]) for x in (a, b)]
+        t = torch.full((2,), 5)
+        x_t = torch.lerp(d.q_sample(a, t, z[0]), d.q_sample(b, t, z[1]), k / 10)
+        want = d.sample(model, a.shape, "ddpm", generator=decode, progress=False, noise=x_t,
+                        start=5)
+        assert torch.allclose(rows[:, k], want, atol=1e-5)
+    again = cli._between(s, a, b, depth=6, batch=3)
+    assert torch.allclose(again, rows, atol=1e-5)
+
+
+def test_the_guesses_end_in_the_images(run):
+    model, d = runs.load_run(run)
+    s = many.Samples(d, model, (1, 16, 16), 0, dict(sampler="ddim", steps=8))
+    labels, states, guesses = zip(*cli._record(s, 3, False, count=4))
+    assert labels == ("t = 6", "t = 4", "t = 2", "t = 0")
+    assert torch.equal(guesses[-1], states[-1])              # the last step ends in x0-hat itself
+    assert torch.equal(data.to_uint8(states[-1]), s.draw(range(3)))
 
 
 def test_sample_makes_an_animation(run, tmp_path):
@@ -185,8 +307,7 @@ def test_half_precision_is_the_networks_under_autocast(tmp_path):
         out = str(tmp_path / f"{precision}.npz")
         assert main([*words, "--precision", precision, "--out", out]) == 0
     with torch.autocast("cpu", torch.bfloat16):
-        noise = torch.Generator().manual_seed(0)
-        x = d.sample(net, (4, 1, 16, 16), "ddim", 10, noise, progress=False)
+        x = d.sample(net, (4, 1, 16, 16), "ddim", 10, generators(0, range(4)), progress=False)
     full, half = (np.load(tmp_path / f"{precision}.npz")["arr_0"] for precision in ("fp32", "bf16"))
     assert np.array_equal(half, data.to_uint8(x).permute(0, 2, 3, 1).numpy())
     assert not np.array_equal(half, full)
@@ -194,7 +315,7 @@ def test_half_precision_is_the_networks_under_autocast(tmp_path):
 
 def test_an_interrupted_sample_leaves_no_file(run, tmp_path, monkeypatch):
     def interrupted(*args, **kwargs): raise KeyboardInterrupt
-    monkeypatch.setattr(cli, "_write_npz", interrupted)
+    monkeypatch.setattr(many, "write_npz", interrupted)
     out = str(tmp_path / "x.npz")
     assert main(["sample", str(run), "--n", "4", "--out", out, "--quiet"]) == 130
     assert list(tmp_path.iterdir()) == []
@@ -215,10 +336,147 @@ def test_evaluate_prints_the_bound_and_its_standard_error(run, capsys):
     assert error == pytest.approx(total.std().item() / 6**0.5, abs=1e-3)
 
 
+def evaluated(capsys, *words):
+    capsys.readouterr()
+    assert main(["evaluate", *map(str, words), "--quiet", "--device", "cpu"]) == 0
+    return capsys.readouterr().out
+
+
+def test_evaluate_says_the_same_as_json_image_by_image(run, tmp_path, capsys):
+    words, out = [run, "--n", "5", "--batch", "2"], tmp_path / "deep" / "found.json"
+    line = evaluated(capsys, *words)
+    found = json.loads(evaluated(capsys, *words, "--json", "--out", out))
+    assert evaluated(capsys, *words, "--out", out).split(",")[0] == line.split(",")[0]
+    written, seconds = json.loads(out.read_text()), "seconds"
+    assert {k: v for k, v in written.items() if k != seconds} == \
+        {k: v for k, v in found.items() if k != seconds}
+    bits = torch.tensor([image["bits_per_dim"] for image in found["images"]], dtype=torch.float64)
+    assert found["value"] == pytest.approx(bits.mean().item())
+    assert found["standard_error"] == pytest.approx(bits.std().item() / 5**0.5)
+    assert line.startswith(f"{found['value']:.4f} ± {found['standard_error']:.4f} bits/dim")
+    chosen = torch.randperm(297, generator=torch.Generator().manual_seed(0))[:5].tolist()
+    assert [image["index"] for image in found["images"]] == chosen
+    assert found["data"] == "digits" and found["split"] == "test" and found["terms"] == 8
+    assert list(out.parent.iterdir()) == [out]
+    alone = json.loads(evaluated(capsys, run, "--n", "1", "--json"))
+    assert alone["standard_error"] is None and alone["n"] == 1
+
+
+def test_evaluate_estimates_the_bound_from_some_of_its_terms(run, capsys):
+    found = json.loads(evaluated(capsys, run, "--n", "3", "--terms", "4", "--json"))
+    assert found["terms"] == 4 and found["value"] > 0
+    fails(capsys, ["evaluate", run, "--terms", "9", "--device", "cpu"], "2 .. 8, got 9")
+
+
+def test_fid_is_named_so_only_in_inceptions_eyes(tmp_path, capsys, monkeypatch):
+    from ddpm_nb import UNet, load_pretrained, save_pretrained
+    from ddpm_nb.engine import metrics
+    from ddpm_nb.evaluation import Statistics
+
+    class Eyes:
+        def __init__(self, name): self.name = name
+        def __call__(self, images):
+            small = images.float().reshape(len(images), 3, 4, -1).mean(3).flatten(1)
+            return small, small[:, :10].softmax(1)
+
+    config = dataclasses.replace(UNetConfig.small(), base_channels=8, groups=4)
+    model = str(save_pretrained(tmp_path / "model", UNet(config), load_pretrained("digits")[1]))
+    truth = torch.randn(500, 12, generator=torch.Generator().manual_seed(0)) * 30 + 128
+    asked = []
+
+    def reference(extractor, part, root, progress):
+        asked.append(part)
+        return Statistics.of(truth, extractor.name), f"the {part} images"
+    monkeypatch.setattr(metrics, "_cifar10_reference", reference)
+    words = [model, "--fid", "--n", "24", "--steps", "2"]
+    monkeypatch.setattr(metrics, "inception_extractor", lambda device: Eyes(metrics.INCEPTION))
+    line = evaluated(capsys, *words)
+    assert line.startswith("FID ") and "Inception Score" in line and "ddim, 2 steps" in line
+
+    def absent(device): raise ImportError("FID needs torch-fidelity")
+    monkeypatch.setattr(metrics, "inception_extractor", absent)
+    monkeypatch.setattr("ddpm_nb.evaluation.cifar10_extractor", lambda device: Eyes("ours"))
+    capsys.readouterr()
+    assert main(["evaluate", *words, "--split", "test", "--quiet", "--device", "cpu"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("distance ") and "which are not FID's" in out
+    assert "FID needs torch-fidelity; so our own classifier looks" in err
+    found = json.loads(evaluated(capsys, *words, "--json"))
+    assert found["measure"] == "classifier distance, which is not FID" and found["n"] == 24
+    assert asked == ["train", "test", "train"]
+    folder = str(tmp_path / "drawn")
+    words = ["sample", model, "--n", "24", "--steps", "2", "--quiet", "--device", "cpu", "--out"]
+    assert main([*words, folder]) == 0
+    again = json.loads(evaluated(capsys, folder, "--fid", "--json"))
+    assert again["value"] == pytest.approx(found["value"], rel=1e-3) and again["n"] == 24
+    assert again["made"]["sampler"] == "ddim" and again["made"]["steps"] == 2
+    fails(capsys, ["evaluate", folder, "--fid", "--n", "25", "--device", "cpu"],
+          "holds 24 images, fewer than --n 25")
+
+
+def test_info_tells_of_a_model_wherever_it_is(run, tmp_path, capsys):
+    from ddpm_nb import save_pretrained
+
+    def told(model):
+        capsys.readouterr()
+        assert main(["info", str(model)]) == 0
+        return capsys.readouterr().out
+    for word in ("digits, which came with the package", "438,145 weights, 0.9 MB", "1 x 16 x 16",
+                 "T=1000, beta 0.0001", "prediction=v", "base_channels=16",
+                 "trained on   The first 1,500 of the 1,797"):
+        assert word in told("digits")
+    assert "trained on   the 50,000 training images of CIFAR-10" in told("cifar10-small")
+    save_pretrained(tmp_path / "saved", *runs.load_run(run))
+    for word in (f"model        {tmp_path / 'saved'}\n", "T=8", "variance=fixed_large"):
+        assert word in told(tmp_path / "saved")
+    assert "trained on" not in told(tmp_path / "saved")
+    assert told(runs.checkpoints(run)[-1]) == told(run)
+    fails(capsys, ["info", "nowhere"], "there is no folder 'nowhere'", "hub name")
+
+
+def test_a_recipe_of_a_file_is_trained(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--config", str(run / "run.json"), "--quiet", "--device", "cpu"]
+    assert main([*words, "--out", "same"]) == 0
+    a, b = (runs.read_checkpoint(runs.checkpoints(p)[-1])[0]["ema"] for p in (run, "same"))
+    assert all(torch.equal(v, b[k]) for k, v in a.items())
+    assert main([*words, "--set", "seed=1", "--steps", "2"]) == 0
+    held = json.loads((tmp_path / "runs" / "digits-run" / "run.json").read_text())
+    before = json.loads((run / "run.json").read_text())
+    assert held["train"] == before["train"] | {"seed": 1, "steps": 2}
+    assert {k: v for k, v in held.items() if k != "train"} == \
+        {k: v for k, v in before.items() if k != "train"}
+    fails(capsys, [*words, "--size", "demo"], "with --config", "leave them out")
+    fails(capsys, ["train", "digits", *words[1:]], "with --config", "leave them out")
+    fails(capsys, ["train", "--resume", run, *words[1:]], "with --resume", "leave them out")
+    fails(capsys, ["train", "--config", "none.json"], "there is no file none.json")
+    Path("bad.json").write_text('{"data": "digits"}')
+    fails(capsys, ["train", "--config", "bad.json"], "bad.json is damaged (it has no 'unet')")
+
+
+def test_minutes_settle_the_updates(tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["train", "digits", "--size", "smoke", "--device", "cpu", "--quiet", "--out", str(out),
+             "--minutes", "0.05", "--set", "unet.base_channels=8", "unet.groups=4", "batch_size=4",
+             "sample_count=4", "sample_steps=2", "diffusion.T=8", "steps=1000000", "warmup=0"]
+    start = time.monotonic()
+    assert main(words) == 0
+    said = capsys.readouterr().err
+    assert "at most 0.05 minutes, 1,000,000 steps" in said and "updates in 0.05 minutes" in said
+    budget = json.loads((out / "run.json").read_text())["budget"]
+    assert budget["minutes"] == 0.05 and time.monotonic() - start < 120
+    assert main(words) == 0
+    made = re.search(r"finished, (\d+) of (\d+) steps", capsys.readouterr().err)
+    assert made and made[1] == made[2] and int(made[1]) < 1_000_000
+    assert json.loads((out / "run.json").read_text())["budget"] == budget
+    fails(capsys, ["train", "digits", "--minutes", "-1", "--out", tmp_path], "minutes must be")
+
+
 def test_info_tells_what_is_there(run, capsys):
     assert main(["info"]) == 0
     out = capsys.readouterr().out
-    for word in ("cpu", "digits: demo, smoke", "cifar10: paper, small, smoke", "ddpm, ddim, dpm++"):
+    for word in ("cpu", "digits: demo, smoke", f"cifar10: {', '.join(recipes.RECIPES['cifar10'])}",
+                 ", ".join(sampling.SAMPLERS)):
         assert word in out
     assert main(["info", str(run)]) == 0
     out = capsys.readouterr().out
@@ -307,6 +565,13 @@ class C:
     read = cli._options("x", "C")
     cli._tree.cache_clear()
     assert read == {"a": ("#1", "one é and more"), "b": (1e-3, ""), "c": ((1, 2), "last")}
+
+
+def test_the_help_can_be_printed_anywhere():
+    for command in commands().values(): command.format_help().encode("ascii")
+    assert "mirrored only where --set flip=true says so" in \
+        " ".join(commands()["train"].format_help().split())
+    assert not any(r.train.flip for r in recipes.RECIPES["folder"].values())
 
 
 QUICK = [["--help"], ["--version"], ["fly"], [], ["sample", "x", "--colour"],
@@ -442,7 +707,7 @@ def test_wrong_words_take_one_line(capsys):
      ["unknown key 'diffusion.beta_end'", "diffusion.s,"]),
     (["digits", "--set", "model.depth=1"], ["unknown key 'model.depth'", "unet.KEY"]),
     (["digits", "--set", "batch_size=many"], ["batch_size must be of type int, got 'many'"]),
-    (["digits", "--set", "sampler=euler"], ["one of ddpm, ddim, dpm++, got 'euler'"]),
+    (["digits", "--set", "sampler=euler"], [f"one of {', '.join(sampling.SAMPLERS)}, got 'euler'"]),
     (["digits", "--set", "precision=fp8"], ["one of fp32, bf16, fp16"]),
     (["digits", "--set", "diffusion.schedule=sigmoid"],
      ["one of linear, quadratic, constant, jsd, cosine"]),
@@ -501,8 +766,15 @@ def test_missing_cifar10_says_how_to_get_it(capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("words, parts", [
-    (["--sampler", "euler"], ["one of ddpm, ddim, dpm++, got 'euler'"]),
-    (["--out", "x.bmp"], ["one of .png, .npz, .gif"]),
+    (["--sampler", "euler"], [f"one of {', '.join(sampling.SAMPLERS)}, got 'euler'"]),
+    (["--out", "x.bmp"], ["one of .png, .npz, .gif, or in a slash: a folder, got x.bmp"]),
+    (["--grid-of", "progress", "--out", "x.gif"], ["must end in one of .png, got x.gif"]),
+    (["--grid-of", "progress", "--out", "x/"], ["must end in one of .png, got x/"]),
+    (["--grid-of", "faces"], ["invalid choice: 'faces'", "progress", "interpolation"]),
+    (["--depths", "4"], ["--depths are those of --grid-of interpolation"]),
+    (["--grid-of", "interpolation", "--depths", "9"], ["depths must lie in 1 .. 8, got 9"]),
+    (["--grid-of", "interpolation", "--data", "digits", "--n", "149"],
+     ["149 pairs need 298 images, there are 297"]),
     (["--steps", "9"], ["1 .. 8, got 9"]),
     (["--n", "-3"], ["whole number above 0"]),
     (["--device", "abacus"], ["device must be one of"]),

@@ -327,6 +327,37 @@ def test_noise_repeats_with_its_generator():
     assert randn((2, 3), torch.empty(0, device="meta")).device.type == "meta"
 
 
+def seeded(*seeds): return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (3, 8, 8)])
+def test_noise_of_an_item_with_its_own_generator_does_not_see_the_batch(shape):
+    "Against torch.randn, item by item; and a second draw goes on where the first ended."
+    like, batch = torch.empty(0), seeded(4, 9, 2)
+    drawn = [randn((3, *shape), like, batch) for _ in range(2)]
+    for i, seed in enumerate((4, 9, 2)):
+        one, alone = seeded(seed)[0], seeded(seed)
+        for noise in drawn:
+            assert torch.equal(noise[i], torch.randn(shape, generator=one))
+            assert torch.equal(noise[i:i + 1], randn((1, *shape), like, alone))
+
+
+def test_one_generator_draws_what_pytorch_draws_with_it():
+    draw = lambda f: f(torch.Generator().manual_seed(8))
+    for shape in ((), (3,), (2, 3, 8, 8)):
+        ours = draw(lambda g: randn(shape, torch.empty(0, dtype=f64), g))
+        assert torch.equal(ours, draw(lambda g: torch.randn(shape, generator=g, dtype=f64)))
+
+
+@pytest.mark.parametrize("generator, said", [
+    (seeded(1), "one for each of the 2 items, got 1"), ([], "of the 2 items, got 0"),
+    (0, "got 0; torch.Generator"), ([0, 1], "got \\[0, 1\\]"), (iter(()), "got <")])
+def test_generators_that_do_not_fit_are_refused(generator, said):
+    with pytest.raises(ValueError, match=f"generator must be .*{said}"):
+        randn((2, 3), torch.empty(0), generator)
+    assert randn((0, 3), torch.empty(0), []).shape == (0, 3)
+
+
 def test_extract_has_one_entry_for_each_item():
     out = extract(torch.arange(5, dtype=f64), long(4, 0), torch.zeros(2, 3, 4, 4))
     assert out.shape == (2, 1, 1, 1) and out.dtype == torch.float32

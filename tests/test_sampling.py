@@ -1,4 +1,4 @@
-"The samplers: algorithm 2, DDIM, DPM-Solver++(2M), respacing, encoding and interpolation."
+"The samplers: algorithm 2, DDIM, DPM-Solver++(2M), UniPC, Adams; respacing, interpolation."
 import gc
 import math
 import types
@@ -8,8 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_nb.objective import PREDICTIONS, VARIANCES, IdealDenoiser
-from ddpm_nb.sampling import SAMPLERS, GaussianDiffusion, State
-from ddpm_nb.schedules import NoiseSchedule
+from ddpm_nb.sampling import _SPACINGS, SAMPLERS, GaussianDiffusion, State
+from ddpm_nb.schedules import SPACINGS, NoiseSchedule
 
 close = torch.testing.assert_close
 SHORT = NoiseSchedule.linear(T=20, beta_start=1e-3, beta_end=0.3)
@@ -183,7 +183,7 @@ def test_ddim_keeps_the_marginals_of_the_forward_process(eta):
 
 def test_deterministic_samplers_take_no_noise():
     d, x = GaussianDiffusion(SHORT), draw(4, 2)
-    for sampler in ("ddim", "dpm++"):
+    for sampler in ("ddim", "dpm++", "unipc", "adams"):
         a, b = (d.sample(tame, x.shape, sampler, 10, gen(seed), False, noise=x) for seed in (0, 1))
         assert torch.equal(a, b)
 
@@ -208,7 +208,7 @@ def test_dpm_solver_agrees_with_diffusers(prediction, name, dtype, tolerance):
     theirs._init_step_index(theirs.timesteps[0])
     x = draw(2, 3, 4, 4, dtype=dtype)
     theirs_x, outputs, model = x, [None], lambda x, t: 0.3 * tame(x, t)
-    states = d.trajectory(model, x.shape, "dpm++", 20, noise=x, clip=False)
+    states = d.trajectory(model, x.shape, "dpm++", 20, noise=x, clip=False, spacing="even")
     for k, (state, t) in enumerate(zip(states, theirs.timesteps, strict=True)):
         outputs = [outputs[-1], theirs.convert_model_output(model(theirs_x, t), sample=theirs_x)]
         # not `step`, which rounds to float32
@@ -221,7 +221,53 @@ def test_dpm_solver_agrees_with_diffusers(prediction, name, dtype, tolerance):
         close(state.x, theirs_x, rtol=0, atol=10 * tolerance * scale)
 
 
-def solve(sampler, steps, low=-3.0, high=3.0, s=0.5):
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_unipc_agrees_with_diffusers(order, spacing, dtype, tolerance):
+    "UniPCMultistepScheduler, data prediction, B_2, at our times; all states but the last jump."
+    theirs = pytest.importorskip("diffusers").UniPCMultistepScheduler(
+        beta_start=1e-4, beta_end=0.02, solver_order=order, timestep_spacing="trailing",
+        lower_order_final=False)
+    theirs.set_timesteps(20)
+    d = GaussianDiffusion(PAPER)
+    kept, model = d.respaced(20, spacing), lambda x, t: 0.3 * tame(x, t)
+    sigmas = (1 / kept.schedule.snr).sqrt().flip(0)
+    theirs.sigmas = torch.cat([sigmas, torch.zeros(1)]).to(dtype)
+    theirs.timesteps = kept.schedule.timesteps.flip(0)
+    x = draw(2, 3, 4, 4, dtype=dtype)
+    states = d.trajectory(model, x.shape, "unipc", 20, noise=x, clip=False, spacing=spacing,
+                          order=order)
+    for state, t in zip(states, theirs.timesteps):
+        if state.t == 0: break
+        x = theirs.step(model(x, t), t, x).prev_sample
+        close(state.x, x, rtol=0, atol=tolerance * max(1, x.abs().max().item()))
+
+
+def test_adams_follows_the_equation_as_another_solver_does():
+    "Two blobs: 250 steps against scipy's DOP853 on dx/dphi = v, with v written out anew."
+    solve_ivp = pytest.importorskip("scipy.integrate").solve_ivp
+    centres, std = torch.tensor([-0.8, 0.6], dtype=torch.float64), 0.2
+    def velocity(phi, x):
+        cos, sin = math.cos(phi), math.sin(phi)
+        x, spread = torch.as_tensor(x), (cos * std) ** 2 + sin**2
+        w = (-(x[:, None] - cos * centres) ** 2 / (2 * spread)).softmax(1)
+        centre = w @ centres
+        x0 = centre + cos * std**2 / spread * (x - cos * centre)
+        return (cos * (x - cos * x0) / sin - sin * x0).numpy()
+    ends = PAPER.one_minus_alpha_bars[[-1, 0]].sqrt().asin().tolist()
+    x = draw(50, seed=4)
+    exact = solve_ivp(velocity, ends, x.numpy(), method="DOP853", rtol=1e-10, atol=1e-10).y[:, -1]
+    d = GaussianDiffusion(PAPER)
+    ideal = IdealDenoiser(d, centres[:, None], std)
+    for sampler, off in (("adams", 1e-3), ("unipc", 1e-3), ("ddim", 3e-2)):
+        for spacing in ("between", "log_snr"):
+            *_, before, _ = d.trajectory(ideal, (50, 1), sampler, 250, noise=x[:, None],
+                                         clip=False, spacing=spacing)
+            assert (before.x[:, 0] - torch.as_tensor(exact)).abs().max() < off
+
+
+def solve(sampler, steps, low=-3.0, high=3.0, s=0.5, **options):
     "Relative error on x0 ~ N(0, s^2), from half log-SNR `low` to `high`, without the last jump."
     lambdas = torch.linspace(high, low, steps + 1, dtype=torch.float64)
     alpha_bars = torch.sigmoid(2 * lambdas)
@@ -231,15 +277,19 @@ def solve(sampler, steps, low=-3.0, high=3.0, s=0.5):
     # the ODE's solution is x / std = constant
     std = (schedule.alpha_bars * s**2 + schedule.one_minus_alpha_bars).sqrt()
     x = torch.ones(1, 1, dtype=torch.float64)
-    for state in d.trajectory(gaussian(d, s), x.shape, sampler, noise=x, clip=False):
+    states = d.trajectory(gaussian(d, s), x.shape, sampler, noise=x, clip=False, **options)
+    for state in states:
         true = (std[0] / std[-1]).item()
         if state.t == 1: return abs(state.x.item() - true) / true
 
 
-@pytest.mark.parametrize("sampler,order", [("ddim", 1), ("dpm++", 2)])
-def test_the_solvers_converge_at_their_order(sampler, order):
-    "Halving the step divides the error by 2^order, within 10 %."
-    errors = [solve(sampler, n) for n in (80, 160, 320, 640)]
+@pytest.mark.parametrize("sampler,options,order", [
+    ("ddim", {}, 1), ("dpm++", {}, 2), ("unipc", dict(order=1), 2), ("unipc", dict(order=2), 3),
+    ("adams", dict(order=1, within=0.0), 1), ("adams", dict(order=2, within=0.0), 2),
+    ("adams", dict(order=1), 2), ("adams", dict(order=2), 3)])
+def test_the_solvers_converge_at_their_order(sampler, options, order):
+    "Halving the step divides the error by 2^order, within 10 %; a corrector raises the order."
+    errors = [solve(sampler, n, **options) for n in (80, 160, 320, 640)]
     for coarse, fine in zip(errors, errors[1:]):
         assert abs(math.log2(coarse / fine) - order) < 0.1 * order
 
@@ -289,6 +339,54 @@ def test_every_prediction_and_variance_is_read_right_at_every_number_of_steps(
     # rounding, 1e-16, times what mu makes of it at the end of this schedule, 1e3, and some more
     close(x, samples("x0"), rtol=0, atol=1e-10)
     if steps >= 25: assert ((x.abs() - 0.9).abs() < 1e-10).all()
+
+
+@pytest.mark.parametrize("steps", [1, 5, 25, 49])
+@pytest.mark.parametrize("spacing", ["log_snr", "between"])
+@pytest.mark.parametrize("variance", VARIANCES)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_prediction_and_variance_is_read_right_with_every_spacing(
+        sampler, variance, spacing, steps):
+    "As above, where the steps are of very different lengths; the last begins at index 0."
+    points, noise = torch.tensor([[-0.9], [0.9]], dtype=torch.float64), draw(40, 1, seed=1)
+    found = {}
+    for prediction in PREDICTIONS:
+        d = GaussianDiffusion(FIFTY, prediction, variance)
+        found[prediction] = d.sample(IdealDenoiser(d, points), (40, 1), sampler, steps, gen(0),
+                                     False, noise=noise, spacing=spacing)
+    for x in found.values(): close(x, found["x0"], rtol=0, atol=1e-10)
+    if steps > 1: assert ((found["x0"].abs() - 0.9).abs() < 1e-10).all()
+
+
+def test_the_spacing_is_the_samplers_best_unless_named(monkeypatch):
+    d = GaussianDiffusion(PAPER)
+    def times(sampler, **options):
+        seen = []
+        model = lambda x, t: seen.append(t[0].item()) or x
+        d.sample(model, (1, 2), sampler, 10, gen(0), False, **options)
+        return seen[::-1]
+    assert set(_SPACINGS) == set(SAMPLERS) and set(_SPACINGS.values()) <= set(SPACINGS)
+    for sampler in SAMPLERS:
+        for spacing in SPACINGS:
+            kept = PAPER.respaced(10, spacing).timesteps.tolist()
+            assert times(sampler, spacing=spacing) == kept
+            assert (times(sampler) == kept) == (spacing == _SPACINGS[sampler])
+    monkeypatch.setitem(SPACINGS, "last ones", lambda s, steps: torch.arange(s.T - steps, s.T))
+    assert times("ddim", spacing="last ones") == list(range(990, 1000))
+    monkeypatch.setitem(SAMPLERS, "mine", lambda *a: SAMPLERS["ddim"](*a))
+    assert times("mine") == times("ddim", spacing="even")
+
+
+@pytest.mark.parametrize("sampler", ["unipc", "adams", "dpm++"])
+@pytest.mark.parametrize("schedule", [NoiseSchedule.jsd(T=50), NoiseSchedule.cosine(T=50),
+                                      NoiseSchedule.from_betas([0.01] * 30 + [1.0, 0.3, 0.4]),
+                                      NoiseSchedule.linear(4000)])
+def test_solvers_are_finite_where_there_is_no_signal(sampler, schedule):
+    d = GaussianDiffusion(schedule, "x0")
+    ideal = IdealDenoiser(d, torch.tensor([[-0.7], [0.7]]), 0.05)
+    for spacing in SPACINGS:
+        x = d.sample(ideal, (50, 1), sampler, 20, gen(0), False, spacing=spacing)
+        assert (x.abs() < 1.3).all()
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 25, 49, 50])
@@ -385,7 +483,7 @@ def test_a_respaced_sampler_tells_the_model_the_original_times():
     "Each kept time ends one of equal stretches; the last is T - 1, where the noise is."
     seen = []
     model = lambda x, t: seen.append(t.tolist()) or x
-    GaussianDiffusion(PAPER).sample(model, (2, 2), "ddim", 10, progress=False)
+    GaussianDiffusion(PAPER).sample(model, (2, 2), "ddim", 10, progress=False, spacing="even")
     assert seen == [[t, t] for t in range(999, 0, -100)]
 
 
@@ -597,7 +695,9 @@ def test_a_cpu_generator_serves_another_device():
 # --- what is refused ------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("wrong,match", [
-    (dict(sampler="euler"), r"sampler must be one of ddpm, ddim, dpm\+\+, got 'euler'"),
+    (dict(sampler="euler"),
+     r"sampler must be one of ddpm, ddim, dpm\+\+, unipc, adams, got 'euler'"),
+    (dict(spacing="karras"), "spacing must be one of even, log_snr, between, got 'karras'"),
     (dict(steps=0), "steps must be a whole number in 1 .. 20, got 0"),
     (dict(steps=21), "steps must be a whole number in 1 .. 20, got 21"),
     (dict(steps=2.5), "steps must be a whole number in 1 .. 20, got 2.5"),
@@ -702,3 +802,11 @@ def test_interpolation_decodes_the_weighted_mean_of_the_latents(weight):
     mixed = (1 - weight) * code_a + weight * code_b
     want = d.sample(tame, a.shape, generator=g, progress=False, noise=mixed, start=9)
     close(d.interpolate(tame, a, b, weight, 9, gen(4), progress=False), want)
+
+
+@pytest.mark.parametrize("sampler", ["unipc", "adams"])
+@pytest.mark.parametrize("order", [0, 4, 2.5, "2"])
+def test_an_order_that_there_is_not_is_refused(sampler, order):
+    with refused("order must be 1, 2 or 3, got"):
+        GaussianDiffusion(SHORT).sample(tame, (2, 2), sampler, progress=False, order=order)
+

@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from mpmath import mp, mpf
 
 from ddpm_nb import NoiseSchedule
-from ddpm_nb.schedules import SCHEDULES, look_up
+from ddpm_nb.schedules import SCHEDULES, SPACINGS, look_up
 
 ALL = ("linear", "quadratic", "constant", "jsd", "cosine")
 some_betas = st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=40)
@@ -116,6 +116,44 @@ def test_respaced_keeps_alpha_bars_and_the_end(betas, data):
     r = s.respaced(data.draw(st.integers(1, s.T)))
     assert (r.timesteps.diff() > 0).all() and r.timesteps[-1] == s.T - 1 and r.timesteps[0] >= 0
     torch.testing.assert_close(r.alpha_bars, s.alpha_bars[r.timesteps], rtol=1e-12, atol=4e-16)
+
+
+@settings(max_examples=60, deadline=None)
+@given(some_betas, st.data(), st.sampled_from(list(SPACINGS)))
+def test_every_spacing_keeps_distinct_times_the_last_and_their_alpha_bars(betas, data, spacing):
+    s = NoiseSchedule.from_betas(betas)
+    steps = data.draw(st.integers(1, s.T))
+    r = s.respaced(steps, spacing)
+    assert r.T == steps and (r.timesteps.diff() > 0).all() and r.timesteps[-1] == s.T - 1
+    if spacing != "even" and steps > 1: assert r.timesteps[0] == 0
+    torch.testing.assert_close(r.alpha_bars, s.alpha_bars[r.timesteps], rtol=1e-12, atol=4e-16)
+    assert s.respaced(s.T, spacing) == s
+
+
+@pytest.mark.parametrize("steps", (2, 5, 10, 20))
+def test_steps_even_in_log_snr_are_the_nearest_whole_times(steps):
+    "Each is nearer to its wanted place than its neighbours are; searched one by one."
+    s = NoiseSchedule.linear()
+    log_snr = s.log_snr.tolist()
+    for k, t in enumerate(s.respaced(steps, "log_snr").timesteps.tolist()):
+        wanted = log_snr[0] + (log_snr[-1] - log_snr[0]) * k / (steps - 1)
+        assert t == min(range(1000), key=lambda i: abs(log_snr[i] - wanted))
+    for k, t in enumerate(s.respaced(steps, "between").timesteps.tolist()):
+        share = [(v - log_snr[0]) / (log_snr[-1] - log_snr[0]) + i / 999
+                 for i, v in enumerate(log_snr)]
+        assert t == min(range(1000), key=lambda i: abs(share[i] - 2 * k / (steps - 1)))
+
+
+def test_a_spacing_of_ones_own_must_end_where_the_noise_is(monkeypatch):
+    s = NoiseSchedule.linear(20)
+    for name, at in (("mine", [3, 19]), ("short", [19]), ("first", [0, 5]), ("twice", [19, 19])):
+        monkeypatch.setitem(SPACINGS, name, lambda s, steps, at=at: torch.tensor(at))
+    assert s.respaced(2, "mine").timesteps.tolist() == [3, 19]
+    for name, says in (("short", "2 increasing"), ("first", "must end at index 19"),
+                       ("twice", "2 increasing")):
+        with pytest.raises(ValueError, match=says): s.respaced(2, name)
+    with pytest.raises(ValueError, match="spacing must be one of even, log_snr, between, mine"):
+        s.respaced(2, "karras")
 
 
 @pytest.mark.parametrize("name", ALL)

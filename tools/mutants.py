@@ -51,9 +51,9 @@ faults(
      "_steps_to_zero"),
     ("betas.clamp(max=max_beta)", "betas", "schedules::cosine_clips_the_last_beta_alone"),
     ("s: float = 0.008", "s: float = 0.08", "schedules::tables_equal_those_of_diffusers"),
-    ("(i * T / steps).round()", "(i * T / steps).floor()",
+    ("(i * s.T / steps).round()", "(i * s.T / steps).floor()",
      "schedules::respaced_times_equal_diffusers_trailing_ones"),
-    ("self.timesteps[ends - 1]", "ends - 1", "schedules::respaced_twice_points_into_the_first"),
+    ("self.timesteps[last]", "last", "schedules::respaced_twice_points_into_the_first"),
     ("v.detach().to(dtype, copy=True)", "v.detach().to(dtype)", "schedules::betas_are_copied"))
 
 faults(
@@ -77,7 +77,7 @@ faults(
     ("return torch.randn_like(x)", "return torch.rand_like(x)", "diffusion"),
     ("tables[name] = table.to(device)", "tables[name] = fn(table)",
      "diffusion::tables_keep_their_precision"),
-    ("torch.randn(shape, generator=generator,", "torch.randn(shape, generator=None,",
+    ("noise.normal_(generator=one)", "noise.normal_(generator=None)",
      "diffusion::noise_repeats_with_its_generator"))
 
 faults(
@@ -427,6 +427,49 @@ faults(
      "recipes::held_out_images_are_refused_where_an_older_run_may_have_trained_on_them"),
     ("at = next((w for w in widths() if w <= 16), widths()[-1])", "at = widths()[0]",
      "recipes::a_recipe_for_another_size_has_the_levels_and_the_attention_that_it_needs"))
+
+faults(
+    "diffusion.py",
+    ("for item, g in zip(noise, own): item.normal_(generator=g)",
+     "for item, g in zip(noise, own): item.normal_(generator=own[0])",
+     "diffusion::noise_of_an_item_with_its_own_generator_does_not_see_the_batch"))
+
+faults(
+    "engine/many.py",
+    ("(start + i * _STRIDE) % 2**32", "(start + i * _STRIDE) % 2**24",
+     "many::no_two_images_of_a_job_share_a_seed_in_the_32_bits_that_are_used"),
+    ("differ := differences(", "differ := [] and differences(",
+     "many::other_settings_are_refused_and_nothing_is_changed"),
+    ('for part in folder.glob(".*.part.*"): part.unlink()', "pass",
+     "many::half_written_files_are_swept_away"),
+    ("[mates.rank::mates.size]", "", "many::two_processes_share_a_job_that_may_be_killed_and_make"
+     "_the_same_images"))
+
+faults(
+    "engine/cli.py",
+    ("generators(seed, range(2 * n, 3 * n))", "generators(seed, range(n))",
+     "cli::what_lies_between_two_images_is_what_interpolate_makes"),
+    ("torch.cuda.set_device(int(rank) %", "torch.cuda.set_device(0 * int(rank) %",
+     "cli::each_process_has_a_gpu_of_its_own"))
+
+faults(
+    "schedules.py",
+    ("halfway = (rising[1:] + rising[:-1]) / 2", "halfway = rising[1:]",
+     "schedules::steps_even_in_log_snr_are_the_nearest_whole_times"),
+    ("(at - k).cummax(0).values + k", "at",
+     "schedules::every_spacing_keeps_distinct_times_the_last_and_their_alpha_bars"))
+
+faults(
+    "sampling.py",
+    ("whole / 2 * (b - a)", "whole * (b - a)", "sampling::unipc_agrees_with_diffusers"),
+    ("[known[0], now, *known[1:order]]", "[known[0], *known[1:order]]",
+     "sampling::the_solvers_converge_at_their_order"),
+    ("-0.5 / np.cosh(u)", "-0.5 / np.cosh(u)**2",
+     "sampling::adams_follows_the_equation_as_another_solver_does"),
+    ("known, before = [now, *known[:order - 1]], x", "known, before = [now], x",
+     "sampling::the_solvers_converge_at_their_order"),
+    ('spacing or _SPACINGS.get(sampler, "even")', 'spacing or "even"',
+     "sampling::the_spacing_is_the_samplers_best_unless_named"))
 
 
 faults(

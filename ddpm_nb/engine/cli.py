@@ -15,14 +15,17 @@ from pkgutil import get_data
 from typing import TYPE_CHECKING, Any
 
 # %% auto #0
-__all__ = ['parser', 'main']
+__all__ = ['main']
 
 # %% ../../nbs/engine/cli.ipynb #b69eb3b5
 if TYPE_CHECKING:      # for type checkers alone: a command that is only parsed imports no torch
-    from torch import Generator, Tensor, nn
+    import torch
+    from torch import Tensor, nn
     from ddpm_nb.data import Images
+    from ddpm_nb.engine.many import Samples
     from ddpm_nb.engine.recipes import Recipe
     from ddpm_nb.engine.runs import Trainer
+    from ddpm_nb.evaluation import Extractor
     from ddpm_nb.sampling import GaussianDiffusion
     from ddpm_nb.unet import UNet
 
@@ -39,9 +42,10 @@ def _source(module: str) -> bytes:      # its text
 def _tree(module: str) -> ast.Module: return ast.parse(_source(module))
 
 # %% ../../nbs/engine/cli.ipynb #c3286073
-_TABLES = {"SCHEDULES": "schedules", "DECODERS": "bound", "PREDICTIONS": "objective",
-           "VARIANCES": "objective", "LOSSES": "objective", "SAMPLERS": "sampling",
-           "PRECISIONS": "training", "DATASETS": "engine/recipes", "RECIPES": "engine/recipes"}
+_TABLES = {"SCHEDULES": "schedules", "SPACINGS": "schedules", "DECODERS": "bound",
+           "PREDICTIONS": "objective", "VARIANCES": "objective", "LOSSES": "objective",
+           "SAMPLERS": "sampling", "PRECISIONS": "training", "DATASETS": "engine/recipes",
+           "RECIPES": "engine/recipes"}
 
 # %% ../../nbs/engine/cli.ipynb #d63af7f4
 def _table(name: str,               # a name in `_TABLES`
@@ -220,17 +224,52 @@ def _network_arguments(p: _Parser) -> None:
     p.add_argument("--compile", action="store_true",
                    help="compile the network first, a minute or more: for many images")
 
+# %% ../../nbs/engine/cli.ipynb #5d273f3e
+_SAMPLER, _STEPS = "ddim", 50       # where the words name none
+
+
+def _sampler_arguments(p: argparse._ActionsContainer) -> None:
+    "How images are drawn."
+    p.add_argument("--sampler",
+                   help=f"{_either(list(_table('SAMPLERS')))} (default: {_SAMPLER})")
+    p.add_argument("--steps", type=_positive_int,
+                   help="sampling steps, an evaluation of the network each (NFE) "
+                        f"(default: {_STEPS}; for ddpm all T)")
+    p.add_argument("--spacing", choices=list(_table("SPACINGS")),
+                   help="where the steps are put: even in t, in the logarithm of the "
+                        "signal-to-noise ratio, or between the two (default: what is measured "
+                        "best for the sampler)")
+    p.add_argument("--no-clip", action="store_true",
+                   help="let the guess of the finished image, x0-hat, leave [-1, 1] on the way")
+    p.add_argument("--eta", type=float, default=0.0,
+                   help="ddim only: 0 adds no noise on the way, 1 as much as ddpm (default: 0)")
+
+# %% ../../nbs/engine/cli.ipynb #c577f467
+def _data_arguments(p: _Parser, default: str, split: str = "test") -> None:
+    "Which real images, and where they are."
+    p.add_argument("--data", help=f"{_either(list(_table('DATASETS')))} (default: {default})")
+    p.add_argument("--split", choices=("test", "train"),
+                   help=f"which images of it (default: {split})")
+    p.add_argument("--root", type=_path,
+                   help="where the data set is (default: the run's, or ~/.cache/ddpm_nb)")
+    p.add_argument("--download", action="store_true", help="fetch the data set if it is not there")
+
 # %% ../../nbs/engine/cli.ipynb #8454178c
 def _train_arguments(p: _Parser) -> None:
     "The words of `ddpm-nb train`."
     sizes = {data: list(_entries(value)) for data, value in _table("RECIPES").items()}
     listed = "; ".join(f"{data}: {', '.join(names)}" for data, names in sizes.items())
     p.add_argument("data", nargs="?", help=f"{_either(list(_table('DATASETS')))}: digits come with "
-                   "the package, folder: your own images, in --root")
+                   "the package; folder: your own images, in --root, mirrored only where --set "
+                   "flip=true says so")
     p.add_argument("--size", help=f"{listed} (default: the first)")
     p.add_argument("--out", type=_path, help="run folder (default: runs/DATA-SIZE)")
     p.add_argument("--resume", type=_path, metavar="RUN", help="go on with the run in this folder")
+    p.add_argument("--config", type=_path, metavar="FILE", help="the recipe of a file, as run.json "
+                   "in a run folder holds it, in place of DATA and --size")
     p.add_argument("--steps", type=_positive_int, help="updates in all (default: the recipe's)")
+    p.add_argument("--minutes", type=float, help="time for it all: how many updates that is, and "
+                   "when the rate begins to fall, is settled once the pace is known")
     p.add_argument("--set", type=_setting, nargs="+", action="extend", default=[], dest="settings",
                    metavar="KEY=VALUE", help="change the recipe: lr=1e-3 batch_size=64 "
                    "precision=bf16 unet.dropout=0 diffusion.prediction=v ... (all keys: below)")
@@ -295,55 +334,73 @@ def _check_fits(recipe: Recipe) -> None:
 
 # %% ../../nbs/engine/cli.ipynb #6d3081e5
 def _with_settings(recipe: Recipe,                       # to start from
-                   settings: list[tuple[str, object]],   # KEY=VALUE, as `--set` has them
-                   steps: int | None,                    # --steps
-                   root: Path | None,                    # --root
+                   args: argparse.Namespace,             # the words of `train`
                   ) -> Recipe:
     "A recipe, changed by the words of a command."
-    parts = _grouped(settings)
+    parts = _grouped(args.settings)
     _check_keys(parts, str(recipe.diffusion.get("schedule", "linear")))
     changes = {**parts.pop(""), **{part: changed for part, changed in parts.items() if changed}}
-    if steps: changes["steps"] = steps
-    if root: changes["root"] = str(root.expanduser().absolute())
+    for name in ("steps", "minutes"):
+        if (value := getattr(args, name)) is not None: changes[name] = value
+    if args.root: changes["root"] = str(args.root.expanduser().absolute())
     try: changed = recipe.replace(**changes)
     except TypeError as e: raise ValueError(f"these settings do not fit together: {e}") from None
     _check_fits(changed)
     return changed
 
 # %% ../../nbs/engine/cli.ipynb #97033573
-def _read_recipe(run: Path) -> Recipe | None:
-    "The recipe that a run folder was made by; None if it was not made by `ddpm-nb train`."
+def _recipe_in(path: Path) -> Recipe | None:
+    "The recipe that a file holds; None if there is no such file."
     from ddpm_nb.engine.recipes import Recipe
-    path = run / "run.json"
     try: return Recipe.from_dict(json.loads(path.read_text()))
     except (FileNotFoundError, NotADirectoryError): return None
     except (KeyError, TypeError, ValueError) as e:
-        raise ValueError(f"{path} is damaged ({e})") from None
+        what = f"it has no {e}" if isinstance(e, KeyError) else str(e)
+        raise ValueError(f"{path} is damaged ({what})") from None
+
+
+def _read_recipe(run: Path) -> Recipe | None:
+    "The recipe that a run folder was made by; None if it was not made by `ddpm-nb train`."
+    return _recipe_in(run / "run.json")
 
 # %% ../../nbs/engine/cli.ipynb #c4851f74
 def _plan_resumed(args: argparse.Namespace) -> tuple[Path, Recipe]:
     "The run folder of `--resume`, and its recipe as the words change it."
     from ddpm_nb.engine.runs import checkpoints
     run = args.resume
-    if args.data or args.size:
-        raise ValueError("with --resume, data set and size are the run's own: leave them out")
+    if args.data or args.size or args.config:
+        raise ValueError("with --resume, data set, size and config are the run's own: "
+                         "leave them out")
     if args.out not in (None, run):
         raise ValueError("with --resume, the run stays in its folder: leave --out out")
     before = _read_recipe(run)
     if before is None or not checkpoints(run):
         raise ValueError(f"there is no run to resume in {run}")
-    return run, _with_settings(before, args.settings, args.steps, args.root)
+    return run, _with_settings(before, args)
+
+# %% ../../nbs/engine/cli.ipynb #c2656753
+def _asked_for(args: argparse.Namespace) -> tuple[str, Recipe]:
+    "The recipe that the words name, before `--set` changes it, and a name for its run."
+    from ddpm_nb.engine.recipes import RECIPES, recipe
+    if args.config:
+        if args.data or args.size:
+            raise ValueError("with --config, data set and size are the file's: leave them out")
+        found = _recipe_in(args.config)
+        if found is None: raise ValueError(f"there is no file {args.config}")
+        return f"{found.data}-{args.config.stem}", found
+    if not args.data:
+        raise ValueError(f"say what to train on, one of {', '.join(RECIPES)}, or --resume RUN")
+    found = recipe(args.data, args.size)
+    return f"{args.data}-{args.size or next(iter(RECIPES[args.data]))}", found
 
 # %% ../../nbs/engine/cli.ipynb #9cb62d0f
 def _plan(args: argparse.Namespace) -> tuple[Path, Recipe]:
     "The run folder, and the recipe that the words of a train command ask for."
-    from ddpm_nb.engine.recipes import RECIPES, recipe
     from ddpm_nb.engine.runs import checkpoints
     if args.resume: return _plan_resumed(args)
-    if not args.data:
-        raise ValueError(f"say what to train on, one of {', '.join(RECIPES)}, or --resume RUN")
-    wanted = _with_settings(recipe(args.data, args.size), args.settings, args.steps, args.root)
-    out = args.out or Path("runs") / f"{args.data}-{args.size or next(iter(RECIPES[args.data]))}"
+    name, found = _asked_for(args)
+    wanted = _with_settings(found, args)
+    out = args.out or Path("runs") / name
     before = _read_recipe(out)
     differ = before.differences(wanted) if before and checkpoints(out) else []
     if differ:
@@ -358,12 +415,12 @@ def _beginning(out: Path, wanted: Recipe, trainer: Trainer, found: bool) -> str:
     where = f"on {trainer.device}, {n} process{'es' * (n > 1)}"
     if not found:
         weights = sum(p.numel() for p in trainer.model.parameters())
+        most = f"at most {m:g} minutes, " if (m := wanted.train.minutes) else ""
         return (f"{out}: {wanted.data}, {len(trainer.batches.images):,} images, "
-                f"{weights:,} weights, {wanted.train.steps:,} steps {where}")
-    if trainer.step < wanted.train.steps:
-        return f"{out}: going on from step {trainer.step} of {wanted.train.steps} {where}"
-    return (f"{out}: finished, {trainer.step} of {wanted.train.steps} steps made: "
-            f"drawing its pictures again")
+                f"{weights:,} weights, {most}{wanted.train.steps:,} steps {where}")
+    steps = trainer.config.steps                   # of a run with --minutes, what they settled
+    if trainer.step < steps: return f"{out}: going on from step {trainer.step} of {steps} {where}"
+    return f"{out}: finished, {trainer.step} of {steps} steps made: drawing its pictures again"
 
 # %% ../../nbs/engine/cli.ipynb #8b913468
 def _train(args: argparse.Namespace) -> int:
@@ -377,11 +434,12 @@ def _train(args: argparse.Namespace) -> int:
     log = _log if trainer.main else lambda *words: None
     with trainer.locked():       # who does not have the folder changes nothing in it
         if found := bool(checkpoints(out)): trainer.resume()
-        if trainer.step > (asked := wanted.train.steps):
+        if trainer.step > (asked := trainer.config.steps):
             raise ValueError(f"{out} is at step {trainer.step} already: --steps must not be less, "
                              f"got {asked}")
         if trainer.main:
-            text = json.dumps(wanted.to_dict(), indent=1)
+            settled = {"budget": trainer.budget} if trainer.budget else {}
+            text = json.dumps(wanted.to_dict() | settled, indent=1)
             with replacing(out / "run.json") as part: part.write_text(text)
         log(_beginning(out, wanted, trainer, found))
         trainer.train()
@@ -392,30 +450,33 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 # %% ../../nbs/engine/cli.ipynb #474fed0d
-def _record(diffusion: GaussianDiffusion,
-            model: Callable[[Tensor, Tensor], Tensor],
-            shape: tuple[int, ...],   # of the samples, (B, C, H, W)
-            sampler: str,             # a name in `SAMPLERS`
-            steps: int,               # 1 .. T
-            seed: int,                # of the noise
-            progress: bool,           # show a bar
-            count: int = 40,          # states to keep, about
-            **options: Any,           # to `diffusion.trajectory`
-           ) -> tuple[list[Tensor], list[str]]:  # states x, from noise to image; a label for each
+def _record(samples: Samples,
+            n: int,              # images 0 .. n-1
+            progress: bool,      # show a bar
+            count: int = 40,     # states to keep, about
+           ) -> Iterator[tuple[str, Tensor, Tensor]]:   # a label; x and x0-hat, (n, C, H, W)
     "Sample, and keep some of the states on the way."
-    import torch
     from tqdm.auto import tqdm
-    generator = torch.Generator().manual_seed(seed)
-    process = diffusion if steps == diffusion.T else diffusion.respaced(steps)
-    timesteps = process.timesteps.tolist()
-    noise = torch.randn(shape, generator=generator)
-    frames, labels = [noise], [f"t = {diffusion.T}"]
-    states = diffusion.trajectory(model, shape, sampler, steps, generator, noise=noise, **options)
-    for i, state in enumerate(tqdm(states, total=steps, desc="sampling", disable=not progress)):
+    states, times = samples.states(range(n)), samples.process.timesteps.tolist()
+    steps = len(times)
+    for i, s in enumerate(tqdm(states, total=steps, desc="sampling", disable=not progress)):
         if i == steps - 1 or (i + 1) * count // steps > i * count // steps:
-            frames.append(state.x.cpu())
-            labels.append(f"t = {timesteps[state.t - 1] + 1 if state.t else 0}")
-    return frames, labels
+            yield f"t = {times[s.t - 1] + 1 if s.t else 0}", s.x.cpu(), s.x0.cpu()
+
+# %% ../../nbs/engine/cli.ipynb #4a080caf
+def _write_animation(path: Path, samples: Samples, n: int, progress: bool, scale: int | None = None,
+                    ) -> Tensor:   # the images, (n, C, H, W)
+    "A GIF of how images came about, from the noise on."
+    import torch
+    from ddpm_nb.diffusion import randn
+    from ddpm_nb.engine.many import generators
+    from ddpm_nb.plotting import animate
+    own = generators(samples.seed, range(n))
+    noise = randn((n, *samples.image), torch.empty(0), own)    # what they all begin with
+    rows = [(f"t = {samples.diffusion.T}", noise, noise), *_record(samples, n, progress)]
+    labels, frames = [label for label, _, _ in rows], [x for _, x, _ in rows]
+    animate(frames, path=path, labels=labels, title="From noise to images", scale=scale)
+    return frames[-1]
 
 # %% ../../nbs/engine/cli.ipynb #32202c1f
 def _draw_losses(trainer: Trainer, out: Path) -> None:
@@ -434,14 +495,14 @@ def _draw_losses(trainer: Trainer, out: Path) -> None:
 # %% ../../nbs/engine/cli.ipynb #87a1f2da
 def _draw_pictures(trainer: Trainer, out: Path, progress: bool) -> None:
     "samples.png, reverse.gif and the losses; the last line says what to look at."
-    from ddpm_nb.plotting import animate, save_grid
-    c, image = trainer.config, trainer.batches.images.shape[1:]
-    frames, labels = _record(trainer.diffusion, trainer.ema.model, (c.sample_count, *image),
-                             c.sampler, min(c.sample_steps, trainer.diffusion.T), c.seed, progress)
+    from ddpm_nb.engine.many import Samples
+    from ddpm_nb.plotting import save_grid
+    c, image = trainer.config, tuple(trainer.batches.images.shape[1:])
+    options = dict(sampler=c.sampler, steps=min(c.sample_steps, trainer.diffusion.T))
+    samples = Samples(trainer.diffusion, trainer.ema.model, image, c.seed, options)
     scale = max(1, 256 // (image[-1] * math.isqrt(c.sample_count)))
-    save_grid(frames[-1], out / "samples.png", scale=2 * scale)
-    animate(frames, path=out / "reverse.gif", labels=labels, scale=scale,
-            title="From noise to images")
+    x = _write_animation(out / "reverse.gif", samples, c.sample_count, progress, scale)
+    save_grid(x, out / "samples.png", scale=2 * scale)
     _draw_losses(trainer, out)
     _result(f"Look at {out / 'samples.png'}: {c.sample_count} images that the model made from "
             f"noise ({out / 'reverse.gif'} shows how, {out / 'loss.png'} how it learnt)")
@@ -451,20 +512,25 @@ def _sample_arguments(p: _Parser) -> None:
     "The words of `ddpm-nb sample`."
     p.add_argument("model", type=_name, help="a run folder, one of its checkpoints, or what "
                    "load_pretrained takes: digits, a folder, a hub name")
-    p.add_argument("--n", type=_positive_int, default=64, help="how many (default: 64)")
-    p.add_argument("--out", type=_path, default=Path("samples.png"),
-                   help=".png: a grid; .npz: uint8 (N, H, W, C), written as they are made; "
+    p.add_argument("-n", "--n", type=_positive_int,
+                   help="how many images; with --grid-of, rows (default: 64; with --grid-of 8)")
+    p.add_argument("--out", type=_name, default="samples.png",
+                   help="FOLDER/: a PNG each, for torch-fidelity, clean-fid and pytorch-fid; the "
+                        "same command goes on where it was, and torchrun shares the work; .png: "
+                        "a grid; .npz: uint8 (N, H, W, C), for guided-diffusion's evaluator; "
                         ".gif: how they came about (default: samples.png)")
-    p.add_argument("--sampler", default="ddim",
-                   help=f"{_either(list(_table('SAMPLERS')))} (default: ddim)")
-    p.add_argument("--steps", type=_positive_int, help="how many (default: 50; for ddpm all)")
-    p.add_argument("--no-clip", action="store_true",
-                   help="let the guess of the finished image leave [-1, 1] on the way")
-    p.add_argument("--eta", type=float, default=0.0,
-                   help="ddim only: 0 adds no noise on the way, 1 as much as ddpm (default: 0)")
-    p.add_argument("--seed", type=_seed, default=0, help="of the noise (default: 0)")
-    p.add_argument("--batch", type=_positive_int, default=64, help="images made at once (default: "
-                   "64); where noise is added on the way, other sizes give other images")
+    _sampler_arguments(p)
+    p.add_argument("--seed", type=_seed, default=0,
+                   help="of the noise, with an image's number (default: 0)")
+    p.add_argument("--batch", type=_positive_int, default=64,
+                   help="images made at once; the images do not depend on it (default: 64)")
+    p.add_argument("--grid-of", choices=list(_FIGURES), metavar="WHAT",
+                   help="progress: x0-hat on the way, as the paper's figure 6; interpolation: "
+                        "between pairs of images, as figure 8; written to a .png")
+    p.add_argument("--depths", type=_positive_int, nargs="+", metavar="T",
+                   help="of an interpolation: steps of noise before the pair is mixed, a row "
+                        "each (default: half of all)")
+    _data_arguments(p, "for an interpolation, samples of the model itself")
     _device_arguments(p)
     _network_arguments(p)
 
@@ -520,114 +586,206 @@ def _inference(model: nn.Module,  # in eval mode
         with torch.autocast(device, half, enabled=half is not None): return net(x, t)[:n].float()
     return predict
 
-# %% ../../nbs/engine/cli.ipynb #bc208cc1
-def _batches(diffusion: GaussianDiffusion,
-             model: Callable[[Tensor, Tensor], Tensor],
-             n: int,                 # samples in all
-             batch: int,             # at once
-             image: tuple[int, ...], # (C, H, W)
-             seed: int,              # of the noise
-             progress: bool,         # show a bar: of images, or of steps if there is only one batch
-             **options: Any,         # to `diffusion.sample`
-            ) -> Iterator[Tensor]:   # uint8 (B, C, H, W)
-    "Draw samples, batch by batch."
-    import torch
-    from tqdm.auto import tqdm
-    from ddpm_nb.data import to_uint8
-    generator, one = torch.Generator().manual_seed(seed), n <= batch
-    with tqdm(total=n, unit="image", desc=options["sampler"], disable=not progress or one) as bar:
-        for start in range(0, n, batch):
-            shape = (min(batch, n - start), *image)
-            x = diffusion.sample(model, shape, generator=generator,
-                                 progress=progress and one, **options)
-            yield to_uint8(x).cpu()
-            bar.update(len(x))
-
-# %% ../../nbs/engine/cli.ipynb #ce9faab9
-def _write_npz(path: Path,                 # the archive
-               batches: Iterator[Tensor],  # uint8 (B, C, H, W)
-               n: int,                     # images in all of them
-               image: tuple[int, ...],     # (C, H, W)
-              ) -> None:
-    "The one array `arr_0`, uint8 (N, H, W, C), as tools for FID read it; a batch in memory."
-    import zipfile
-    import numpy as np
-    c, h, w = image
-    header = {"descr": "|u1", "fortran_order": False, "shape": (n, h, w, c)}
-    with (zipfile.ZipFile(path, "w") as archive,
-          archive.open("arr_0.npy", "w", force_zip64=True) as f):
-        np.lib.format.write_array_header_1_0(f, header)
-        for x in batches: f.write(np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy()).data)
-
 # %% ../../nbs/engine/cli.ipynb #1f00d378
+def _is_folder(out: str) -> bool: return out.endswith(("/", os.sep)) or not Path(out).suffix
+
+
 def _check_sample(args: argparse.Namespace) -> None:
     "What can be wrong with the words of `sample`, before a network is loaded."
     from ddpm_nb.sampling import SAMPLERS
     from ddpm_nb.schedules import look_up
-    kinds = (".png", ".npz", ".gif")
-    if args.out.suffix not in kinds:
-        raise ValueError(f"--out must end in one of {', '.join(kinds)}, got {args.out}")
-    look_up("sampler", args.sampler, SAMPLERS)
-    if args.out.is_dir(): raise ValueError(f"--out must be a file, {args.out} is a folder")
+    folder, kinds = _is_folder(args.out), [".png"] if args.grid_of else list(_WRITERS)
+    if args.grid_of and folder or not folder and Path(args.out).suffix not in kinds:
+        also = "" if args.grid_of else ", or in a slash: a folder"
+        raise ValueError(f"--out must end in one of {', '.join(kinds)}{also}, got {args.out}")
+    look_up("sampler", args.sampler or _SAMPLER, SAMPLERS)
+    if not folder and Path(args.out).is_dir():
+        raise ValueError(f"--out must be a file, {args.out} is a folder")
+    if not folder and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError(f"several processes fill a folder, --out FOLDER/: {args.out} is for one")
+    if args.depths and args.grid_of != "interpolation":
+        raise ValueError("--depths are those of --grid-of interpolation")
+
+# %% ../../nbs/engine/cli.ipynb #1ef7c251
+def _device(wanted: str | None) -> str:
+    "The device to compute on; of several processes on a machine with GPUs, each has its own."
+    import torch
+    from ddpm_nb.engine.runs import _check_device
+    device = _check_device(wanted)
+    if device == "cuda" and (rank := os.environ.get("LOCAL_RANK")):
+        torch.cuda.set_device(int(rank) % torch.cuda.device_count())
+    return device
+
+# %% ../../nbs/engine/cli.ipynb #f71a2767
+def _samples(args: argparse.Namespace,      # the words of `sample` or `evaluate`
+             model: UNet,
+             diffusion: GaussianDiffusion,
+             batch: int,                    # images at once
+            ) -> Samples:
+    "What the model draws, as those words want it."
+    from ddpm_nb.engine.many import Samples
+    from ddpm_nb.sampling import _SPACINGS
+    T, sampler = diffusion.T, args.sampler or _SAMPLER
+    steps = args.steps or (T if sampler == "ddpm" else min(_STEPS, T))
+    if steps > T: raise ValueError(f"steps must lie in 1 .. {T}, got {steps}")
+    spacing = args.spacing or _SPACINGS.get(sampler, "even")
+    options = dict(sampler=sampler, steps=steps, spacing=spacing, clip=not args.no_clip,
+                   eta=args.eta)
+    net = _inference(model, batch, args.precision, args.compile)
+    return Samples(diffusion, net, _image_shape(args.model, model), args.seed, options)
 
 # %% ../../nbs/engine/cli.ipynb #ed17385f
 def _sample(args: argparse.Namespace) -> int:
     "Draw images from a trained model."
     from ddpm_nb.engine.files import replacing
-    from ddpm_nb.engine.runs import _check_device
     _check_sample(args)
-    device = _check_device(args.device)
-    model, diffusion = _load_model(args.model, args.weights == "averaged", device)
-    steps = args.steps or (diffusion.T if args.sampler == "ddpm" else min(50, diffusion.T))
-    if steps > diffusion.T: raise ValueError(f"steps must lie in 1 .. {diffusion.T}, got {steps}")
-    at_once = args.n if args.out.suffix == ".gif" else min(args.batch, args.n)
-    image = _image_shape(args.model, model)
-    net = _inference(model, at_once, args.precision, args.compile)
-    options = dict(sampler=args.sampler, steps=steps, clip=not args.no_clip, eta=args.eta)
-    with replacing(args.out) as part:
-        part.touch()                          # complain now rather than when all is sampled
-        _write_samples(part, args, diffusion, net, image, options)
-    _result(f"{args.n} samples in {args.out}")
+    model, diffusion = _load_model(args.model, args.weights == "averaged", _device(args.device))
+    args.n = args.n or (8 if args.grid_of else 64)
+    whole = args.grid_of == "progress" or args.out.endswith(".gif")       # not in batches
+    samples = _samples(args, model, diffusion, args.n if whole else min(args.batch, args.n))
+    write = _FIGURES[args.grid_of] if args.grid_of else _WRITERS.get(Path(args.out).suffix)
+    if _is_folder(args.out): _fill_folder(args, model, samples)
+    elif write:
+        with replacing(args.out) as part:
+            part.touch()                      # complain now rather than when all is sampled
+            write(part, samples, args)
+    what = "rows" if args.grid_of else "samples"
+    if os.environ.get("RANK", "0") == "0": _result(f"{args.n} {what} in {args.out}")
     return 0
 
+# %% ../../nbs/engine/cli.ipynb #9ba88129
+def _fill_folder(args: argparse.Namespace, model: UNet, samples: Samples) -> None:
+    "The images that are not there yet, a PNG each."
+    from ddpm_nb import __version__
+    from ddpm_nb.engine.many import fill
+    from ddpm_nb.engine.pretrained import _checksum
+    d = samples.diffusion
+    weights = _checksum({name: value.cpu() for name, value in model.state_dict().items()})
+    settings = dict(
+        weights=weights, schedule=repr(d.schedule), prediction=d.prediction, variance=d.variance,
+        seed=args.seed, precision=args.precision, **samples.options,
+        made_by=f"ddpm_nb {__version__}, {args.model}")
+    fill(args.out, samples, args.n, settings, args.batch, not args.quiet)
+
 # %% ../../nbs/engine/cli.ipynb #59f73547
-def _write_samples(path: Path,                                 # its ending says what to write
-                   args: argparse.Namespace,                   # the words of `sample`
-                   diffusion: GaussianDiffusion,
-                   net: Callable[[Tensor, Tensor], Tensor],
-                   image: tuple[int, ...],                     # (C, H, W)
-                   options: dict[str, Any],                    # to `diffusion.sample`
-                  ) -> None:
-    "A grid, an archive or an animation of samples."
+def _write_grid(path: Path, samples: Samples, args: argparse.Namespace) -> None:
+    "All images as one."
     import torch
-    from ddpm_nb.plotting import animate, save_grid
-    progress = not args.quiet
-    if path.suffix == ".gif":
-        shape = (args.n, *image)
-        frames, labels = _record(diffusion, net, shape, seed=args.seed, progress=progress,
-                                 **options)
-        animate(frames, path=path, labels=labels, title="From noise to images")
-        return
-    batches = _batches(diffusion, net, args.n, args.batch, image, args.seed, progress, **options)
-    if path.suffix == ".npz": _write_npz(path, batches, args.n, image)
-    else: save_grid(torch.cat(list(batches)), path, scale=2 if image[1] < 64 else 1)
+    from ddpm_nb.engine.many import drawn_batches
+    from ddpm_nb.plotting import save_grid
+    batches = drawn_batches(samples, args.n, args.batch, not args.quiet)
+    save_grid(torch.cat(list(batches)), path, scale=2 if samples.image[1] < 64 else 1)
+
+
+def _write_npz(path: Path, samples: Samples, args: argparse.Namespace) -> None:
+    "One archive."
+    from ddpm_nb.engine.many import write_npz
+    write_npz(path, samples, args.n, args.batch, not args.quiet)
+
+
+def _write_gif(path: Path, samples: Samples, args: argparse.Namespace) -> None:
+    "An animation."
+    _write_animation(path, samples, args.n, not args.quiet)
+
+
+# by the ending of --out
+_WRITERS = {".png": _write_grid, ".npz": _write_npz, ".gif": _write_gif}
+
+# %% ../../nbs/engine/cli.ipynb #bc4051b4
+def _write_progress(path: Path, samples: Samples, args: argparse.Namespace) -> None:
+    "Figure 6: x0-hat on the way, from left to right; an image in each row."
+    import torch
+    from ddpm_nb.plotting import show_strip
+    rows = list(_record(samples, args.n, not args.quiet, count=12))
+    times = [label.removeprefix("t = ") for label, _, _ in rows]
+    show_strip(torch.stack([x0 for _, _, x0 in rows], 1), times, path=path,
+               title="The guess of the finished image at each t")
+
+# %% ../../nbs/engine/cli.ipynb #eb2ce49a
+_WEIGHTS = [i / 10 for i in range(11)]      # of the second image
+
+
+def _between(samples: Samples,
+             a: Tensor, b: Tensor,   # the ends, (n, C, H, W), in [-1, 1]
+             depth: int,             # steps of noise, 1 .. T of the original chain
+             batch: int,             # images at once
+            ) -> Tensor:             # (n, 11, C, H, W)
+    "From one end to the other, the same noise at each weight (figure 8)."
+    import torch
+    from ddpm_nb.diffusion import randn
+    from ddpm_nb.engine.many import generators
+    n, seed, options, d = len(a), samples.seed, samples.options, samples.process
+    t = (d.timesteps - (depth - 1)).abs().argmin()
+    own = generators(seed, range(2 * n, 3 * n))       # the ends may be samples 0 .. 2n-1
+    encoded = [d.q_sample(x, t.expand(n), randn(x.shape, x, own)) for x in (a, b)]
+    weights = torch.tensor(_WEIGHTS, device=a.device).view(-1, 1, 1, 1)
+    first, last = (x.unsqueeze(1) for x in encoded)
+    mixed = torch.lerp(first, last, weights).flatten(0, 1)
+    numbers = torch.arange(3 * n, 4 * n).repeat_interleave(len(_WEIGHTS))
+    out: list[Tensor] = []
+    for x, who in zip(mixed.split(batch), numbers.split(batch)):
+        own = generators(seed, who.tolist())
+        decode = options | dict[str, Any](generator=own, noise=x, start=int(t), progress=False)
+        out.append(samples.diffusion.sample(samples.model, x.shape, **decode).cpu())
+    return torch.cat(out).unflatten(0, (n, -1))
+
+# %% ../../nbs/engine/cli.ipynb #8e44a0fe
+def _pairs(samples: Samples, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    "The ends, (n, C, H, W): real images if the words name a data set, else samples."
+    import torch
+    from ddpm_nb.data import to_model
+    if not args.data: images = samples.draw(range(2 * args.n), not args.quiet)
+    else:
+        channels, height, width = samples.image
+        _, found = _images(args, (channels, height, width))
+        if len(found) < 2 * args.n:
+            raise ValueError(f"{args.n} pairs need {2 * args.n} images, there are {len(found)}")
+        chosen = torch.randperm(len(found), generator=torch.Generator().manual_seed(args.seed))
+        images = found[chosen[:2 * args.n]]
+    a, b = to_model(images).to(samples.diffusion.device).chunk(2)
+    return a, b
+
+# %% ../../nbs/engine/cli.ipynb #098bf302
+def _write_interpolation(path: Path, samples: Samples, args: argparse.Namespace) -> None:
+    "Figure 8: pairs of images and what lies between them; with several depths a row for each."
+    import torch
+    from tqdm.auto import tqdm
+    from ddpm_nb.plotting import show_strip
+    T = samples.diffusion.T
+    depths = args.depths or [T // 2 or 1]
+    if max(depths) > T: raise ValueError(f"depths must lie in 1 .. {T}, got {max(depths)}")
+    a, b = _pairs(samples, args)
+    first, last = (x.cpu().unsqueeze(1) for x in (a, b))
+    rows = [torch.cat([first, _between(samples, a, b, depth, args.batch), last], 1)
+            for depth in tqdm(depths, desc="depths", disable=args.quiet)]
+    show_strip(torch.stack(rows, 1).flatten(0, 1), ["source", *_WEIGHTS, "source"],
+               [f"t = {depth}" for depth in depths] * len(a), path=path,
+               title="From image to image through the latents")
+
+
+_FIGURES = {"progress": _write_progress, "interpolation": _write_interpolation}
 
 # %% ../../nbs/engine/cli.ipynb #f9572c85
 def _evaluate_arguments(p: _Parser) -> None:
     "The words of `ddpm-nb evaluate`."
-    p.add_argument("model", type=_name, help="as for sample")
-    p.add_argument("--n", type=_positive_int, default=64, help="images (default: 64)")
-    p.add_argument("--data", help=f"{_either(list(_table('DATASETS')))} "
-                   "(default: what the run was trained on; for other models, what fits)")
-    p.add_argument("--split", choices=("test", "train"), default="test",
-                   help="which images (default: test)")
-    p.add_argument("--root", type=_path,
-                   help="where the data set is (default: the run's, or ~/.cache/ddpm_nb)")
-    p.add_argument("--download", action="store_true", help="fetch the data set if it is not there")
+    p.add_argument("model", type=_name, help="as for sample; with --fid also a folder that "
+                   "sample has filled")
+    p.add_argument("-n", "--n", type=_positive_int,
+                   help="images (default: 64; with --fid as the paper, 50,000)")
+    p.add_argument("--terms", type=_positive_int,
+                   help="of the bound, drawn at random for each image (default: all T)")
+    p.add_argument("--fid", action="store_true",
+                   help="the Frechet distance and class score of samples, against CIFAR-10: FID "
+                        "and Inception Score where Inception's weights are to be had")
+    p.add_argument("--json", action="store_true", help="the result as JSON, in place of a sentence")
+    p.add_argument("--out", type=_path, help="a file for the same JSON, each image by itself")
+    _data_arguments(p, "what the run was trained on; for other models, what fits",
+                    "test; of CIFAR-10 for --fid train")
     p.add_argument("--seed", type=_seed, default=0,
                    help="of the choice of images and of the noise (default: 0)")
-    p.add_argument("--batch", type=_positive_int, default=16,
-                   help="images measured at once (default: 16)")
+    p.add_argument("--batch", type=_positive_int,
+                   help="images measured at once (default: 16; with --fid 64)")
+    _sampler_arguments(p.add_argument_group("samples, for --fid"))
     _device_arguments(p)
     _network_arguments(p)
 
@@ -644,7 +802,8 @@ def _images(args: argparse.Namespace,      # the words of `evaluate`
             image: tuple[int, int, int],   # (C, H, W) that the model is for
            ) -> tuple[str, Tensor | Images]:  # name of the data set; uint8 (N, C, H, W)
     "The images to measure on."
-    from ddpm_nb.engine.recipes import DATASETS
+    from ddpm_nb.engine.recipes import DATASETS, _check_held_out
+    from ddpm_nb.engine.runs import _run_checkpoint, _with_channels
     is_run, made_by = _origin(Path(args.model))
     fits = None if is_run else {(1, 16, 16): "digits", (3, 32, 32): "cifar10"}.get(image)
     name = args.data or (made_by.data if made_by else fits)
@@ -652,32 +811,15 @@ def _images(args: argparse.Namespace,      # the words of `evaluate`
         raise ValueError(f"say with --data on what to measure, one of {', '.join(DATASETS)}; "
                          f"got {name!r}")
     root = args.root or (made_by.root if made_by and made_by.data == name else None)
-    images, _ = DATASETS[name](args.split == "train", root, args.download, image[-1])
+    train = args.split == "train"
+    images, _ = DATASETS[name](train, root, args.download, image[-1])
+    if name == "folder": images = _with_channels(images, image[0])
+    if made_by and name == made_by.data == "folder" and not (train or args.root):
+        _check_held_out(_run_checkpoint(args.model).parent.parent, made_by.images)
     if (shape := tuple(images.shape[1:])) != image:
         raise ValueError(f"the model is for images of shape {image}, those of {name} have {shape}: "
                          f"choose another --data")
     return name, images
-
-# %% ../../nbs/engine/cli.ipynb #aa254add
-def _bits_per_dim(diffusion: GaussianDiffusion,
-                  net: Callable[[Tensor, Tensor], Tensor],
-                  images: Tensor,        # uint8 (N, C, H, W)
-                  batch: int,            # at once
-                  generator: Generator,  # on the CPU, of the noise
-                  progress: bool,        # show a bar
-                 ) -> Tensor:            # (N,), float64
-    "The bound of each image, in bits per dimension."
-    import torch
-    from tqdm.auto import tqdm
-    from ddpm_nb.data import to_model
-    device, totals = diffusion.betas.device, []
-    with torch.inference_mode(), tqdm(total=len(images), unit="image", desc="bits/dim",
-                                      disable=not progress) as bar:
-        for x in images.split(batch):
-            terms = diffusion.bits_per_dim(net, to_model(x).to(device), generator=generator)
-            totals.append(terms["total"].cpu())
-            bar.update(len(x))
-    return torch.cat(totals).double()
 
 # %% ../../nbs/engine/cli.ipynb #9671cc15
 def _bits_line(bits: Tensor, of: str) -> str:  # (N,), float64
@@ -687,32 +829,96 @@ def _bits_line(bits: Tensor, of: str) -> str:  # (N,), float64
     error = bits.std() / math.sqrt(len(bits))
     return f"{bits.mean():.4f} ± {error:.4f} {bound}, standard error; {len(bits)} {of})"
 
+# %% ../../nbs/engine/cli.ipynb #50120ed3
+def _bits(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    "The bound on real images: all of it as JSON can hold it, and in words."
+    import torch
+    from ddpm_nb.evaluation import likelihood
+    model, diffusion = _load_model(args.model, args.weights == "averaged", _device(args.device))
+    name, images = _images(args, _image_shape(args.model, model))
+    split = args.split or "test"
+    generator = torch.Generator().manual_seed(args.seed)
+    chosen = torch.randperm(len(images), generator=generator)[:args.n or 64]
+    batch, start = min(args.batch or 16, len(chosen)), time.monotonic()
+    net = _inference(model, batch, args.precision, args.compile)
+    found = likelihood(diffusion, net, images[chosen], args.terms, batch, generator,
+                       progress=not args.quiet)
+    seconds, bits = time.monotonic() - start, found.total
+    error = None if len(bits) == 1 else found.standard_error
+    each = [{"index": i, "bits_per_dim": b} for i, b in zip(chosen.tolist(), bits.tolist())]
+    line = _bits_line(bits, f"{split} image{'s' * (len(bits) > 1)} of {name}, "
+                            f"{seconds:.0f} s on {diffusion.device}")
+    return {"measure": "bits/dim, an upper bound", "value": found.mean, "standard_error": error,
+            "n": len(bits), "data": name, "split": split, "terms": args.terms or diffusion.T,
+            "seed": args.seed, "seconds": round(seconds, 1), "device": str(diffusion.device),
+            "images": each}, line
+
+# %% ../../nbs/engine/cli.ipynb #00b464f6
+def _extractor(device: torch.device) -> Extractor:
+    "Inception, if it is to be had; else our classifier, and word of it."
+    from ddpm_nb.engine.metrics import inception_extractor
+    from ddpm_nb.evaluation import cifar10_extractor
+    try: return inception_extractor(device)
+    except (ImportError, OSError) as e:
+        _log(f"ddpm-nb: {e}; so our own classifier looks, whose distance is not FID")
+        return cifar10_extractor(device)
+
+# %% ../../nbs/engine/cli.ipynb #6c8251f6
+def _to_measure(args: argparse.Namespace, device: str,
+               ) -> tuple[Iterator[Tensor], int, dict[str, Any]]:   # uint8; how many; how made
+    "Samples of a model, drawn now; or those that `sample` has put into a folder."
+    from ddpm_nb.engine.many import drawn_batches, read_back, settings_in
+    folder, batch = Path(args.model), args.batch or 64
+    if (folder / "settings.json").is_file():
+        there = sum(1 for _ in folder.glob("*.png"))
+        if (n := args.n or there) > there:
+            raise ValueError(f"{folder} holds {there:,} images, fewer than --n {n:,}")
+        return read_back(folder, n, batch), n, settings_in(folder) or {}
+    model, diffusion = _load_model(args.model, args.weights == "averaged", device)
+    n = args.n or 50_000
+    samples = _samples(args, model, diffusion, min(n, batch))
+    return (drawn_batches(samples, n, batch, not args.quiet), n,
+            {**samples.options, "seed": args.seed})
+
+# %% ../../nbs/engine/cli.ipynb #7b1d8cb9
+def _quality(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    "The distance of samples from CIFAR-10, and their class score: as JSON can hold it, in words."
+    import torch
+    from ddpm_nb.engine.metrics import INCEPTION, sample_quality
+    device, start = _device(args.device), time.monotonic()
+    batches, n, made = _to_measure(args, device)
+    found = sample_quality(batches, _extractor(torch.device(device)), args.split or "train",
+                           root=args.root)
+    seconds = time.monotonic() - start
+    what = "FID" if found.extractor == INCEPTION else "classifier distance, which is not FID"
+    line = f"{found}; {made['sampler']}, {made['steps']} steps, {seconds:.0f} s on {device}"
+    return {"measure": what, "value": found.distance, "class_score": found.class_score,
+            "class_score_sd": found.standard_deviation, "n": n, "extractor": found.extractor,
+            "reference": found.reference, "made": made, "seconds": round(seconds, 1),
+            "device": device}, line
+
 # %% ../../nbs/engine/cli.ipynb #4caccb20
 def _evaluate(args: argparse.Namespace) -> int:
-    "Measure the bound on held-out images, in bits per dimension, with its standard error."
-    import torch
-    from ddpm_nb.engine.runs import _check_device
-    device = _check_device(args.device)
-    model, diffusion = _load_model(args.model, args.weights == "averaged", device)
-    name, images = _images(args, _image_shape(args.model, model))
-    generator = torch.Generator().manual_seed(args.seed)
-    chosen = images[torch.randperm(len(images), generator=generator)[:args.n]]
-    net = _inference(model, min(args.batch, len(chosen)), args.precision, args.compile)
-    start = time.monotonic()
-    bits = _bits_per_dim(diffusion, net, chosen, args.batch, generator, not args.quiet)
-    took = f"{time.monotonic() - start:.0f} s on {device}"
-    _result(_bits_line(bits, f"{args.split} image{'s' * (len(bits) > 1)} of {name}, {took}"))
+    "Measure the bound on held-out images, in bits/dim with its standard error; or samples."
+    from ddpm_nb.engine.files import replacing
+    found, line = (_quality if args.fid else _bits)(args)
+    text = json.dumps({"model": args.model, **found}, indent=1)
+    if args.out:
+        with replacing(args.out) as part: part.write_text(text + "\n")
+    _result(text if args.json else line)
     return 0
 
 # %% ../../nbs/engine/cli.ipynb #bf8d7525
 def _info_arguments(p: _Parser) -> None:
     "The words of `ddpm-nb info`."
-    p.add_argument("model", type=_path, nargs="?", help="a run folder")
+    p.add_argument("model", type=_name, nargs="?", help="as for sample")
 
 # %% ../../nbs/engine/cli.ipynb #c4216874
 def _info(args: argparse.Namespace) -> int:
-    "Say what there is on this machine, or in a run folder."
-    for line in _about_run(args.model) if args.model else _about_machine(): _result(line)
+    "Say what there is on this machine, in a run folder, or in a saved model."
+    if not args.model: lines = _about_machine()
+    else: lines = (_about_run if _origin(Path(args.model))[0] else _about_model)(args.model)
+    for line in lines: _result(line)
     return 0
 
 # %% ../../nbs/engine/cli.ipynb #c34574cf
@@ -733,25 +939,56 @@ def _about_machine() -> Iterator[str]:
     yield f"data      {cache_folder()}"
 
 # %% ../../nbs/engine/cli.ipynb #e3738559
-def _about_run(run: Path) -> Iterator[str]:
+def _about_run(name: str) -> Iterator[str]:
     "What its newest checkpoint and its log say of a run."
-    from ddpm_nb.engine.runs import _read_log, checkpoints, read_checkpoint
-    found = checkpoints(run)
-    if not found: raise ValueError(f"{run} is no run folder: it has no checkpoint")
-    _, state = read_checkpoint(found[-1], only=("none",))
+    from ddpm_nb.engine.runs import _read_log, _run_checkpoint, checkpoints, read_checkpoint
+    path = _run_checkpoint(name)
+    run = path.parent.parent
+    _, state = read_checkpoint(path, only=("none",))
     made_by, config = _read_recipe(run), state["config"]
     yield f"run          {run}" + (f", trained on {made_by.data}" if made_by else "")
     yield (f"step         {state['step']:,} of {config['train.steps']:,}, "
            f"{state['seconds'] / 3600:.2f} hours, {state['processes']} x {state['device']}")
     yield f"network      {config['model.class']}, {config['model.weights']:,} weights"
-    yield f"checkpoints  {', '.join(p.name for p in found)}"
+    yield f"checkpoints  {', '.join(p.name for p in checkpoints(run))}"
     if rows := _read_log(run / "log.jsonl"):
         yield ("last loss    {loss:.5f} at step {step:,}, {images_per_second:.0f} images/s"
                .format(**rows[-1]))
     yield f"written by   ddpm_nb {state['code']}, torch {state['torch']}"
     for part in ("train", "model", "diffusion"):
         mine = {k.split(".", 1)[1]: v for k, v in config.items() if k.startswith(part + ".")}
-        yield f"{part:<12} " + ", ".join(f"{k}={v}" for k, v in mine.items())
+        yield _keys(part, mine)
+
+
+def _keys(part: str, values: dict[str, Any]) -> str:
+    return f"{part:<12} " + ", ".join(f"{k}={v}" for k, v in values.items())
+
+# %% ../../nbs/engine/cli.ipynb #ce566fc8
+def _trained_on(folder: Path) -> str:
+    "What a model's card says of its data; nothing if there is none, or not in a form known here."
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    found = re.search(r"^\| *data *\| *(.+?) *\|$|^#+ Data\n+(.+)", text, re.M)
+    return (found[1] or found[2]) if found else ""
+
+
+def _about_model(name: str) -> Iterator[str]:
+    "What there is to say of a packaged or a saved model, or of one on the hub."
+    from ddpm_nb.engine.pretrained import _ASSETS, _find
+    model, d = _load_model(name, True, "cpu")
+    folder = _find(name, None, None, False)
+    weights, c = sum(p.numel() for p in model.parameters()), model.config
+    files = (p for p in folder.rglob("*.*") if p.suffix in (".safetensors", ".bin"))
+    size = sum(p.stat().st_size for p in files)
+    where = "which came with the package" if folder.parent == _ASSETS else f"in {folder}"
+    yield f"model        {name}" + ("" if str(folder) == name else f", {where}")
+    yield f"network      UNet, {weights:,} weights, {size / 1e6:.1f} MB on the disk"
+    yield f"images       {c.in_channels} x {c.image_size} x {c.image_size}, floats in [-1, 1]"
+    yield f"schedule     {d.schedule!r}"
+    names = dict(prediction=d.prediction, variance=d.variance, loss=d.loss_type, decoder=d.decoder)
+    yield _keys("diffusion", names)
+    yield _keys("model", c.to_dict())
+    if data := _trained_on(folder): yield f"trained on   {data}"
 
 # %% ../../nbs/engine/cli.ipynb #42045e64
 _COMMANDS = {"train": (_train_arguments, _train), "sample": (_sample_arguments, _sample),
@@ -788,7 +1025,6 @@ def main(argv: list[str] | None = None,  # the words after `ddpm-nb`; None: the 
         ) -> int:       # exit code: 0 done, 1 training diverged, 2 the user's mistake, 128 + signal
     "The command `ddpm-nb`."
     args = parser().parse_args(argv)
-    import torch
     try:
         with warnings.catch_warnings(), _terminated_as_an_exit():
             warnings.showwarning = lambda message, *where, **more: _log(f"ddpm-nb: {message}")
@@ -799,8 +1035,9 @@ def main(argv: list[str] | None = None,  # the words after `ddpm-nb`; None: the 
     except BrokenPipeError:                  # as of `ddpm-nb info | head -1`: it has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (torch.cuda.OutOfMemoryError, MemoryError):
-        if args.traceback: raise
+    except (MemoryError, RuntimeError) as e:
+        from ddpm_nb.engine.runs import out_of_memory
+        if args.traceback or not out_of_memory(e): raise
         _log("ddpm-nb: there is not enough memory: choose a smaller --batch "
              "(for train: --set accumulate=2, 4, ...)")
         return 2

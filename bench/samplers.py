@@ -1,0 +1,176 @@
+#!/usr/bin/env python
+"""How few evaluations are enough? Our samplers beside diffusers' schedulers, on the same networks.
+
+For each number of evaluations: the root mean square distance from the solution of the
+probability-flow equation that begins at the same noise. That solution is computed by the
+second-order DPM-Solver++ with all 1,000 times, where ours and diffusers' are the same numbers
+(with --truth, fewer); it ends, as all do, in the last guess of x0. The guess is clipped to
+[-1, 1] for the two networks, and the peers are given the noise that the clipped guess implies, so
+that all solve one equation.
+
+    python bench/samplers.py                      what is missing in nbs/samplers.json
+    python bench/samplers.py --problems digits --n 256 --out /tmp/fresh.json
+    python bench/samplers.py --times              which time to tell the network
+
+Every row is on disk before the next begins; a run that was stopped goes on where it was.
+"""
+import argparse
+import itertools
+import json
+import math
+from pathlib import Path
+
+import torch
+
+from ddpm_nb import GaussianDiffusion, NoiseSchedule, load_pretrained
+from ddpm_nb.engine.files import replacing
+from ddpm_nb.objective import IdealDenoiser
+
+ROOT = Path(__file__).resolve().parent.parent
+BUDGETS = 5, 8, 10, 15, 20, 25, 50
+PAPER = NoiseSchedule.linear()
+ANGLES = torch.tensor([0.3, 1.6, 2.8, 4.0, 5.2], dtype=torch.float64)
+MIXTURES = {"five spots": 0.7 * torch.stack([ANGLES.cos(), ANGLES.sin()], 1),
+            "two spots": torch.tensor([[-0.8, 0.0], [0.8, 0.4]], dtype=torch.float64)}
+NETWORKS = {"digits": "digits", "cifar10-small": "cifar10-small"}
+MANY = {"five spots": 20_000, "two spots": 20_000, "digits": 64, "cifar10-small": 4}
+
+
+class Problem:
+    "A diffusion, a model, whether guesses are clipped, and the noise to begin with."
+
+    def __init__(self, name: str, n: int) -> None:
+        g = torch.Generator().manual_seed(3)
+        self.clip = name in NETWORKS
+        if self.clip:
+            folder = ROOT / "ddpm_nb" / "assets" / NETWORKS[name]
+            self.model, self.d = load_pretrained(folder)
+            c = self.model.config
+            self.noise = torch.randn(n, c.in_channels, c.image_size, c.image_size, generator=g)
+        else:
+            self.d = GaussianDiffusion(PAPER)
+            self.model = IdealDenoiser(self.d, MIXTURES[name], 0.08)
+            self.noise = torch.randn(n, 2, generator=g, dtype=torch.float64)
+
+    def ours(self, sampler: str, steps: int | None, spacing: str, **options):
+        return self.d.sample(self.model, self.noise.shape, sampler, steps, None, False,
+                             noise=self.noise, clip=self.clip, spacing=spacing, **options)
+
+    @torch.inference_mode()
+    def eps(self, x, t: float):
+        "The noise in x that the (clipped) guess of x0 implies, at the nearest time there is."
+        t = torch.full((len(x),), round(t))
+        x0 = self.d.p_mean_variance(self.model, x.to(self.noise.dtype), t, self.clip).x0
+        a, v = PAPER.alpha_bars[t[0]], PAPER.one_minus_alpha_bars[t[0]]
+        return (x - a.sqrt() * x0) / v.sqrt()
+
+    def theirs(self, scheduler, evaluations: int):
+        heun = "Heun" in type(scheduler).__name__       # two evaluations a step, the last has one
+        scheduler.set_timesteps((evaluations + 1) // 2 if heun else evaluations)
+        x = self.noise * (math.sqrt(float(scheduler.sigmas[0])**2 + 1) if heun else 1)
+        for t in scheduler.timesteps:
+            noise = self.eps(scheduler.scale_model_input(x, t), float(t))
+            x = scheduler.step(noise, t, x).prev_sample
+        return x
+
+
+def our_rows():
+    "Name, and what runs it."
+    runs = [("adams", {}), ("unipc", {}), ("unipc", dict(order=3)), ("dpm++", {}), ("ddim", {})]
+    for (sampler, options), spacing in itertools.product(runs, ("between", "log_snr", "even")):
+        name = " ".join([sampler, *(f"{k}={v}" for k, v in options.items()), spacing])
+        yield name, lambda p, n, s=sampler, g=spacing, o=options: p.ours(s, n, g, **o)
+
+
+def their_rows():
+    "Name, and what runs it; steps: the scheduler's own, Karras', even in log-SNR."
+    import diffusers as D
+    base = dict(beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
+    own, karras = {}, dict(use_karras_sigmas=True)
+    lu, exponential = dict(use_lu_lambdas=True), dict(use_exponential_sigmas=True)
+    table = [("DPM++ 2M", D.DPMSolverMultistepScheduler, {}, (lu, karras, own)),
+             ("DPM++ 3M", D.DPMSolverMultistepScheduler, dict(solver_order=3), (lu, karras)),
+             ("UniPC", D.UniPCMultistepScheduler, {}, (exponential, karras, own)),
+             ("UniPC 3", D.UniPCMultistepScheduler, dict(solver_order=3), (exponential, karras)),
+             ("DEIS", D.DEISMultistepScheduler, {}, (exponential, karras, own)),
+             ("Heun", D.HeunDiscreteScheduler, {}, (karras,)),
+             ("DDIM", D.DDIMScheduler, dict(clip_sample=False, timestep_spacing="trailing"),
+              (own,))]
+    words = {"use_karras_sigmas": "Karras", "use_lu_lambdas": "log-SNR",
+             "use_exponential_sigmas": "log-SNR"}
+    for name, scheduler, options, kinds in table:
+        for kind in kinds:
+            label = " ".join(["diffusers", name, *(words[k] for k in kind)])
+            make = lambda s=scheduler, o=options, k=kind: s(**base, **o, **k)
+            yield label, lambda p, n, make=make: p.theirs(make(), n)
+
+
+def rms(a, b) -> float: return (a.double() - b.double()).square().flatten(1).mean().sqrt().item()
+
+
+def keep(out: Path, record: dict) -> None:
+    with replacing(out) as part: part.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def run(a) -> None:
+    record = json.loads(a.out.read_text()) if a.out.exists() else {}
+    for name in a.problems:
+        n = a.n or MANY[name]
+        problem = Problem(name, n)
+        entry = record.setdefault(name, {"n": n, "truth": a.truth or 1000,
+                                         "evaluations": list(a.budgets), "rms": {}})
+        rows = list(itertools.chain(our_rows(), their_rows()))
+        rows = [(label, f) for label, f in rows if label not in entry["rms"]
+                and (not a.only or label in a.only)]
+        if not rows: continue
+        truth = problem.ours("dpm++", a.truth, "between")
+        for label, f in rows:
+            found = [rms(f(problem, k), truth) for k in a.budgets]
+            entry["rms"][label] = [float(f"{v:.4g}") for v in found]
+            print(f"{name:14} {label:28}" + "".join(f"{v:10.5f}" for v in found), flush=True)
+            keep(a.out, record)
+
+
+def fractional(spacing: str, steps: int):
+    "Times, not whole ones, in equal steps of log-SNR; and the schedule that is seen there."
+    lambdas = PAPER.log_snr
+    wanted = torch.linspace(lambdas[0].item(), lambdas[-1].item(), steps, dtype=torch.float64)
+    i = torch.searchsorted(-lambdas, -wanted).clamp(1, PAPER.T - 1)
+    part = (lambdas[i - 1] - wanted) / (lambdas[i - 1] - lambdas[i])
+    alpha_bars = torch.sigmoid(wanted)
+    before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bars[:-1]])
+    return i - 1 + part, NoiseSchedule.from_betas(1 - alpha_bars / before)
+
+
+def times(a) -> None:
+    "Whole times only; fractional ones; or fractional steps, and the nearest whole time said."
+    for name in a.problems:
+        problem = Problem(name, a.n or MANY[name])
+        truth = problem.ours("dpm++", a.truth, "between")
+        for steps in a.budgets:
+            at, schedule = fractional("log_snr", steps)
+            d = GaussianDiffusion(schedule, problem.d.prediction)
+            told = problem.model
+            exact = IdealDenoiser(d, MIXTURES[name], 0.08) if name in MIXTURES else (
+                lambda x, t: told(x, at.float()[t]))
+            models = {"fractional": exact, "nearest": lambda x, t: told(x, at.round().long()[t])}
+            found = {"whole": rms(problem.ours("adams", steps, "log_snr"), truth)}
+            for how, model in models.items():
+                x = d.sample(model, problem.noise.shape, "adams", None, None, False,
+                             noise=problem.noise, clip=problem.clip)
+                found[how] = rms(x, truth)
+            print(f"{name:14} {steps:3}", {k: float(f"{v:.4g}") for k, v in found.items()},
+                  flush=True)
+
+
+if __name__ == "__main__":
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--problems", nargs="+", default=list(MANY), choices=list(MANY))
+    p.add_argument("--n", type=int, help=f"samples (default: {MANY})")
+    p.add_argument("--budgets", nargs="+", type=int, default=BUDGETS)
+    p.add_argument("--only", nargs="+", help="these rows alone")
+    p.add_argument("--truth", type=int, help="steps of the solution (default: all 1,000)")
+    p.add_argument("--out", type=Path, default=ROOT / "nbs" / "samplers.json")
+    p.add_argument("--times", action="store_true", help="compare what the network is told")
+    a = p.parse_args()
+    (times if a.times else run)(a)
