@@ -27,8 +27,8 @@ suppress_warnings = ["mystnb.unknown_mime_type"]  # a widget has a picture besid
 # the page
 html_theme = "sphinx_book_theme"
 html_static_path = ["_static"]
-html_css_files = ["book.css"]
-html_js_files = ["book.js"]
+html_css_files = ["book.css", "reading.css"]
+html_js_files = ["book.js", "reading.js"]
 html_favicon = "_static/favicon.svg"
 html_copy_source = False            # the notebooks to download have no outputs, see tools/site.py
 html_show_sourcelink = False
