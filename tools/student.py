@@ -133,16 +133,18 @@ def markdown(source, name):
             "source": source.splitlines(keepends=True)}
 
 
-def heading(source):
-    "The last heading of a Markdown cell and its depth."
-    found = re.findall(r"^(#+) +(.+?)\s*$", source, flags=re.M)
-    return (found[-1][1], len(found[-1][0])) if found else None
+def is_exercises(source, before):
+    "Whether what follows a Markdown cell belongs to the exercises; `before`, whether it does."
+    for depth, title in re.findall(r"^(#+) +(.+?)\s*$", source, flags=re.M):
+        before = title == "Exercises" or before and len(depth) > 2
+    return before
 
 
 def first_words(source):
     "What an exercise's cell is called: its text up to the first sign that ends a sentence."
     bold = re.search(r"\*\*(.+?)\*\*", source)
-    if bold and bold[1].strip(".").isdigit(): return f"Exercise {bold[1].strip('.')}"
+    short = bold and re.fullmatch(r"(\d+|[A-Z])\.", bold[1])
+    if short: return f"{'Exercise' if short[1].isdigit() else 'Warm-up'} {short[1]}"
     return bold[1].strip(". ") if bold else source.strip().split("\n")[0][:60]
 
 
@@ -152,7 +154,7 @@ def student(chapter, name):
     for cell in chapter["cells"]:
         source, before = text_of(cell), cells[-1] if cells else None
         if cell["cell_type"] == "markdown":
-            if h := heading(source): in_exercises = h[0] == "Exercises" or in_exercises and h[1] > 2
+            in_exercises = is_exercises(source, in_exercises)
             cells.append(with_source(cell, DROPDOWN.sub("", source).rstrip()))
             question = cell
             continue
