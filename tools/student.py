@@ -93,7 +93,9 @@ def warm_up(source, printed):
     m = re.search(r"^#\s*\|\s*warm-up:\s*([\d.e-]+)\s*(%?)\s*$", source, flags=re.M)
     if not m: return None
     number = re.search(r"-?\d[\d,]*\.?\d*(?:e[+-]?\d+)?", printed)
-    if not number: raise ValueError(f"a warm-up prints its answer, this one {printed!r}")
+    if not number:
+        raise ValueError(f"a warm-up prints its answer first, this one printed {printed!r}: has its "
+                         f"notebook been run?\n{source}")
     answer, by = float(number[0].replace(",", "")), float(m[1])
     off = abs(answer) * by / 100 if m[2] else by
     return answer - off, answer + off
