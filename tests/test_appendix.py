@@ -292,7 +292,8 @@ def test_a_warm_up_is_marked_in_the_page_by_keyboard(page, typed, said):
 
 def test_the_build_collects_equations_words_symbols_and_names():
     from types import SimpleNamespace as Is
-    cells = [Is(cell_type="markdown", source="(word-nats)=\n**Nats**: a [unit](x.ipynb), $e$.\n\nX"),
+    word = "(word-nats)=\n**Nats**: a [unit](x.ipynb), $e$.\n\nX"
+    cells = [Is(cell_type="markdown", source=word),
              Is(cell_type="markdown", source="a\n```{math}\n:label: eq-ddpm-4\nx = y\n```\n")]
     named = SITE.Symbol("UNet", "06_unet", "A <em>network</em>.")
     made = {"06_unet": Is(notebook=Is(cells=cells), symbols=[named])}

@@ -230,7 +230,7 @@ def test_a_label_with_a_word_after_its_number_is_a_second_place(book):
     assert paper_map.problems(ITEMS, found) == paper_map.problems(ITEMS, FOUND)
 
 
-# --- the ten lines of appendix A: a slip in each is seen -------------------------------------------
+# --- the ten lines of appendix A: a slip in each is seen ------------------------------------------
 
 LINES = {   # in chapter 10's cells: what is right, and a slip
     17: ("p[0] * p[1] * p[2]", "p[0] * p[1] * p[1]"),

@@ -1,4 +1,4 @@
-"""The book's symbols: one list, for the page appendix/notation and for what the site shows in place.
+"""The book's symbols: one list, for appendix/notation and for what the site shows in place.
 
     python tools/notation.py        say what is wrong: a symbol without a place; exit 1 if any is
 
@@ -33,7 +33,8 @@ def parse(text):
     for line in re.sub(r"\n +", " ", text.strip()).splitlines():    # indented: goes on
         parts = [part.strip() for part in re.split(r" \|(?= )", line)]
         if len(parts) != len(Symbol._fields):
-            raise ValueError(f"a symbol has {len(Symbol._fields)} parts between ' | ', got {line!r}")
+            raise ValueError(f"a symbol has {len(Symbol._fields)} parts between ' | ', "
+                             f"got {line!r}")
         out.append(Symbol(*parts))
     return out
 
@@ -51,9 +52,10 @@ def labels(root=ROOT):
     "Label -> the place that it names, in all notebooks."
     out, label = {}, re.compile(r"\s*:label:\s*(eq-[\w-]+)\s*$|\(((?:sec|alg|word)-[\w-]+)\)=\s*$")
     for path in sorted((root / "nbs").rglob("*.ipynb")):
-        page, now = path.relative_to(root / "nbs").as_posix(), None
+        page, last = path.relative_to(root / "nbs").as_posix(), None
         for kind, source in paper_map.cells(path):
-            for now, line in paper_map.sections(source, now) if kind == "markdown" else ():
+            for now, line in paper_map.sections(source, last) if kind == "markdown" else ():
+                last = now
                 if not (m := label.match(line)): continue
                 anchor = f"equation-{m[1]}" if m[1] else m[2]
                 place = paper_map.Place(page, paper_map.fragment(now), anchor, now.text)
@@ -69,7 +71,8 @@ def formula(tex):
 def prose(text):
     "Words with `code` and $formulas$, as HTML."
     parts = re.split(r"(\$[^$]+\$|`[^`]+`)", text)
-    as_html = {"$": lambda o: formula(o[1:-1]), "`": lambda o: f"<code>{html.escape(o[1:-1])}</code>"}
+    as_html = {"$": lambda o: formula(o[1:-1]),
+               "`": lambda o: f"<code>{html.escape(o[1:-1])}</code>"}
     return "".join(as_html.get(o[:1], html.escape)(o) for o in parts)
 
 

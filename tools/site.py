@@ -333,8 +333,8 @@ def symbols_on(nb, name, up):
     "The line of a chapter's symbols, each a link that shows its meaning where one points at it."
     text = "\n".join(c.source for c in nb.cells if c.cell_type == "markdown")
     found = notation.on(text, notation.symbols()) if is_chapter(name) else []
-    links = " ".join(f'<a href="{up}appendix/notation.html#sym-{s.name}">{notation.formula(s.tex)}'
-                     "</a>" for s in found)
+    links = " ".join(f'<a href="{up}appendix/notation.html#sym-{s.name}" aria-label="{s.name}">'
+                     f"{notation.formula(s.tex)}</a>" for s in found)
     return [raw_html(f'<p class="page-symbols">Symbols: {links}</p>')] if found else []
 
 

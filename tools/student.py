@@ -1,6 +1,6 @@
 """Student notebooks: a chapter with blanks where its formulas were, and the answers apart.
 
-    python tools/student.py nbs/03_bound.ipynb    say what would be blank; the site's build writes it
+    python tools/student.py nbs/03_bound.ipynb    say what would be blank (the build writes it)
 
 What is blank: the bodies of the exported functions that a reader can write (public, at most 15
 lines, no plumbing), and the answers of the exercises and warm-ups. What stays: signatures,
@@ -94,8 +94,8 @@ def warm_up(source, printed):
     if not m: return None
     number = re.search(r"-?\d[\d,]*\.?\d*(?:e[+-]?\d+)?", printed)
     if not number:
-        raise ValueError(f"a warm-up prints its answer first, this one printed {printed!r}: has its "
-                         f"notebook been run?\n{source}")
+        raise ValueError(f"a warm-up prints its answer first, this one printed {printed!r}: has "
+                         f"its notebook been run?\n{source}")
     answer, by = float(number[0].replace(",", "")), float(m[1])
     off = abs(answer) * by / 100 if m[2] else by
     return answer - off, answer + off
