@@ -51,7 +51,7 @@ def test_a_symbol_is_found_on_a_page_and_not_in_a_longer_one():
     listed = [s for s in SYMBOLS if s.name in ("beta", "beta-tilde", "x_t", "T")]
     names = lambda text: [s.name for s in notation.on(text, listed)]
     assert names(r"$\beta_t$ and $\tilde\beta_t$ of T") == ["beta", "beta-tilde"]
-    assert names(r"$\beta_{t-1}$ and $\mathbf x_{t-1}$") == []
+    assert names(r"$\beta_{t-1}$ and $\mathbf x_{t-1}$ and $\mathbf x_test$") == []
 
 
 def test_the_words_that_the_book_needs_before_it_explains_them_are_explained():
