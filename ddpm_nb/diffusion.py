@@ -82,16 +82,9 @@ def randn(shape: tuple[int, ...],                # what to draw
           generator: Generators | None = None,   # its device is where the numbers are drawn
           ) -> Tensor:                           # standard normal
     "Standard normal noise. A CPU generator gives the same numbers whatever the device of `like`."
-<<<<<<< HEAD
-    if not isinstance(generator, torch.Generator | None):
-        raise ValueError(f"generator must be a torch.Generator, got {generator!r}; "
-                         "torch.Generator().manual_seed(0) makes one")
-    device = like.device if generator is None else generator.device
-=======
     own = _one_each(generator, shape[0] if shape else 0)
     one = None if isinstance(generator, Sequence) else generator
     device = like.device if (first := own[0] if own else one) is None else first.device
->>>>>>> cli
     pinned = device.type == "cpu" and like.device.type == "cuda"     # so that nobody waits
     noise = torch.empty(shape, dtype=like.dtype, device=device, pin_memory=pinned)
     if own:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:    # for the annotations alone: importing this module imports 
 NOISE, DATA, MODEL, TRUTH = "#8c8c8c", "#0072b2", "#e07000", "#1a1a1a"
 WRONG = "#b0125b"                              # the line of a "what goes wrong"
 PALETTE = {"noise": NOISE, "data": DATA, "model": MODEL, "truth": TRUTH, "wrong": WRONG}
-# for curves that have no fixed meaning
-CYCLE = [DATA, MODEL, "#009e73", "#cc79a7", "#56b4e9", NOISE, TRUTH]
+# for curves that have no fixed meaning: none of the colours above is among them
+CYCLE = ["#009e73", "#cc79a7", "#56b4e9", "#7a4fbf", "#8a6d00", "#4d4d99"]
 
 # %% ../nbs/appendix/plotting.ipynb #92ebcdca
 def color_of(name: str,        # what is drawn: a name of `PALETTE` has its colour

@@ -27,8 +27,8 @@ suppress_warnings = ["mystnb.unknown_mime_type"]  # a widget has a picture besid
 # the page
 html_theme = "sphinx_book_theme"
 html_static_path = ["_static"]
-html_css_files = ["book.css", "live.css"]
-html_js_files = ["book.js", ("live.js", {"defer": "defer"})]
+html_css_files = ["book.css", "live.css", "reading.css"]
+html_js_files = ["book.js", ("live.js", {"defer": "defer"}), "reading.js"]
 html_favicon = "_static/favicon.svg"
 html_copy_source = False            # the notebooks to download are written by tools/plain.py
 html_show_sourcelink = False

@@ -7,14 +7,17 @@ No place is typed twice: notebooks and tests say it in passing.
                                `(tab-ddpm-4)=`, `(fig-ddpm-5)=`
   "(eq. 4)" in a docstring     of an exported name: it computes this; likewise "algorithm 1",
                                "figure 5", "eq. 6 and 7", "eq. 17 to 22"
+  `(fig-ddpm-6-digits)=`       here it is shown again, on other data
   `# checks eq. 4`             in a cell or a test, or the same words in a test's docstring:
-                               it checks this
-A label is no check: each equation and algorithm needs words of the last kind of its own. The
-numbers of a table are checked only where a comment says so; a test that mentions one does not.
-The paper's items themselves, the one list that is written by hand, is the text PAPER in
-nbs/appendix/paper_map.ipynb.
+                               it checks this, if it holds something that can fail
+A label is no check: each equation and algorithm needs words of the last kind of its own, in a cell
+or a test with an assertion. The numbers of a table are checked only where a comment says so; a test
+that mentions one does not. (That an assertion would notice a slip in *its* line is shown for
+equations 17 to 26 by tests/test_paper_map.py, which makes the slips.)
+Two lists are written by hand, in nbs/appendix/paper_map.ipynb: the paper's items, the text PAPER,
+and of what the figures and tables of a page are made, the text PAGES.
 """
-import ast, html, io, json, posixpath, re, sys, tokenize
+import ast, html, io, json, posixpath, re, sys, textwrap, tokenize
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
@@ -32,8 +35,7 @@ class Item(NamedTuple):
     number: int
     says: str     # what it is, in words
     step_of: str  # "eq 5" for a line of its derivation, which may share its symbol; or ""
-    needs: str    # why it cannot be shown here, if nothing does; or ""
-    here: str     # what stands here in its place: "on digits", "quoted"; or ""
+    images: str   # what the paper's are made of, if it is a picture or a measurement; or ""
 
 
 class Place(NamedTuple):
@@ -47,6 +49,7 @@ class Place(NamedTuple):
 class Map(NamedTuple):
     "What the scan found, for each (kind, number)."
     places: dict    # -> [Place]: more than one is a mistake
+    again: dict     # -> [Place]: shown once more, on other data
     symbols: dict   # -> [Place]
     cells: dict     # -> [Place]: checks in notebooks
     tests: dict     # -> ["tests/test_x.py::test_y"]
@@ -55,7 +58,7 @@ class Map(NamedTuple):
 # --- the paper's items ---------------------------------------------------------------------------
 
 def parse(text):
-    "Items from lines `eq 5 | what it says | step of: eq 3 | needs: ... | here: ...`, the end free."
+    "Items from lines `eq 5 | what it says | step of: eq 3 | images: ...`, the end free."
     items = []
     for line in text.strip().splitlines():
         if not line.strip(): continue
@@ -64,20 +67,34 @@ def parse(text):
         if kind not in KINDS:
             raise ValueError(f"an item begins with {', '.join(KINDS)}, got {line!r}")
         more = dict(part.split(": ", 1) for part in more)
-        if more.keys() - {"step of", "needs", "here"}:
-            raise ValueError("after what it says come `step of:`, `needs:` and `here:`, "
-                             f"got {line!r}")
-        extra = (more.get(word, "") for word in ("step of", "needs", "here"))
+        if more.keys() - {"step of", "images"}:
+            raise ValueError(f"after what it says come `step of:` and `images:`, got {line!r}")
+        extra = (more.get(word, "") for word in ("step of", "images"))
         items.append(Item(kind, int(number), says, *extra))
     return items
 
 
-def items(root=ROOT):
-    "The items, from the text PAPER in the notebook."
+def parse_pages(text):
+    "Page -> what its figures and tables are made of, from lines `page, page | what`."
+    out = {}
+    for line in filter(None, map(str.strip, text.strip().splitlines())):
+        pages, what = (part.strip() for part in line.split("|"))
+        out |= {f"{page.strip()}.ipynb": what for page in pages.split(",")}
+    return out
+
+
+def listed(name, root=ROOT):
+    "One of the texts of the notebook."
     for _, source in cells(root / "nbs" / PAGE):
-        m = re.search(r'^PAPER = """(.*?)"""', source, flags=re.M | re.S)
-        if m: return parse(m[1])
-    raise ValueError(f"nbs/{PAGE} has no cell with the text PAPER")
+        m = re.search(rf'^{name} = """(.*?)"""', source, flags=re.M | re.S)
+        if m: return m[1]
+    raise ValueError(f"nbs/{PAGE} has no cell with the text {name}")
+
+
+def items(root=ROOT): return parse(listed("PAPER", root))
+
+
+def made_of(root=ROOT): return parse_pages(listed("PAGES", root))
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -114,10 +131,22 @@ def comments(source):
     except (tokenize.TokenError, IndentationError, SyntaxError): return re.findall(r"#.*", source)
 
 
-def checked(source):
+def can_fail(source):
+    "Does a piece of Python hold an assertion: `assert`, `test_close(...)`, `pytest.raises(...)`?"
+    try: nodes = list(ast.walk(ast.parse(textwrap.dedent(source))))
+    except SyntaxError: return False
+    called = (ast.unparse(n.func) for n in nodes if isinstance(n, ast.Call))
+    return any(isinstance(n, ast.Assert) for n in nodes) or any(
+        re.match(r"(test|check|assert)_|.*\braises$|.*\.assert_\w+$", name) for name in called)
+
+
+def claimed(source):
     "The items that the comments `# checks ...` name."
     said = [m[1] for c in comments(source) if (m := re.match(r"#\s*checks?\b(.*)", c))]
     return set().union(*map(mentions, said)) if said else set()
+
+
+def checked(source): return claimed(source) if can_fail(source) else set()
 
 
 def heirs(sources):
@@ -174,13 +203,15 @@ def sections(source, now):
     yield from ((now, o) for o in waiting)
 
 
-LABEL = re.compile(r"\s*:label:\s*(eq)-ddpm-(\d+)\s*$|\((alg|tab|fig)-ddpm-(\d+)\)=\s*$")
+LABEL = re.compile(r"\s*:label:\s*(eq)-ddpm-(\d+)()\s*$|"
+                   r"\((alg|tab|fig)-ddpm-(\d+)(-[a-z]+)?\)=\s*$")
 
 
 def label(line):
-    "The item that a line of Markdown labels, or None."
-    m = LABEL.match(line)
-    return m and (m[1] or m[3], int(m[2] or m[4]))
+    "The item that a line of Markdown labels and what follows its number, or None."
+    if not (m := LABEL.match(line)): return None
+    kind, number, more = (a or b for a, b in zip(m.groups()[:3], m.groups()[3:]))
+    return (kind, int(number)), more or ""
 
 
 def is_exported(source): return bool(re.search(r"^#\s*\|\s*export[is]?\b", source, flags=re.M))
@@ -193,9 +224,11 @@ def scan_notebook(path, page, found):
         if kind == "markdown":
             for section, line in sections(source, now):
                 now = section
-                if not (key := label(line)): continue
-                anchor = f"{'equation-' if key[0] == 'eq' else ''}{key[0]}-ddpm-{key[1]}"
-                found.places[key].append(Place(page, fragment(now), anchor, now.text))
+                if not (m := label(line)): continue
+                (key, more), equation = m, "equation-" if m[0][0] == "eq" else ""
+                anchor = f"{equation}{key[0]}-ddpm-{key[1]}{more}"
+                kept = found.again if more else found.places
+                kept[key].append(Place(page, fragment(now), anchor, now.text))
         if kind != "code": continue
         for name, said in documented(source, known_as) if is_exported(source) else ():
             place = Place(page, fragment(now), f"api-{name}", name)
@@ -212,6 +245,7 @@ def scan_tests(path, found):
     for n in ast.walk(ast.parse(source)):
         if not (isinstance(n, ast.FunctionDef) and n.name.startswith("test_")): continue
         body = "\n".join(source.split("\n")[n.lineno - 1:n.end_lineno])
+        if not can_fail(body): continue
         said = {key for key in mentions(ast.get_docstring(n) or "") if key[0] != "tab"}
         for key in said | checked(body):
             found.tests[key].append(f"tests/{path.name}::{n.name}")
@@ -219,7 +253,7 @@ def scan_tests(path, found):
 
 def scan(root=ROOT):
     "Read all notebooks and tests."
-    found, nbs = Map(*(defaultdict(list) for _ in range(4))), root / "nbs"
+    found, nbs = Map(*(defaultdict(list) for _ in Map._fields)), root / "nbs"
     for path in sorted(p for p in nbs.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts):
         scan_notebook(path, path.relative_to(nbs).as_posix(), found)
     for path in sorted((root / "tests").glob("test_*.py")): scan_tests(path, found)
@@ -241,10 +275,10 @@ def parent_of(item):
 
 
 def lacks(item, found):
-    "What an item lacks, in words; nothing if it is complete, or cannot be shown here."
+    "What an item lacks, in words; nothing if it is complete."
     key, out = (item.kind, item.number), []
     keys = [key, parent_of(item)] if item.step_of else [key]
-    if key not in found.places: return [] if item.needs else ["a label"]
+    if key not in found.places: return ["a label"]
     pages = [p.page for p in found.places[key]]
     if len(pages) > 1: out.append("just one label: it is in " + ", ".join(pages))
     if item.kind in COMPUTED:
@@ -257,14 +291,16 @@ def problems(items, found):
     "All that is wrong: what items lack, and labels of things that the paper does not have."
     out = [f"{name((i.kind, i.number))} lacks {what}" for i in items for what in lacks(i, found)]
     known = {(i.kind, i.number) for i in items}
+    labels = [*found.places.items(), *found.again.items()]
     return out + [f"{p.page} labels {name(key)}, which the paper does not have"
-                  for key, ps in found.places.items() if key not in known for p in ps]
+                  for key, ps in labels if key not in known for p in ps]
 
 
 def places(items, found):
     "Every place that the table links to."
     for i in items:
         for part in row(i, found)[:3]: yield from part
+        yield from found.again.get((i.kind, i.number), [])
 
 
 @cache
@@ -334,39 +370,52 @@ STYLE = "table-layout:fixed;width:100%;font-size:85%;overflow-wrap:anywhere"
 def titled(place): return link(place, html.escape(f"{chapter(place)}: {plain(place.text)}"))
 
 
-def unchecked(item):
-    "What a table or a figure is, of which nothing is computed and compared."
-    return "only quoted" if item.here.startswith("quoted") else "only shown"
+def is_here(item, place, made_of):
+    """What an item is where a label shows it, in words.
+
+    `made_of` says so of pages (see `parse_pages`); a page it does not know shows what is no
+    picture and no measurement."""
+    what = made_of.get(place.page, "")
+    if not item.images or not what: return "the paper's"
+    if what == "quoted": return what
+    data, _, by = what.partition(": ")
+    by = f" ({by})" if by else ""
+    if data in item.images.split(" and ") or item.images == "any": ours = f"ours on {data}{by}"
+    else: ours = f"the same code on {data}{by}: the paper's images are not here"
+    return ours if item.kind == "fig" else f"quoted, and {ours}"
 
 
-def entries(item, found):
+def entries(item, found, made_of):
     "The cells of an item's row, as HTML."
     own, symbols, cells, tests = row(item, found)
-    where = "<br>".join(map(titled, own)) or "<strong>missing</strong>"
-    if not own and item.needs: where = f"<em>not here: needs {html.escape(item.needs)}</em>"
-    if own and item.here: where += f"<br><em>{html.escape(item.here)}</em>"
+    shown = [*own, *found.again.get((item.kind, item.number), [])]
+    said = lambda p: f"<br><em>{html.escape(is_here(item, p, made_of))}</em>" if item.images else ""
+    where = "<br>".join(titled(p) + said(p) for p in shown)
+    if not own: where = f"<strong>missing</strong>{'<br>' if where else ''}{where}"
     names = few([f"<code>{link(p, broken(p.text))}</code>" for p in symbols])
     if symbols and (item.kind, item.number) not in found.symbols:
         names = f"<em>with {name(parent_of(item))}:</em><br>{names}"
     tested = [f"<code>{broken(html.escape(t.removeprefix('tests/')))}</code>" for t in tests]
     checks = few([*map(titled, cells), *tested])
-    if own and not checks: checks = f"<em>{unchecked(item)}</em>"
+    if shown and not checks:
+        quoted = all(is_here(item, p, made_of) == "quoted" for p in shown)
+        checks = f"<em>only {'quoted' if quoted else 'shown'}</em>"
     return [str(item.number), html.escape(item.says), where, names, checks]
 
 
-def table(items, found, kind):
+def table(items, found, kind, made_of):
     "The rows of one kind as HTML."
     columns = "".join(f'<col style="width:{w}%">' for w in HEADS.values())
     head = "".join(f"<th>{o}</th>" for o in HEADS)
     out = [f'<table class="table" style="{STYLE}"><colgroup>{columns}</colgroup>'
            f"<thead><tr>{head}</tr></thead><tbody>"]
     for i in (i for i in items if i.kind == kind):
-        out.append(f"<tr>{''.join(f'<td>{o}</td>' for o in entries(i, found))}</tr>")
+        out.append(f"<tr>{''.join(f'<td>{o}</td>' for o in entries(i, found, made_of))}</tr>")
     return "\n".join(out) + "</tbody></table>"
 
 
 if __name__ == "__main__":
-    listed, found = items(), scan()
-    said = problems(listed, found) + dead(listed, found)
-    print("\n".join(said) or f"all {len(listed)} items of the paper have what they need")
+    paper, found = items(), scan()
+    said = problems(paper, found) + dead(paper, found)
+    print("\n".join(said) or f"all {len(paper)} items of the paper have what they need")
     sys.exit(bool(said))

@@ -20,13 +20,14 @@ from markdown_it import MarkdownIt
 from nbdev.config import get_config
 from nbdev.process import extract_directives
 
-from equations import LINKED
-from plain import FRONT, plain
-from search import write_index
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "tools"))
-import live   # noqa: E402  (beside this script, wherever it is loaded from)
+sys.path.append(str(ROOT / "tools"))   # the modules beside this script, wherever it is loaded from
+import live, notation, student  # noqa: E402
+from equations import LINKED  # noqa: E402
+from plain import FRONT, plain  # noqa: E402
+from search import write_index  # noqa: E402
+
 NBS, DOCS, LIB = ROOT / "nbs", ROOT / "docs", ROOT / "ddpm_nb"
 TOOLS = ["sphinx", "myst-nb", "myst-parser", "docutils", "pygments", "sphinx-book-theme",
          "pydata-sphinx-theme", "sphinx-design", "pillow"]
@@ -37,8 +38,9 @@ SECTIONS = {
     "Chapters": ("", ["00_prestudy", "argument"]),
     "Experiments": ("experiments", ["swiss_roll", "digits", "cifar10", "figures", "ablations"]),
     "The engine": ("engine", ["runs", "files", "recipes", "images", "pretrained", "metrics",
-                              "faster", "cli"]),
-    "Appendix": ("appendix", ["paper_map", "notation", "mistakes", "teaching", "plotting"]),
+                              "faster", "many", "cli"]),
+    "Appendix": ("appendix", ["paper_map", "notation", "refresher", "mistakes", "teaching",
+                              "plotting"]),
 }
 
 
@@ -294,8 +296,11 @@ def first_cells(path):
 
 
 def page_links(name, module, up):
-    "The line under the title: the notebook to download, the module it is."
+    "The line under the title: the notebook to download or to work in, the module it is."
     links = f'<a href="{up}notebooks/{name}.ipynb" download>Download this notebook</a>'
+    if is_chapter(name):
+        links += (f' · <a href="{up}student/{name}.ipynb" download>work it: a notebook with blanks'
+                  f'</a> (<a href="{up}student/answers/{name}.ipynb" download>answers</a>)')
     if module:
         href = f"{up}source/{module.replace('.', '/')}.html"
         links += f' · it is <a href="{href}"><code>ddpm_nb.{module}</code></a>'
@@ -324,7 +329,7 @@ def process(path, films=None):
         if "default_exp" in directives: module = directives["default_exp"][0]
         if not code_cell(cell, directives): continue
         if films and name != "index": filmed(cell, up, films)   # README shows the index's GIFs
-        cells.append(cell)
+        cells += [*warm_up(cell, directives, len(cells)), cell]
         if "exported" not in cell.metadata.get("tags", []): continue
         defined = definitions(cell.source)
         private |= {o.node.name: o for o in defined if not public(o.node.name)}
@@ -333,10 +338,71 @@ def process(path, films=None):
             summary = (ast.get_docstring(o.node) or "").split("\n\n")[0]
             symbols.append(Symbol(o.node.name, name, MarkdownIt().renderInline(summary)))
         if named: cells.append(raw_html("\n".join(api_card(o, private, module, up) for o in named)))
-    links = [] if name == "index" else [page_links(name, module, up)]
+    links = [] if name == "index" else [page_links(name, module, up), *symbols_on(nb, name, up)]
     nb.cells = identified([o for c in cells for o in (links if c is None else [c])])
     nb.metadata.pop("widgets", None)
     return Page(nb, module, symbols)
+
+
+# --- what answers the reader: symbols explained in place, warm-ups, notebooks with blanks ---------
+
+def is_chapter(name): return bool(re.match(r"\d\d_", name))
+
+
+def symbols_on(nb, name, up):
+    "The line of a chapter's symbols, each a link that shows its meaning where one points at it."
+    text = "\n".join(c.source for c in nb.cells if c.cell_type == "markdown")
+    found = notation.on(text, notation.symbols()) if is_chapter(name) else []
+    links = " ".join(f'<a href="{up}appendix/notation.html#sym-{s.name}" aria-label="{s.name}">'
+                     f"{notation.formula(s.tex)}</a>" for s in found)
+    return [raw_html(f'<p class="page-symbols">Symbols: {links}</p>')] if found else []
+
+
+def warm_up(cell, directives, number):
+    "The form before a warm-up's folded answer, with which the page marks the reader's."
+    if "warm-up:" not in directives: return []
+    unit = " ".join(directives.get("unit:", []))
+    said = f"#| warm-up: {' '.join(directives['warm-up:'])}"
+    low, high = student.warm_up(said, student.printed_by(cell))
+    return [raw_html(
+        f'<form class="warm-up" data-low="{low!r}" data-high="{high!r}" autocomplete="off">'
+        f'<label for="warm-up-{number}">Your answer</label> '
+        f'<input id="warm-up-{number}" inputmode="decimal" size="10" aria-describedby='
+        f'"said-{number}"> <span>{html.escape(unit)}</span> <button type="submit">Check</button> '
+        f'<output id="said-{number}" for="warm-up-{number}"></output></form>')]
+
+
+def write_student(extra, name, text):
+    "The notebook with blanks, and the one with their answers."
+    made = student.student(json.loads(text), name)
+    for folder, nb in (("student", made.notebook), ("student/answers", made.answers)):
+        text = json.dumps(plain(nb, name), indent=1, ensure_ascii=False)
+        write(extra / folder / f"{name}.ipynb", text + "\n")
+
+
+WORD = re.compile(r"^\((word-[\w-]+)\)=\n(.+?)(?:\n\n|\Z)", flags=re.M | re.S)
+EQUATION = re.compile(r"^```\{math\}\n:label: (eq-[\w-]+)\n(.*?)^```", flags=re.M | re.S)
+
+
+def hints(made):
+    """What a link shows in place, by the end of its address: equations as TeX, the rest as HTML.
+
+    `made` is docname -> Page."""
+    equations, words = {}, {}
+    for name, page in made.items():
+        for cell in page.notebook.cells:
+            if cell.cell_type != "markdown": continue
+            for label, tex in EQUATION.findall(cell.source):
+                tex = re.sub(r"^:\w+:.*\n", "", tex, flags=re.M)
+                equations[f"{name}.html#equation-{label}"] = tex.strip()
+            for word, text in WORD.findall(cell.source):
+                text = re.sub(r"\{\w+\}`([^`<]+?)(?: <[^>]+>)?`", r"\1", text)   # no links in it
+                plain = re.sub(r"\[([^\]]+)\]\([^)]+\)|\*\*(.+?)\*\*", r"\1\2", text)
+                words[f"{name}.html#{word}"] = notation.prose(plain)
+        for s in page.symbols: words[f"{s.page}.html#api-{s.name}"] = s.summary
+    for s in notation.symbols():
+        words[f"{notation.PAGE[:-6]}.html#sym-{s.name}"] = notation.said(s)
+    return f"window.bookHints = {json.dumps(dict(equations=equations, words=words))};\n"
 
 
 def download(path):
@@ -402,7 +468,10 @@ def prepare(work):
         target = work / f"{name}.ipynb"
         target.parent.mkdir(parents=True, exist_ok=True)
         write_nb(page.notebook, target)
-        write(work.parent / "extra" / "notebooks" / f"{name}.ipynb", download(paths[name]))
+        extra = work.parent / "extra"
+        write(extra / "notebooks" / f"{name}.ipynb", download(paths[name]))
+        if is_chapter(name): write_student(extra, name, paths[name].read_text(encoding="utf-8"))
+    write(work.parent / "extra" / "_static" / "hints.js", hints(made))
     homes = {page.module: name for name, page in made.items() if page.module}
     for path in sorted(LIB.rglob("*.py")):
         if path.name.startswith("_"): continue

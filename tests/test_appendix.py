@@ -1,0 +1,330 @@
+"""Symbols and words, notebooks with blanks, warm-ups, and what a page shows where one points."""
+import ast
+import importlib.util
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from browser import EXECUTABLE, browser
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS, STATIC = ROOT / "nbs", ROOT / "nbs" / "_static"
+sys.path.append(str(ROOT / "tools"))
+import notation  # noqa: E402
+import paper_map  # noqa: E402
+import student  # noqa: E402
+
+spec = importlib.util.spec_from_file_location("book_site_of_reading", ROOT / "tools" / "site.py")
+SITE = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(SITE)
+
+SYMBOLS, PLACES = notation.symbols(), notation.labels()
+CHAPTERS = sorted(p for p in NBS.glob("[01]*.ipynb"))
+WORKED = [p for p in CHAPTERS if p.stem[:2] in ("03", "07", "10")]    # with warm-ups
+
+
+def chapter(path): return json.loads(path.read_text(encoding="utf-8"))
+
+
+# --- symbols -------------------------------------------------------------------------------------
+
+def test_every_symbol_has_its_place_and_a_name_of_its_own():
+    assert len(SYMBOLS) > 30 and not notation.problems(SYMBOLS, PLACES)
+
+
+def test_a_symbol_without_a_place_and_a_name_given_twice_are_reported():
+    one = SYMBOLS[0]
+    assert notation.problems([one._replace(label="eq-nowhere"), one], PLACES) == [
+        f"{one.name}: there is no eq-nowhere", f"two symbols are called {one.name}"]
+
+
+def test_a_line_that_is_not_understood_is_refused_and_an_indented_one_goes_on():
+    with pytest.raises(ValueError, match="6 parts"): notation.parse("x | y | z")
+    (one,) = notation.parse("a | x_t | | (B,) | what it\n    means | eq-ddpm-2")
+    assert one == ("a", "x_t", "", "(B,)", "what it means", "eq-ddpm-2")
+
+
+def test_a_symbol_is_found_on_a_page_and_not_in_a_longer_one():
+    listed = [s for s in SYMBOLS if s.name in ("beta", "beta-tilde", "x_t", "T")]
+    names = lambda text: [s.name for s in notation.on(text, listed)]
+    assert names(r"$\beta_t$ and $\tilde\beta_t$ of T") == ["beta", "beta-tilde"]
+    assert names(r"$\beta_{t-1}$ and $\mathbf x_{t-1}$ and $\mathbf x_test$") == []
+
+
+def test_the_words_that_the_book_needs_before_it_explains_them_are_explained():
+    words = "nats divergence jsd reverse-process bits-per-dim posterior marginal ema fid".split()
+    assert not [w for w in words if f"word-{w}" not in PLACES]
+
+
+def test_the_table_in_the_notebook_is_that_of_today():
+    outputs = [o.get("data", {}) for c in chapter(NBS / notation.PAGE)["cells"]
+               for o in c.get("outputs", [])]
+    kept = ["".join(data["text/html"]) for data in outputs if "text/html" in data]
+    assert kept == [notation.table(SYMBOLS, PLACES)]
+
+
+# --- notebooks with blanks -----------------------------------------------------------------------
+
+CELL = '''#| export
+def twice(x: float,   # a number
+          ) -> float: # its double
+    "Two times x (eq. 4)."
+    if x < 0: raise ValueError("x must not be negative")
+    y = x + x
+    return y
+
+
+class Pair:
+    "Two."
+    def sum(self) -> int:
+        "Of both."
+        return 2
+
+    @classmethod
+    def new(cls):
+        "One."
+        return cls()
+
+    def _step(self):
+        "A step."
+        return 1'''
+
+
+def test_a_blank_keeps_signature_docstring_and_checks_and_takes_the_body():
+    source, names = student.emptied(CELL)
+    assert names == ["twice", "Pair.sum"]
+    assert "return y" not in source and "return 2" not in source
+    for kept in ("its double", "Two times x", "x must not be negative", "return cls()", "return 1"):
+        assert kept in source
+    scope = {}
+    exec(source, scope)
+    with pytest.raises(NotImplementedError, match="twice: yours"): scope["twice"](1)
+    with pytest.raises(ValueError, match="negative"): scope["twice"](-1)
+
+
+def test_an_exercise_keeps_its_checks_and_names_what_they_need():
+    source = student.asked("a = 3\nb = a * 2\nprint(b)\nassert b == 6\ntest_close(b, a)", "")
+    assert source.startswith("# yours to write, above the book's own check, which needs: a, b\n")
+    assert source.endswith("assert b == 6\ntest_close(b, a)") and "print" not in source
+
+
+@pytest.mark.parametrize("directive, printed, interval", [
+    ("#| warm-up: 1 %", "3.322 bits", (3.28878, 3.35522)), ("#| warm-up: 0.001", "0.5686",
+                                                              (0.5676, 0.5696)),
+    ("#| warm-up: 3 %", "1,024: two to the tenth", (993.28, 1054.72)),
+    ("#| warm-up: 10 %", "-2e-3 nats", (-0.0022, -0.0018)), ("print(1)", "1", None),
+])
+def test_a_warm_up_accepts_an_interval_about_what_its_cell_printed(directive, printed, interval):
+    assert student.warm_up(directive, printed) == (interval and pytest.approx(interval))
+
+
+def test_a_warm_up_that_prints_no_number_is_refused():
+    with pytest.raises(ValueError, match="been run"): student.warm_up("#| warm-up: 1", "?")
+
+
+def test_what_belongs_to_the_exercises():
+    inside = False
+    for text, expected in (("# T\n## A", False), ("## Exercises\n\n### Warm-ups", True),
+                           ("**1.** x", True), ("### Further", True), ("## Next", False)):
+        inside = student.is_exercises(text, inside)
+        assert inside is expected
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+def test_every_chapters_notebook_with_blanks_is_python_and_hides_its_answers(path):
+    nb = chapter(path)
+    made = student.student(nb, path.stem)
+    for cell in made.notebook["cells"] + made.answers["cells"]:
+        source = student.text_of(cell)
+        assert not cell.get("outputs")
+        if cell["cell_type"] == "code": ast.parse(re.sub(r"^[!%].*", "", source, flags=re.M))
+    whole = "\n".join(student.text_of(c) for c in made.notebook["cells"])
+    answers = "\n".join(student.text_of(c) for c in made.answers["cells"])
+    assert "{dropdown} Answer" not in whole
+    assert whole.count("yours to write") >= len(made.blanks) * 0.9 or path in WORKED
+    for blank in made.blanks:
+        for cell in blank.cells: assert student.text_of(cell) in answers
+
+
+@pytest.mark.parametrize("path", WORKED, ids=lambda p: p.stem)
+def test_the_checks_of_the_chapter_are_in_the_notebook_with_blanks(path):
+    "All that stand outside the exercises, so that they are the marker."
+    nb = chapter(path)
+    made = student.student(nb, path.stem)
+    asserts = lambda cells: sum(student.text_of(c).count(word) for c in cells
+                                if c["cell_type"] == "code" for word in ("assert ", "test_close("))
+    assert asserts(made.notebook["cells"]) >= 0.9 * asserts(nb["cells"])
+    assert len([b for b in made.blanks if b.title.startswith("`")]) >= 4
+
+
+@pytest.mark.parametrize("path", WORKED, ids=lambda p: p.stem)
+def test_a_chapter_has_two_warm_ups_and_three_grades(path):
+    cells = chapter(path)["cells"]
+    warm = [c for c in cells if "#| warm-up:" in student.text_of(c)]
+    assert len(warm) == 2
+    for cell in warm:
+        low, high = student.warm_up(student.text_of(cell), student.printed_by(cell))
+        assert low < high
+    text = "\n".join(student.text_of(c) for c in cells if c["cell_type"] == "markdown")
+    grades = [text.index(f"### {grade}\n") for grade in ("Warm-ups", "Exercises", "Further")]
+    assert grades == sorted(grades) and "{admonition} What do you expect?" in text
+
+
+def test_a_blank_filled_in_from_the_answers_is_the_chapter_again():
+    nb = chapter(NBS / "03_bound.ipynb")
+    made = student.student(nb, "03_bound")
+    kept = [c for c in made.notebook["cells"] if c["id"] != "how-to-work"]
+    assert [c["id"] for c in kept] == [c["id"] for c in nb["cells"]]
+    given = {c["id"]: student.text_of(c) for b in made.blanks for c in b.cells}
+    filled = [given.get(c["id"], student.text_of(c)) for c in kept if c["cell_type"] == "code"]
+    assert filled == [student.text_of(c) for c in nb["cells"] if c["cell_type"] == "code"]
+
+
+# --- the page of mistakes ------------------------------------------------------------------------
+
+def test_each_symptom_says_what_to_measure_the_cause_and_the_cure():
+    cells = chapter(NBS / "appendix" / "mistakes.ipynb")["cells"]
+    text = "\n".join(student.text_of(c) for c in cells if c["cell_type"] == "markdown")
+    boxes = re.findall(r"^```\{admonition\} What goes wrong\n(.*?)^```", text, flags=re.M | re.S)
+    assert len(boxes) >= 15 == len(set(boxes[:15]))
+    for box in boxes:
+        for part in ("**Measure first**", "**Cause", "**Cure.**"): assert part in box, box[:60]
+    symptoms = re.findall(r"^### (.+)$", text, flags=re.M)
+    assert len(symptoms) == len(boxes) == len(set(symptoms))
+
+
+# --- in a page -----------------------------------------------------------------------------------
+
+HINTS = {"equations": {"a/b.html#equation-eq-x": r"E = m c^2"},
+         "words": {"a/b.html#word-nats": "<b>Nats</b>: a unit", "a/b.html#api-UNet": "A network."}}
+PAGE = """<!doctype html><html data-content_root="./"><head><meta charset="utf-8">
+<link rel="stylesheet" href="_static/reading.css"><script src="_static/reading.js"></script></head>
+<body><article style="margin: 100px"><p>
+<a id="eq" href="a/b.html#equation-eq-x">(1)</a> <a id="word" href="a/b.html#word-nats">nats</a>
+<a id="none" href="a/b.html#word-other">other</a></p>
+<form class="warm-up" data-low="3.2" data-high="3.4"><label for="w">Your answer</label>
+<input id="w"><button>Check</button><output></output></form></article></body></html>"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    "A small page with the site's script, from disk."
+    if not EXECUTABLE: pytest.skip("no Chromium or Chrome here")
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "_static").mkdir()
+    for name in ("reading.js", "reading.css"): shutil.copy(STATIC / name, folder / "_static")
+    (folder / "_static" / "hints.js").write_text(f"window.bookHints = {json.dumps(HINTS)};")
+    (folder / "index.html").write_text(PAGE)
+    with browser() as p:
+        p.address = (folder / "index.html").as_uri()
+        yield p
+
+
+def key(page, name, code):
+    for kind in ("keyDown", "keyUp"):
+        page.call("Input.dispatchKeyEvent", type=kind, key=name, code=name,
+                  windowsVirtualKeyCode=code, **({"text": "\r"} if name == "Enter" else {}))
+
+
+def test_a_link_reached_by_keyboard_shows_its_target_and_escape_takes_it_away(page):
+    page.open(page.address)
+    assert page.js("document.getElementById('hint').hidden")
+    key(page, "Tab", 9)
+    page.wait("!document.getElementById('hint').hidden", 10)
+    assert page.js("document.activeElement.id") == "eq"
+    assert "E = m c^2" in page.js("document.getElementById('hint').textContent")
+    assert page.js("document.getElementById('eq').getAttribute('aria-describedby')") == "hint"
+    assert page.js("document.getElementById('hint').getAttribute('role')") == "tooltip"
+    key(page, "Escape", 27)
+    assert page.js("document.getElementById('hint').hidden")
+    assert page.js("document.getElementById('eq').getAttribute('aria-describedby')") is None
+    key(page, "Tab", 9)
+    page.wait("document.getElementById('hint').textContent.includes('Nats')", 10)
+    key(page, "Tab", 9)       # a link of which nothing is known
+    page.wait("document.getElementById('hint').hidden", 10)
+    assert not page.complaints
+    assert all(r.startswith("file:") for r in page.requests)
+
+
+def move(page, x, y): page.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+
+@pytest.mark.parametrize("width", [1300, 390])
+def test_the_mouse_shows_it_too_lets_one_move_onto_it_and_it_stays_in_the_window(page, width):
+    page.open(page.address)
+    page.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1,
+              mobile=False)     # a narrow window, with a mouse
+    page.js("new Promise(done => setTimeout(done, 300))")     # the event of the change is over
+    box = "document.getElementById('{}').getBoundingClientRect()"
+    x, y = page.js(f"(b => [b.x + b.width / 2, b.y + b.height / 2])({box.format('word')})")
+    move(page, x, y)
+    page.wait("!document.getElementById('hint').hidden", 10)
+    left, top, right, bottom = page.js(
+        f"(b => [b.left, b.top, b.right, b.bottom])({box.format('hint')})")
+    assert 0 <= left and right <= width and 0 <= top and bottom <= 800
+    move(page, (left + right) / 2, (top + bottom) / 2)
+    page.js("new Promise(done => setTimeout(done, 500))")
+    assert not page.js("document.getElementById('hint').hidden")
+    move(page, 5, 700)
+    page.wait("document.getElementById('hint').hidden", 10)
+
+
+@pytest.mark.parametrize("typed, said", [
+    ("3.32", "right"), ("3,3", "right"), ("33/10", "right"), ("330 %", "wrong"), ("4", "wrong"),
+    ("3.41", "wrong"), ("three", ""), ("", ""), ("1e1", "wrong"), ("0.33e1", "right"),
+])
+def test_a_warm_up_is_marked_in_the_page_by_keyboard(page, typed, said):
+    page.open(page.address)
+    page.js("document.getElementById('w').focus()")
+    for letter in typed: page.call("Input.insertText", text=letter)
+    key(page, "Enter", 13)
+    page.wait("document.querySelector('output').textContent", 10)
+    assert page.js("document.querySelector('form').dataset.is") == said
+    words = page.js("document.querySelector('output').textContent")
+    assert words.startswith({"right": "Right", "wrong": "Not yet", "": "That is no number"}[said])
+    assert not page.complaints and len(page.requests) == 3
+
+
+# --- what the build makes of it ------------------------------------------------------------------
+
+def test_the_build_collects_equations_words_symbols_and_names():
+    from types import SimpleNamespace as Is
+    word = "(word-nats)=\n**Nats**: a [unit](x.ipynb), $e$.\n\nX"
+    cells = [Is(cell_type="markdown", source=word),
+             Is(cell_type="markdown", source="a\n```{math}\n:label: eq-ddpm-4\nx = y\n```\n")]
+    named = SITE.Symbol("UNet", "06_unet", "A <em>network</em>.")
+    made = {"06_unet": Is(notebook=Is(cells=cells), symbols=[named])}
+    text = SITE.hints(made)
+    data = json.loads(text.removeprefix("window.bookHints = ").removesuffix(";\n"))
+    assert data["equations"] == {"06_unet.html#equation-eq-ddpm-4": "x = y"}
+    assert data["words"]["06_unet.html#word-nats"].startswith("Nats: a unit, <span")
+    assert data["words"]["06_unet.html#api-UNet"] == "A <em>network</em>."
+    assert r"\(\bar\alpha_t\)" in data["words"]["appendix/notation.html#sym-alpha-bar"]
+
+
+def test_every_equation_of_the_book_is_among_them():
+    found = set()
+    for path in paper_map_notebooks():
+        for kind, source in paper_map.cells(path):
+            if kind == "markdown": found |= {o for o, _ in SITE.EQUATION.findall(source)}
+    assert {f"eq-ddpm-{n}" for n in range(1, 27)} <= found
+    assert found == {label for label in PLACES if label.startswith("eq-")}
+
+
+def paper_map_notebooks():
+    return [p for p in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
+
+
+def test_a_warm_up_becomes_a_form_before_its_folded_answer():
+    from execnb.nbio import read_nb
+    from nbdev.process import extract_directives
+    nb = read_nb(NBS / "10_compression.ipynb")
+    cell = next(c for c in nb.cells if "warm-up: 1 %" in c.source)
+    (form,) = SITE.warm_up(cell, extract_directives(cell, remove=False), 7)
+    for part in ('class="warm-up"', 'for="warm-up-7"', 'data-low="3.28', ">bits<"):
+        assert part in form.source
+    plain = next(c for c in nb.cells if c.cell_type == "code")
+    assert SITE.warm_up(plain, extract_directives(plain, remove=False), 1) == []
