@@ -246,7 +246,7 @@ def dpm_solver_pp_2m(d: ReverseProcess,                            # whose steps
 SAMPLERS["dpm++"] = dpm_solver_pp_2m
 _SPACINGS["dpm++"] = "between"
 
-# %% ../nbs/05_sampling.ipynb #8ce07b77
+# %% ../nbs/05_sampling.ipynb #cfda517d
 _GAUSS = np.polynomial.legendre.leggauss(32)
 
 
@@ -262,7 +262,7 @@ def _weights(density: Callable[[np.ndarray], np.ndarray],   # of lambda, vectori
                 for node, rest in zip(nodes, others)]
     return [float(mass @ polynomial) for polynomial in lagrange]
 
-# %% ../nbs/05_sampling.ipynb #5ea781df
+# %% ../nbs/05_sampling.ipynb #4cb93224
 def _towards_data(a: float, b: float, nodes: list[float]) -> list[float]:
     "The weights of x0-hat at `nodes`, the first of them `a`, in a step of half log-SNR to `b`."
     if len(nodes) != 2: return _weights(lambda u: np.exp(u - b), a, b, nodes)
@@ -270,7 +270,7 @@ def _towards_data(a: float, b: float, nodes: list[float]) -> list[float]:
     slope = whole / 2 * (b - a) / (nodes[1] - a)        # B_2, for the exact h - 1 + exp(-h)
     return [whole - slope, slope]
 
-# %% ../nbs/05_sampling.ipynb #e25ed3a4
+# %% ../nbs/05_sampling.ipynb #62748fe9
 _Known = list[tuple[float, Tensor]]     # places, and the answers there, the latest first
 
 
@@ -291,7 +291,7 @@ def _multistep(d: ReverseProcess, model: Callable[[Tensor, Tensor], Tensor], x: 
         x = x0 if i == 0 else step(x, i, i - 1, known)     # the last jump ends in x0-hat itself
         yield State(i, x, x0)
 
-# %% ../nbs/05_sampling.ipynb #f17f495e
+# %% ../nbs/05_sampling.ipynb #555c674b
 def _half_log_snr(d: ReverseProcess) -> list[float]:
     "lambda at each index, falling; finite where there is no signal, so that integrals are."
     return [max(v, -12 - i / d.T) for i, v in enumerate((d.schedule.log_snr / 2).tolist())]
@@ -302,7 +302,7 @@ def _scales(d: ReverseProcess) -> tuple[list[float], list[float]]:
     s = d.schedule
     return s.alpha_bars.sqrt().tolist(), s.one_minus_alpha_bars.sqrt().tolist()
 
-# %% ../nbs/05_sampling.ipynb #1d145501
+# %% ../nbs/05_sampling.ipynb #27dc980f
 def unipc(d: ReverseProcess,                            # the process whose steps are undone
           model: Callable[[Tensor, Tensor], Tensor],    # model(x_t, t)
           x: Tensor,                                    # noise at index `start`, shape (B, ...)
@@ -324,7 +324,7 @@ def unipc(d: ReverseProcess,                            # the process whose step
 SAMPLERS["unipc"] = unipc
 _SPACINGS["unipc"] = "log_snr"
 
-# %% ../nbs/05_sampling.ipynb #5b74cedc
+# %% ../nbs/05_sampling.ipynb #1f4508fc
 def adams(d: ReverseProcess,                            # the process whose steps are undone
           model: Callable[[Tensor, Tensor], Tensor],    # model(x_t, t)
           x: Tensor,                                    # noise at index `start`, shape (B, ...)
