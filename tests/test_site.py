@@ -342,6 +342,16 @@ SEARCHES = {   # what people type -> where the first hit leads, with the anchor 
 
 
 @WITHOUT_BROWSER
+def test_the_icons_of_the_page_are_there_and_few_others_are_loaded(page):
+    assert (DOCS / "_static/scripts/fontawesome.js").stat().st_size < 200_000
+    page.appearance("light")
+    page.open(url("01_schedules.html"))
+    page.wait("document.querySelector('svg.fa-magnifying-glass path')")
+    drawn = "[...document.querySelectorAll('svg.svg-inline--fa')].every(o => o.querySelector('path'))"
+    assert page.js(drawn) and not page.js("document.querySelector('i.fa-solid, i.fas') !== null")
+
+
+@WITHOUT_BROWSER
 def test_what_people_look_for_is_the_first_thing_that_the_search_finds(page):
     page.appearance("light")
     page.open(url("search.html") + "?q=EMA")
