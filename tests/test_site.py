@@ -328,7 +328,7 @@ def test_text_stands_out_from_its_ground_in_light_and_in_dark(page, scheme):
 
 SEARCHES = {   # what people type -> where the first hit leads, with the anchor of a name
     "ELBO": "03_bound.html", "evidence lower bound": "03_bound.html",
-    "discretized decoder": "03_bound.html", "alpha-bar": "01_schedules.html",
+    "discretized decoder": "03_bound.html", "alpha-bar": "appendix/notation.html",
     "cosine schedule": "01_schedules.html", "score": "04_objective.html",
     "L_simple": "04_objective.html", "DDIM": "05_sampling.html",
     "interpolation": "05_sampling.html", "U-Net": "06_unet.html",
@@ -347,8 +347,9 @@ def test_the_icons_of_the_page_are_there_and_few_others_are_loaded(page):
     page.appearance("light")
     page.open(url("01_schedules.html"))
     page.wait("document.querySelector('svg.fa-magnifying-glass path')")
-    drawn = "[...document.querySelectorAll('svg.svg-inline--fa')].every(o => o.querySelector('path'))"
-    assert page.js(drawn) and not page.js("document.querySelector('i.fa-solid, i.fas') !== null")
+    icons = "[...document.querySelectorAll('svg.svg-inline--fa')]"
+    assert page.js(f"{icons}.every(o => o.querySelector('path'))")
+    assert not page.js("document.querySelector('i.fa-solid, i.fas') !== null")
 
 
 @WITHOUT_BROWSER

@@ -85,6 +85,18 @@ def equations():
     return found
 
 
+@cache
+def targets():
+    "Label -> page, of all places that a `{ref}` may lead to."
+    found = {}
+    for path in sorted(NBS.rglob("[!.]*.ipynb")):
+        if ".ipynb_checkpoints" in path.parts: continue
+        text = "\n".join(prose(json.loads(path.read_text(encoding="utf-8"))))
+        page = path.relative_to(NBS).with_suffix("").as_posix()
+        found |= dict.fromkeys(re.findall(r"^\(([\w-]+)\)=$", text, re.M), page)
+    return found
+
+
 def _display(match):
     "A fence as `$$ ... $$`, with its number."
     label = re.search(r"^:label: *(\S+)", match["options"], re.M)
@@ -135,12 +147,15 @@ def plain_text(text, page):
     text = re.sub(r"^\((?P<label>[\w-]+)\)=$", r'<a id="\g<label>"></a>\n', text, flags=re.M)
     text = "\n".join(_unfolded(text.split("\n")))
 
+    def place(to, label): return f"{'' if to == page else link(page, to)}#{label}"
+
     def reference(m):
         to, number = equations()[m[1]]
-        return f"[({number})]({'' if to == page else link(page, to)}#{m[1]})"
+        return f"[({number})]({place(to, m[1])})"
 
     text = re.sub(r"\{eq\}`([\w-]+)`", reference, text)
-    text = re.sub(r"\{ref\}`([^`<]*?) *<([\w-]+)>`", r"[\1](#\2)", text)
+    text = re.sub(r"\{ref\}`([^`<]*?) *<([\w-]+)>`",
+                  lambda m: f"[{m[1]}]({place(targets()[m[2]], m[2])})", text)
     return re.sub(r"\{(?:math|code|doc)\}`([^`]*)`", r"`\1`", text)
 
 

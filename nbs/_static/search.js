@@ -34,7 +34,7 @@ function score([kind, url, title, page, text], query) {
   sum /= words.length;
   if (name === fold(query) || name.replaceAll("_", "") === fold(query).replaceAll(/[_ -]/g, ""))
     sum += kind === "name" ? 100 : 40;
-  else if (name.startsWith(fold(query))) sum += 15;
+  else if (name.startsWith(fold(query))) sum += 4;
   else if (words.length > 1 && body.includes(fold(query))) sum += 4;
   return sum + { name: 3, section: 1, page: 2 }[kind];
 }
