@@ -328,3 +328,38 @@ def test_a_warm_up_becomes_a_form_before_its_folded_answer():
         assert part in form.source
     plain = next(c for c in nb.cells if c.cell_type == "code")
     assert SITE.warm_up(plain, extract_directives(plain, remove=False), 1) == []
+
+
+DOCS = ROOT / "docs"
+BUILT = pytest.mark.skipif(not EXECUTABLE or not (DOCS / "_static" / "hints.js").exists(),
+                           reason="no browser here, or the site was not built with hints")
+
+
+@BUILT
+def test_a_chapters_page_shows_the_equation_set_in_type_and_marks_its_warm_ups():
+    with browser() as p:
+        p.open((DOCS / "10_compression.html").as_uri())
+        link = "document.querySelector('article a[href*=\"03_bound.html#equation-eq-ddpm-5\"]')"
+        x, y = p.js(f"(e => {{ e.scrollIntoView({{block: 'center'}}); const b = "
+                    f"e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2] }})"
+                    f"({link})")
+        move(p, x, y)
+        p.wait("document.querySelector('#hint:not([hidden]) mjx-container')", 20)
+        assert p.js("document.querySelectorAll('#hint [data-mjx-error]').length") == 0
+        assert p.js("document.querySelectorAll('.page-symbols a[aria-label]').length") > 5
+        for number, said in (("3.32", "right"), ("2", "wrong")):
+            p.js(f"(f => {{ f.querySelector('input').value = '{number}'; f.requestSubmit() }})"
+                 "(document.querySelector('form.warm-up'))")
+            assert p.js("document.querySelector('form.warm-up').dataset.is") == said
+        assert not p.complaints and all(r.startswith(("file:", "data:")) for r in p.requests)
+
+
+@BUILT
+def test_every_link_of_a_chapter_to_an_equation_or_a_symbol_has_something_to_show():
+    text = (DOCS / "_static" / "hints.js").read_text(encoding="utf-8")
+    data = json.loads(text.removeprefix("window.bookHints = ").removesuffix(";\n"))
+    known = data["equations"].keys() | data["words"].keys()
+    for page in DOCS.glob("[01]*.html"):
+        for to in re.findall(r'href="([^"]*#(?:equation|sym|word)-[^"]+)"', page.read_text()):
+            address = page.name + to if to.startswith("#") else to
+            assert address in known, f"{page.name}: {to}"

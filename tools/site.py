@@ -20,7 +20,6 @@ from markdown_it import MarkdownIt
 from nbdev.config import get_config
 from nbdev.process import extract_directives
 
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tools"))   # the modules beside this script, wherever it is loaded from
 import live, notation, student  # noqa: E402
@@ -84,6 +83,80 @@ def contents():
 
 
 CONTENTS = re.compile(r"<!-- chapters\b.*?-->")
+
+
+# --- what answers the reader: symbols explained in place, warm-ups, notebooks with blanks ---------
+
+def is_chapter(name): return bool(re.match(r"\d\d_", name))
+
+
+def symbols_on(nb, name, up):
+    "The line of a chapter's symbols, each a link that shows its meaning where one points at it."
+    text = "\n".join(c.source for c in nb.cells if c.cell_type == "markdown")
+    found = notation.on(text, notation.symbols()) if is_chapter(name) else []
+    links = " ".join(f'<a href="{up}appendix/notation.html#sym-{s.name}" aria-label="{s.name}">'
+                     f"{notation.formula(s.tex)}</a>" for s in found)
+    return [raw_html(f'<p class="page-symbols">Symbols: {links}</p>')] if found else []
+
+
+def warm_up(cell, directives, number):
+    "The form before a warm-up's folded answer, with which the page marks the reader's."
+    if "warm-up:" not in directives: return []
+    unit = " ".join(directives.get("unit:", []))
+    said = f"#| warm-up: {' '.join(directives['warm-up:'])}"
+    low, high = student.warm_up(said, student.printed_by(cell))
+    return [raw_html(
+        f'<form class="warm-up" data-low="{low!r}" data-high="{high!r}" autocomplete="off">'
+        f'<label for="warm-up-{number}">Your answer</label> '
+        f'<input id="warm-up-{number}" inputmode="decimal" size="10" aria-describedby='
+        f'"said-{number}"> <span>{html.escape(unit)}</span> <button type="submit">Check</button> '
+        f'<output id="said-{number}" for="warm-up-{number}"></output></form>')]
+
+
+def as_plain(nb, name):
+    "A notebook to download: no extension and no development package is needed for it."
+    out = plain(nb, name, address=get_config().d.get("git_url", ""))
+    return json.dumps(out, indent=1, ensure_ascii=False) + "\n"
+
+
+def write_student(extra, name, text):
+    "The notebook with blanks, and the one with their answers."
+    made = student.student(json.loads(text), name)
+    for folder, nb in (("student", made.notebook), ("student/answers", made.answers)):
+        write(extra / folder / f"{name}.ipynb", as_plain(nb, name))
+
+
+def write_answers(extra, paths, made):
+    "The chapters' notebooks with blanks, and what links show in place."
+    for name in filter(is_chapter, paths):
+        write_student(extra, name, paths[name].read_text(encoding="utf-8"))
+    write(extra / "_static" / "hints.js", hints(made))
+
+
+WORD = re.compile(r"^\((word-[\w-]+)\)=\n(.+?)(?:\n\n|\Z)", flags=re.M | re.S)
+EQUATION = re.compile(r"^```\{math\}\n(?:^:\w+:.*\n)*?:label: (eq-[\w-]+)\n(.*?)^```",
+                      flags=re.M | re.S)
+
+
+def hints(made):
+    """What a link shows in place, by the end of its address: equations as TeX, the rest as HTML.
+
+    `made` is docname -> Page."""
+    equations, words = {}, {}
+    for name, page in made.items():
+        for cell in page.notebook.cells:
+            if cell.cell_type != "markdown": continue
+            for label, tex in EQUATION.findall(cell.source):
+                tex = re.sub(r"^:\w+:.*\n", "", tex, flags=re.M)
+                equations[f"{name}.html#equation-{label}"] = tex.strip()
+            for word, text in WORD.findall(cell.source):
+                text = re.sub(r"\{\w+\}`([^`<]+?)(?: <[^>]+>)?`", r"\1", text)   # no links in it
+                plain = re.sub(r"\[([^\]]+)\]\([^)]+\)|\*\*(.+?)\*\*", r"\1\2", text)
+                words[f"{name}.html#{word}"] = notation.prose(plain)
+        for s in page.symbols: words[f"{s.page}.html#api-{s.name}"] = s.summary
+    for s in notation.symbols():
+        words[f"{notation.PAGE[:-6]}.html#sym-{s.name}"] = notation.said(s)
+    return f"window.bookHints = {json.dumps(dict(equations=equations, words=words))};\n"
 
 
 # --- the documentation of what a cell exports ----------------------------------------------------
@@ -344,74 +417,6 @@ def process(path, films=None):
     return Page(nb, module, symbols)
 
 
-# --- what answers the reader: symbols explained in place, warm-ups, notebooks with blanks ---------
-
-def is_chapter(name): return bool(re.match(r"\d\d_", name))
-
-
-def symbols_on(nb, name, up):
-    "The line of a chapter's symbols, each a link that shows its meaning where one points at it."
-    text = "\n".join(c.source for c in nb.cells if c.cell_type == "markdown")
-    found = notation.on(text, notation.symbols()) if is_chapter(name) else []
-    links = " ".join(f'<a href="{up}appendix/notation.html#sym-{s.name}" aria-label="{s.name}">'
-                     f"{notation.formula(s.tex)}</a>" for s in found)
-    return [raw_html(f'<p class="page-symbols">Symbols: {links}</p>')] if found else []
-
-
-def warm_up(cell, directives, number):
-    "The form before a warm-up's folded answer, with which the page marks the reader's."
-    if "warm-up:" not in directives: return []
-    unit = " ".join(directives.get("unit:", []))
-    said = f"#| warm-up: {' '.join(directives['warm-up:'])}"
-    low, high = student.warm_up(said, student.printed_by(cell))
-    return [raw_html(
-        f'<form class="warm-up" data-low="{low!r}" data-high="{high!r}" autocomplete="off">'
-        f'<label for="warm-up-{number}">Your answer</label> '
-        f'<input id="warm-up-{number}" inputmode="decimal" size="10" aria-describedby='
-        f'"said-{number}"> <span>{html.escape(unit)}</span> <button type="submit">Check</button> '
-        f'<output id="said-{number}" for="warm-up-{number}"></output></form>')]
-
-
-def write_student(extra, name, text):
-    "The notebook with blanks, and the one with their answers."
-    made = student.student(json.loads(text), name)
-    for folder, nb in (("student", made.notebook), ("student/answers", made.answers)):
-        text = json.dumps(plain(nb, name), indent=1, ensure_ascii=False)
-        write(extra / folder / f"{name}.ipynb", text + "\n")
-
-
-WORD = re.compile(r"^\((word-[\w-]+)\)=\n(.+?)(?:\n\n|\Z)", flags=re.M | re.S)
-EQUATION = re.compile(r"^```\{math\}\n:label: (eq-[\w-]+)\n(.*?)^```", flags=re.M | re.S)
-
-
-def hints(made):
-    """What a link shows in place, by the end of its address: equations as TeX, the rest as HTML.
-
-    `made` is docname -> Page."""
-    equations, words = {}, {}
-    for name, page in made.items():
-        for cell in page.notebook.cells:
-            if cell.cell_type != "markdown": continue
-            for label, tex in EQUATION.findall(cell.source):
-                tex = re.sub(r"^:\w+:.*\n", "", tex, flags=re.M)
-                equations[f"{name}.html#equation-{label}"] = tex.strip()
-            for word, text in WORD.findall(cell.source):
-                text = re.sub(r"\{\w+\}`([^`<]+?)(?: <[^>]+>)?`", r"\1", text)   # no links in it
-                plain = re.sub(r"\[([^\]]+)\]\([^)]+\)|\*\*(.+?)\*\*", r"\1\2", text)
-                words[f"{name}.html#{word}"] = notation.prose(plain)
-        for s in page.symbols: words[f"{s.page}.html#api-{s.name}"] = s.summary
-    for s in notation.symbols():
-        words[f"{notation.PAGE[:-6]}.html#sym-{s.name}"] = notation.said(s)
-    return f"window.bookHints = {json.dumps(dict(equations=equations, words=words))};\n"
-
-
-def download(path):
-    "The notebook to download: one that no extension and no development package is needed for."
-    nb = json.loads(path.read_text(encoding="utf-8"))
-    out = plain(nb, docname(path), address=get_config().d.get("git_url", ""))
-    return json.dumps(out, indent=1, ensure_ascii=False) + "\n"
-
-
 def source_page(path, module, page):
     "A module's source, chunk by chunk, with an anchor at each name."
     back = "../" * (module.count(".") + 1)
@@ -468,10 +473,8 @@ def prepare(work):
         target = work / f"{name}.ipynb"
         target.parent.mkdir(parents=True, exist_ok=True)
         write_nb(page.notebook, target)
-        extra = work.parent / "extra"
-        write(extra / "notebooks" / f"{name}.ipynb", download(paths[name]))
-        if is_chapter(name): write_student(extra, name, paths[name].read_text(encoding="utf-8"))
-    write(work.parent / "extra" / "_static" / "hints.js", hints(made))
+        nb = json.loads(paths[name].read_text(encoding="utf-8"))
+        write(work.parent / "extra" / "notebooks" / f"{name}.ipynb", as_plain(nb, name))
     homes = {page.module: name for name, page in made.items() if page.module}
     for path in sorted(LIB.rglob("*.py")):
         if path.name.startswith("_"): continue
@@ -479,6 +482,7 @@ def prepare(work):
         module = ".".join(file.parts)
         text = source_page(path, module, homes.get(module))
         write(work / "source" / file.with_suffix(".md"), text)
+    write_answers(work.parent / "extra", paths, made)
     write(work / "reference.md", reference(made, titles))
     links = {"modules": homes, "symbols": {}}    # name -> the pages that document one of that name
     for page in made.values():

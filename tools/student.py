@@ -121,6 +121,9 @@ DROPDOWN = re.compile(r"\n*^(`{3,}|:{3,})\{dropdown\} Answer.*?^\1\s*?$|\n*<deta
 def text_of(cell): return "".join(cell["source"])
 
 
+def title_of(nb): return re.search(r"^# +(.+?)\s*$", text_of(nb["cells"][0]), flags=re.M)[1]
+
+
 def printed_by(cell):
     "What a cell has printed."
     return "".join("".join(o.get("text", "")) for o in cell.get("outputs", []))
@@ -180,8 +183,7 @@ def student(chapter, name):
 
 def answers(chapter, blanks):
     "The notebook of answers: each blank with the chapter's own code."
-    title = text_of(chapter["cells"][0]).split("\n")[0].removeprefix("# ")
-    cells = [markdown(f"# Answers: {title}", "title")]
+    cells = [markdown(f"# Answers: {title_of(chapter)}", "title")]
     for i, blank in enumerate(blanks, 1):
         cells.append(markdown(f"## {i}. {blank.title}", f"blank-{i}"))
         for k, cell in enumerate(blank.cells):
