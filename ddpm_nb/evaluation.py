@@ -22,7 +22,7 @@ from .data import Images, to_model
 from .diffusion import randn
 from .objective import ReverseProcess, _Watched
 
-# %% ../nbs/09_evaluation.ipynb #bcda91c6
+# %% ../nbs/09_evaluation.ipynb #2649b446
 def strata(T: int,       # steps of the diffusion
            count: int,   # how many parts, 2 .. T (1, if T is 1)
            ) -> list[tuple[int, int]]:   # `count` intervals low .. high - 1, in order
@@ -35,7 +35,7 @@ def strata(T: int,       # steps of the diffusion
         edges.append(max(edges[-1] + 1, round(edges[-1] * (T / edges[-1]) ** (1 / left))))
     return list(zip(edges[:-1], edges[1:]))
 
-# %% ../nbs/09_evaluation.ipynb #1fd2a487
+# %% ../nbs/09_evaluation.ipynb #bab2e66b
 def _drawn(low: int, high: int, count: int, generator: torch.Generator | None) -> Tensor:
     "A step of low .. high - 1 for each image, uniform."
     return torch.randint(low, high, (count,), generator=generator)
@@ -56,7 +56,7 @@ def _estimate(d: ReverseProcess, model: Callable[[Tensor, Tensor], Tensor], x0: 
         total = total + (high - low) * term
     return total, decoder
 
-# %% ../nbs/09_evaluation.ipynb #1f516f4c
+# %% ../nbs/09_evaluation.ipynb #f95e1a5b
 class Likelihood(NamedTuple):
     "What images cost under a model, bits/dim, float64 (N,) each."
     total: Tensor      # the bound of each image, or an unbiased estimate of it
@@ -73,7 +73,7 @@ class Likelihood(NamedTuple):
         "Of the mean: how the images differ, and whatever was drawn, together."
         return self.total.std().item() / math.sqrt(len(self.total))
 
-# %% ../nbs/09_evaluation.ipynb #23317605
+# %% ../nbs/09_evaluation.ipynb #efa551c6
 @torch.no_grad()
 def likelihood(d: ReverseProcess,                           # the diffusion
                model: Callable[[Tensor, Tensor], Tensor],   # model(x_t, t), in eval mode
@@ -99,7 +99,7 @@ def likelihood(d: ReverseProcess,                           # the diffusion
     total, decoder = (torch.cat(values).cpu() for values in zip(*found))
     return Likelihood(total, decoder, len(parts))
 
-# %% ../nbs/09_evaluation.ipynb #b946db06
+# %% ../nbs/09_evaluation.ipynb #e2f1d9fc
 class Extractor(Protocol):
     "What turns images into features: anything with a name that can be called like this."
     @property
@@ -108,7 +108,7 @@ class Extractor(Protocol):
         "uint8 (B, C, H, W) -> features (B, D), probabilities of the classes (B, K)."
         ...
 
-# %% ../nbs/09_evaluation.ipynb #ff91a57e
+# %% ../nbs/09_evaluation.ipynb #6e159289
 def extract(extractor: Extractor,       # what to call
             images: Tensor | Images,    # uint8 (N, C, H, W)
             batch: int = 500,           # images at once
@@ -121,7 +121,7 @@ def extract(extractor: Extractor,       # what to call
     features, probabilities = (torch.cat(values) for values in zip(*found))
     return features, probabilities
 
-# %% ../nbs/09_evaluation.ipynb #5fc9f4b3
+# %% ../nbs/09_evaluation.ipynb #4527011e
 def _check_features(features: Tensor) -> None:
     if not isinstance(features, Tensor) or features.ndim != 2 or 0 in features.shape:
         got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
@@ -141,7 +141,7 @@ def _check_moments(mean: Tensor, covariance: Tensor, count: int) -> None:
         raise ValueError("mean and covariance must be finite")
     if count < 1: raise ValueError(f"count must be 1 or more, got {count}")
 
-# %% ../nbs/09_evaluation.ipynb #7bcfc44a
+# %% ../nbs/09_evaluation.ipynb #215bbc47
 @dataclass(frozen=True, eq=False)
 class Statistics:
     "A set of images as a Gaussian in feature space: all that the Fréchet distance looks at."
@@ -178,7 +178,7 @@ class Statistics:
         mean = self.mean + shift * (other.count / n)
         return Statistics(mean, scatter / (n - 1), n, self.extractor)
 
-# %% ../nbs/09_evaluation.ipynb #34fcb570
+# %% ../nbs/09_evaluation.ipynb #bd94ef74
 def _check_pair(a: Statistics, b: Statistics) -> None:
     if a.extractor and b.extractor and a.extractor != b.extractor:
         raise ValueError(f"these statistics were made by two extractors, {a.extractor!r} and "
@@ -197,7 +197,7 @@ def _warn_of_bias(a: Statistics, b: Statistics) -> None:
                       f"singular, and the distance too large by about "
                       f"{expected_bias(many, few.count):.2g}; take more images", stacklevel=3)
 
-# %% ../nbs/09_evaluation.ipynb #a13eb756
+# %% ../nbs/09_evaluation.ipynb #d4bf8e96
 def _root(covariance: Tensor) -> Tensor:   # (D, D) -> A, (D, D), with A A^T = covariance
     "A square root of a covariance: its eigenvectors, each as long as its standard deviation."
     values, vectors = torch.linalg.eigh(covariance)
@@ -205,7 +205,7 @@ def _root(covariance: Tensor) -> Tensor:   # (D, D) -> A, (D, D), with A A^T = c
         raise ValueError(f"a covariance has no negative eigenvalue, this one has {values[0]:.3g}")
     return vectors * values.clamp(min=0).sqrt()
 
-# %% ../nbs/09_evaluation.ipynb #f93b6192
+# %% ../nbs/09_evaluation.ipynb #945180ce
 def frechet_distance(a: Statistics,    # of one set of images
                      b: Statistics,    # of another, by the same extractor
                      ) -> float:       # squared, as FID is; 0 or more
@@ -216,7 +216,7 @@ def frechet_distance(a: Statistics,    # of one set of images
     U, _, Vh = torch.linalg.svd(B.T @ A)
     return ((a.mean - b.mean).square().sum() + (A - B @ (U @ Vh)).square().sum()).item()
 
-# %% ../nbs/09_evaluation.ipynb #3f5a4da7
+# %% ../nbs/09_evaluation.ipynb #e1418f25
 def expected_bias(truth: Statistics,   # the Gaussian that is drawn from
                   count: int,          # images drawn
                   ) -> float:
@@ -225,7 +225,7 @@ def expected_bias(truth: Statistics,   # the Gaussian that is drawn from
     pairs = v[:, None] * v / (v[:, None] + v).clamp(min=1e-300)
     return ((v.sum() + (pairs.sum() + pairs.trace()) / 2) / count).item()
 
-# %% ../nbs/09_evaluation.ipynb #2e06b971
+# %% ../nbs/09_evaluation.ipynb #b8c2a6e5
 def _check_probabilities(p: Tensor, splits: int) -> None:
     if p.ndim != 2 or 0 in p.shape or not p.is_floating_point():
         raise ValueError("probabilities must be floating point, of shape (N, C), one row an image, "
@@ -239,7 +239,7 @@ def _check_probabilities(p: Tensor, splits: int) -> None:
                          f"{p.min().item():.3g} .. {p.max().item():.3g}, a sum off by {off:.3g}; "
                          "of logits, take the softmax")
 
-# %% ../nbs/09_evaluation.ipynb #20c13adf
+# %% ../nbs/09_evaluation.ipynb #9cea731b
 def inception_score(probabilities: Tensor,   # (N, C), of the classes; rows in random order
                     splits: int = 10,        # parts of equal size, scored one by one
                     ) -> tuple[float, float]:   # mean and standard deviation over the parts
@@ -291,7 +291,7 @@ class Classifier(nn.Module):
         "Logits of the ten classes."
         return self.head(self.features(x))
 
-# %% ../nbs/09_evaluation.ipynb #bab7ea8e
+# %% ../nbs/09_evaluation.ipynb #e606f11b
 def _check_pixels(images: Tensor, shape: tuple[int, ...]) -> None:
     if images.dtype != torch.uint8:
         raise ValueError(f"images must be uint8, 0 .. 255, got {images.dtype}: turn what lies in "
@@ -300,7 +300,7 @@ def _check_pixels(images: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"images must have shape (B, {', '.join(map(str, shape))}), got "
                          f"{tuple(images.shape)}")
 
-# %% ../nbs/09_evaluation.ipynb #e33d63d4
+# %% ../nbs/09_evaluation.ipynb #e9dd32d2
 class _OwnExtractor:
     "Our classifier, frozen, each batch normalisation folded into the convolution before it."
 
@@ -323,7 +323,7 @@ class _OwnExtractor:
         features = self.net.features(x)
         return features, self.net.head(features).softmax(1)
 
-# %% ../nbs/09_evaluation.ipynb #84f19c62
+# %% ../nbs/09_evaluation.ipynb #59e1e470
 def _asset(name: str) -> dict[str, Tensor]:
     "The tensors of a file that came with the classifier."
     from safetensors.torch import load
@@ -338,7 +338,7 @@ def cifar10_extractor(device: str | torch.device = "cpu",    # where to compute
                         strict=False)    # it has no counts of batches, which nothing asks for
     return _OwnExtractor(net, device)
 
-# %% ../nbs/09_evaluation.ipynb #31b8d523
+# %% ../nbs/09_evaluation.ipynb #3051c546
 def cifar10_statistics(train: bool = True,    # of the 50,000 training images, or the 10,000 others
                        ) -> Statistics:       # in the features of `cifar10_extractor`
     "CIFAR-10 as our classifier sees it; it came with the package, so no image is needed."
@@ -349,7 +349,7 @@ def cifar10_statistics(train: bool = True,    # of the 50,000 training images, o
     lower[*torch.tril_indices(*lower.shape)] = rows
     return Statistics(mean, lower + lower.tril(-1).T, 50_000 if train else 10_000, name)
 
-# %% ../nbs/09_evaluation.ipynb #19834049
+# %% ../nbs/09_evaluation.ipynb #bcc35e54
 def _check_neighbours(queries: Tensor, references: Tensor, k: int) -> None:
     if 0 in (len(queries), len(references)) or queries.shape[1:] != references.shape[1:]:
         raise ValueError("queries and references must be items of one shape, one or more of each, "
@@ -358,7 +358,7 @@ def _check_neighbours(queries: Tensor, references: Tensor, k: int) -> None:
         raise ValueError(f"k must be a whole number in 1 .. {len(references)}, the number of "
                          f"references, got {k!r}")
 
-# %% ../nbs/09_evaluation.ipynb #2fbfe0dc
+# %% ../nbs/09_evaluation.ipynb #85043884
 def nearest(queries: Tensor,       # (Q, ...), any dtype: pixels, features, ...
             references: Tensor,    # (R, ...), items of the same shape
             k: int = 1,            # how many neighbours, 1 .. R
