@@ -63,7 +63,7 @@ def test_samples_are_compared_with_cifar10_kept_from_the_first_time(monkeypatch,
     again = sample_quality(a, e)
     assert first == again and e.calls == calls + 1 and asked == [True, True]
     assert sample_quality(a, e, "test").distance != first.distance
-    assert first.reference == "the 50,000 train images of CIFAR-10"
+    assert first.reference == "the 50,000 training images of CIFAR-10"
     assert len(list((cache / "statistics").iterdir())) == 2
     with pytest.raises(ValueError, match="reference must be one of train, test"):
         sample_quality(a, e, "validation")
@@ -83,7 +83,7 @@ def test_our_classifier_brings_its_own_reference(monkeypatch):
 
 
 def test_only_inceptions_distance_is_called_fid():
-    official = Scores(3.17, 9.46, 0.11, 50_000, INCEPTION, "the 50,000 train images of CIFAR-10")
+    official = Scores(3.17, 9.46, 0.11, 50_000, INCEPTION, "the 50,000 training images of CIFAR-10")
     assert str(official).startswith("FID 3.17, Inception Score 9.46 ± 0.11 (50,000 samples")
     other = str(official._replace(extractor="blocks"))
     assert other.startswith("distance 3.17, class score 9.46") and "not FID's" in other

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sample_quality']
 
-# %% ../../nbs/engine/metrics.ipynb #682722f9
+# %% ../../nbs/engine/metrics.ipynb #0db53d08
 import hashlib
 import re
 import tempfile
@@ -26,7 +26,7 @@ from ..evaluation import (Extractor, Statistics, _check_pixels, _OwnExtractor,
                                 cifar10_statistics, extract, frechet_distance, inception_score)
 from ..schedules import look_up
 
-# %% ../../nbs/engine/metrics.ipynb #8de920db
+# %% ../../nbs/engine/metrics.ipynb #72a34b00
 INCEPTION = "inception-v3-2015-12-05"      # FID and the Inception Score are defined by it
 
 
@@ -45,7 +45,7 @@ class _Inception:
         features, logits = self.net(images.to(self.device))
         return features, logits.softmax(1)
 
-# %% ../../nbs/engine/metrics.ipynb #90ab9b78
+# %% ../../nbs/engine/metrics.ipynb #3f1d7daf
 _URL = ("https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
         "weights-inception-2015-12-05-6726825d.pth")
 _SHA256 = "6726825d"      # how it begins; the file's name says so, too
@@ -63,7 +63,7 @@ def _fetched() -> Path:
                       f"is a network, and put it into {path.parent}") from None
     return path
 
-# %% ../../nbs/engine/metrics.ipynb #c1ac199e
+# %% ../../nbs/engine/metrics.ipynb #0e11912d
 def inception_extractor(device: str | torch.device = "cpu",    # where to compute
                         weights: str | Path | None = None,     # their file; fetched if None
                         ) -> Extractor:    # (B, 3, H, W) -> features (B, 2048), probabilities
@@ -84,7 +84,7 @@ def inception_extractor(device: str | torch.device = "cpu",    # where to comput
     name = INCEPTION if digest.startswith(_SHA256) else f"inception-{digest[:8]}"
     return _Inception(net.eval(), name, torch.device(device))
 
-# %% ../../nbs/engine/metrics.ipynb #f236d9b9
+# %% ../../nbs/engine/metrics.ipynb #11563b0a
 def reference_statistics(extractor: Extractor,       # named after its weights, too
                          images: Tensor | Images,    # uint8 (N, C, H, W)
                          name: str,                  # of the images, for a reader of the folder
@@ -104,7 +104,7 @@ def reference_statistics(extractor: Extractor,       # named after its weights, 
                                "count": torch.tensor(s.count)}))
     return s
 
-# %% ../../nbs/engine/metrics.ipynb #9b1d35ae
+# %% ../../nbs/engine/metrics.ipynb #99845546
 class Scores(NamedTuple):
     "What a set of samples is worth, and by whose eyes."
     distance: float               # FID, if the extractor is Inception
@@ -122,7 +122,7 @@ class Scores(NamedTuple):
                 f"{self.standard_deviation:.2f} ({self.samples:,} samples against "
                 f"{self.reference}{eyes})")
 
-# %% ../../nbs/engine/metrics.ipynb #b371f8d6
+# %% ../../nbs/engine/metrics.ipynb #5aa08591
 # by name: the images of CIFAR-10 that samples are compared with
 REFERENCES: dict[str, bool] = {"train": True, "test": False}
 
@@ -131,12 +131,12 @@ def _cifar10_reference(extractor: Extractor, part: str, root: str | Path | None,
                        ) -> tuple[Statistics, str]:
     "Statistics of a part of CIFAR-10, and that part in words."
     train = look_up("reference", part, REFERENCES)
-    words = f"the {50_000 if train else 10_000:,} {part} images of CIFAR-10"
+    words = f"the {'50,000 training' if train else '10,000 test'} images of CIFAR-10"
     if extractor.name == _OwnExtractor.name: return cifar10_statistics(train), words
     images = cifar10(root, train)[0]
     return reference_statistics(extractor, images, f"cifar10-{part}", progress=progress), words
 
-# %% ../../nbs/engine/metrics.ipynb #d8d71f15
+# %% ../../nbs/engine/metrics.ipynb #6252c00c
 def sample_quality(samples: Tensor | Iterable[Tensor],    # uint8 (N, C, H, W); or batches of it
                    extractor: Extractor | None = None,    # Inception, fetched, if None
                    reference: str | Statistics = "train", # or "test", of CIFAR-10; or your data's
