@@ -468,7 +468,8 @@ def distance(a: argparse.Namespace, notes: Notes) -> None:
     features, _ = evaluation.extract(extractor, torch.cat(drawn))
     own = evaluation.Statistics.of(features, extractor.name)
     notes["distance"] = evaluation.frechet_distance(own, evaluation.cifar10_statistics(True))
-    notes["of"] = dict(images=n, precision="bf16", sampler="ddim", steps=steps, extractor=extractor.name)
+    notes["of"] = dict(images=n, precision="bf16", sampler="ddim", steps=steps,
+                       extractor=extractor.name)
 
 
 # What runs them -----------------------------------------------------------------------------------
