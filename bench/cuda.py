@@ -424,7 +424,8 @@ def _draw_loss(a, history) -> None:
     steps = [row["step"] for row in history]
     for key, color in (("loss", "tab:orange"), ("held_out", "tab:blue")):
         axes.plot(steps, [row[key] for row in history], color=color, label=key)
-    axes.set(xlabel="updates", ylabel="mean squared error of eps", yscale="log")
+    axes.set(xlabel="updates", ylabel="mean squared error of eps", yscale="log",
+             title="In training, and of the average on images that it never saw")
     axes.legend()
     figure.savefig(a.out / "loss.png", dpi=90)
 
