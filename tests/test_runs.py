@@ -1092,6 +1092,25 @@ def test_a_checkpoint_of_before_the_minutes_and_the_trackers_is_resumed(tmp_path
     assert_same(trainer(tmp_path).resume().train(), trainer().train())
 
 
+def test_choices_that_came_later_have_their_defaults_in_an_older_checkpoint(tmp_path):
+    r = tiny(steps=4, save_every=2, sample_every=0)
+    by_recipe(r.replace(steps=2), r.images()[:20], tmp_path).train()
+
+    def without(*keys):
+        folder = checkpoints(tmp_path)[-1]
+        files, state = read_checkpoint(folder)
+        for key in keys: del state["config"][key]
+        shutil.rmtree(folder)
+        runs._write_checkpoint(folder, files, state)
+    later = ("norm_eps", "cosines_first", "frequency_shift", "pad_all_sides", "middle_attention")
+    assert set(later) <= set(r.unet.to_dict())
+    without(*(f"model.{key}" for key in later), "train.grad_clip")
+    assert by_recipe(r, r.images()[:20], tmp_path).resume().step == 2
+    without("model.groups")                             # a default that is not this network's
+    with pytest.raises(ValueError, match="model.groups is 32 there and 4 here"):
+        by_recipe(r, r.images()[:20], tmp_path).resume()
+
+
 # Data as people have it
 
 
