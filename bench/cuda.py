@@ -424,7 +424,8 @@ def _draw_loss(a, history) -> None:
     steps = [row["step"] for row in history]
     for key, color in (("loss", "tab:orange"), ("held_out", "tab:blue")):
         axes.plot(steps, [row[key] for row in history], color=color, label=key)
-    axes.set(xlabel="updates", ylabel="mean squared error of eps", yscale="log")
+    axes.set(xlabel="updates", ylabel="mean squared error of eps", yscale="log",
+             title="In training, and of the average on images that it never saw")
     axes.legend()
     figure.savefig(a.out / "loss.png", dpi=90)
 
@@ -468,7 +469,8 @@ def distance(a: argparse.Namespace, notes: Notes) -> None:
     features, _ = evaluation.extract(extractor, torch.cat(drawn))
     own = evaluation.Statistics.of(features, extractor.name)
     notes["distance"] = evaluation.frechet_distance(own, evaluation.cifar10_statistics(True))
-    notes["of"] = dict(images=n, precision="bf16", sampler="ddim", steps=steps, extractor=extractor.name)
+    notes["of"] = dict(images=n, precision="bf16", sampler="ddim", steps=steps,
+                       extractor=extractor.name)
 
 
 # What runs them -----------------------------------------------------------------------------------

@@ -1040,6 +1040,22 @@ def test_what_the_minutes_settle(clock, changes, steps, cooldown):
     assert (t.step, t.config.cooldown) == (steps, cooldown)
 
 
+def test_processes_that_are_not_equally_fast_settle_the_same(clock):
+    "Each sees its own clock, and decides by the mean of all."
+    fast, slow = SimpleNamespace(), SimpleNamespace()
+    seconds = {id(fast): lambda step: step, id(slow): lambda step: 3 * step}
+    for processes in (fast, slow): processes.mean = lambda mine: sum(
+        of(update.step) for of in seconds.values()) / 2
+    c = TrainConfig(minutes=5.0, warmup=20)
+    paces, found = [runs._Pace(c, processes) for processes in (fast, slow)], []
+    for step in range(1, 41):
+        update = training.Update(step, torch.zeros(()), torch.zeros(()), 0.0, None)
+        known = [pace.look(update, lambda: 0.0) for pace in paces]
+        assert known[0] == known[1]
+        if known[0]: found.append((step, known[0]))
+    assert found[0] == (20, (2.0, 40.0))
+
+
 def test_grids_of_samples_take_their_share_of_the_time():
     c = TrainConfig(minutes=10, batch_size=64, sample_every=100, sample_count=64, sample_steps=50)
     with_grids, none = (runs._settled(x, 0, 0, 1.0).steps for x in (
@@ -1074,6 +1090,25 @@ def test_a_checkpoint_of_before_the_minutes_and_the_trackers_is_resumed(tmp_path
     shutil.rmtree(folder)
     runs._write_checkpoint(folder, files, state)
     assert_same(trainer(tmp_path).resume().train(), trainer().train())
+
+
+def test_choices_that_came_later_have_their_defaults_in_an_older_checkpoint(tmp_path):
+    r = tiny(steps=4, save_every=2, sample_every=0)
+    by_recipe(r.replace(steps=2), r.images()[:20], tmp_path).train()
+
+    def without(*keys):
+        folder = checkpoints(tmp_path)[-1]
+        files, state = read_checkpoint(folder)
+        for key in keys: del state["config"][key]
+        shutil.rmtree(folder)
+        runs._write_checkpoint(folder, files, state)
+    later = ("norm_eps", "cosines_first", "frequency_shift", "pad_all_sides", "middle_attention")
+    assert set(later) <= set(r.unet.to_dict())
+    without(*(f"model.{key}" for key in later), "train.grad_clip")
+    assert by_recipe(r, r.images()[:20], tmp_path).resume().step == 2
+    without("model.groups")                             # a default that is not this network's
+    with pytest.raises(ValueError, match="model.groups is 32 there and 4 here"):
+        by_recipe(r, r.images()[:20], tmp_path).resume()
 
 
 # Data as people have it

@@ -56,7 +56,7 @@ def _arithmetic(precision: str,     # what was asked for
     old = device == "cuda" and not torch.version.hip and torch.cuda.get_device_capability()[0] < 8
     return "fp16" if old else precision
 
-# %% ../../nbs/engine/runs.ipynb #6705d354
+# %% ../../nbs/engine/runs.ipynb #71f99a30
 def make_accelerator(precision: str = "fp32",     # fp32, bf16 or fp16
                      device: str | None = None,   # a name in `devices()`; None: the first of them
                      **trackers: Any,             # to `Accelerator`: log_with, project_dir
@@ -159,7 +159,7 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict) and "grad_norm" in row and all(
         isinstance(row.get(k), (int, float)) for k in _COLUMNS if k != "grad_norm")]
 
-# %% ../../nbs/engine/runs.ipynb #2988ca6b
+# %% ../../nbs/engine/runs.ipynb #6555eda4
 _CURVES = ("loss", "held_out", "grad_norm", "lr", "images_per_second")
 
 
@@ -176,7 +176,7 @@ def _check_tracker(name: str, folder: Path | None) -> dict[str, Any]:  # for `ma
     if folder is None: raise ValueError(f"tracker={name!r} needs a folder for the run's files")
     return dict(log_with=[name], project_dir=str(folder))
 
-# %% ../../nbs/engine/runs.ipynb #68ccb42d
+# %% ../../nbs/engine/runs.ipynb #238af475
 class _Tracker:
     "The curves of a run in one of accelerate's trackers, if one was asked for."
 
@@ -242,7 +242,7 @@ class _Log:
             why = e.strerror or e
             self.note(f"cannot write the log in {self.folder} ({why}); training goes on")
 
-# %% ../../nbs/engine/runs.ipynb #6e62275e
+# %% ../../nbs/engine/runs.ipynb #6099f386
 class _Items(Protocol):
     "A map-style data set: torchvision's, Hugging Face's, a `TensorDataset`, a list."
     def __len__(self) -> int: ...
@@ -252,7 +252,7 @@ class _Items(Protocol):
 _Source = Tensor | Images | np.ndarray | _Items | str | Path
 _Data = _Source | tuple[_Source, Any]     # images alone, or with a label (N,) each
 
-# %% ../../nbs/engine/runs.ipynb #1a7474e6
+# %% ../../nbs/engine/runs.ipynb #18e2a3af
 def _channels_first(x: Tensor) -> Tensor:  # (..., C, H, W)
     "Images with 1 or 3 channels in the last place, where none can be in theirs, turned round."
     last = x.ndim > 2 and x.shape[-1] in (1, 3) and x.shape[-3] not in (1, 3)
@@ -282,7 +282,7 @@ def _image_of(item: Any) -> tuple[Tensor, Any]:  # (C, H, W), or any shape; the 
                          f"'image' and 'label'; got {type(image).__name__}")
     return _from_array(a[None])[0], label
 
-# %% ../../nbs/engine/runs.ipynb #b7fa3849
+# %% ../../nbs/engine/runs.ipynb #f8356427
 class _Set:
     "A map-style data set as images that are read when they are asked for."
 
@@ -308,7 +308,7 @@ class _Set:
                          f"{tuple(self.shape[1:])}, {self.dtype}: give the data set a transform "
                          f"that makes its images alike")
 
-# %% ../../nbs/engine/runs.ipynb #2ba74aa6
+# %% ../../nbs/engine/runs.ipynb #48649a6f
 def _read_set(items: _Items,          # a map-style data set
               with_labels: bool,      # is anybody interested in them?
               memory: int = 4 * 2**30,     # bytes up to which the images are held in memory
@@ -321,7 +321,7 @@ def _read_set(items: _Items,          # a map-style data set
     held = math.prod(images.shape) * images.dtype.itemsize <= memory
     return (images[torch.arange(len(items))] if held else images), known
 
-# %% ../../nbs/engine/runs.ipynb #1c185c9b
+# %% ../../nbs/engine/runs.ipynb #6c8612ce
 def _to_grey(x: Tensor) -> Tensor:  # uint8 (..., 3, H, W) -> uint8 (..., 1, H, W)
     "How bright each pixel looks (ITU-R BT.601)."
     weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
@@ -336,7 +336,7 @@ def _with_channels(images: Tensor | Images, channels: int) -> Tensor | Images:
     if not isinstance(images, Tensor) or images.dtype != torch.uint8: return images
     return torch.cat([_to_grey(x) for x in images.split(500)])
 
-# %% ../../nbs/engine/runs.ipynb #08635092
+# %% ../../nbs/engine/runs.ipynb #001c5a18
 def _takes_labels(net: nn.Module) -> bool:
     "Has the network a third argument?"
     try: inspect.signature(net.forward).bind(None, None, None)
@@ -352,7 +352,7 @@ def _folder_of(path: str | Path, net: nn.Module) -> tuple[Tensor | Images, Tenso
                          f"size)[0])")
     return image_folder(path, config.image_size, channels=config.in_channels)
 
-# %% ../../nbs/engine/runs.ipynb #beb14329
+# %% ../../nbs/engine/runs.ipynb #2052a619
 def _read_source(images: Any, net: nn.Module) -> tuple[Tensor | Images, Tensor | None]:
     "Images, and labels that come along with them; what nobody can use is refused in words."
     if isinstance(images, (str, Path)):
@@ -383,7 +383,7 @@ def _unpack_data(data: Any, net: nn.Module) -> tuple[Tensor | Images, Tensor | N
         raise ValueError(f"there are {len(images)} images and {len(labels)} labels")
     return images, labels
 
-# %% ../../nbs/engine/runs.ipynb #30e58922
+# %% ../../nbs/engine/runs.ipynb #0d03fbef
 def _about_range(images: Tensor | Images) -> str | None:
     "A line for those whose images are not in [-1, 1]."
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point(): return
@@ -392,7 +392,7 @@ def _about_range(images: Tensor | Images) -> str | None:
     return (f"note: the images go from {low:.3g} to {high:.3g}, and the network is made for "
             f"-1 .. 1: give them as uint8, or as 2 * x - 1 of what lies in 0 .. 1")
 
-# %% ../../nbs/engine/runs.ipynb #b863d4b2
+# %% ../../nbs/engine/runs.ipynb #0d26bbbc
 _LOOK = 10        # updates between two looks at the clock, and before the first
 _SPENT = 0.98     # of the time that is left goes into updates, the rest into checkpoints
 _SETTLED = ("steps", "cooldown")     # what the time decides
@@ -412,7 +412,7 @@ def _settled(c: TrainConfig,  # as it was asked for
     fall = round((c.cooldown / c.steps or 0.2) * steps)
     return replace(c, steps=steps, cooldown=min(fall, steps - step))
 
-# %% ../../nbs/engine/runs.ipynb #c422e17c
+# %% ../../nbs/engine/runs.ipynb #5b32e384
 class _Pace:
     "How long an update takes, once that can be said."
 
@@ -436,7 +436,7 @@ class _Pace:
         elif update.step >= self.due or seconds >= self.tenth:
             return (seconds - self.start[1]) / (update.step - self.start[0]), seconds
 
-# %% ../../nbs/engine/runs.ipynb #ea87aeaa
+# %% ../../nbs/engine/runs.ipynb #d77354a8
 def _said(c: TrainConfig, pace: float) -> str:
     "A line on what the time has settled."
     falling = f", the last {c.cooldown:,} of them at a falling rate" if c.cooldown else ""
@@ -451,7 +451,7 @@ def _record(folder: Path, budget: dict[str, Any]) -> None:
         text = json.dumps({**json.loads(path.read_text()), "budget": budget}, indent=1)
         with replacing(path) as part: part.write_text(text)
 
-# %% ../../nbs/engine/runs.ipynb #a2c92bb2
+# %% ../../nbs/engine/runs.ipynb #ffc2624d
 class _HeldOut:
     "Images that are not trained on, their t spread evenly, their noise fixed."
 
@@ -513,7 +513,7 @@ def _run_folder(folder: str | Path | None) -> Path | None:
                          f"None writes nothing")
     return Path(folder).expanduser()
 
-# %% ../../nbs/engine/runs.ipynb #f2e81edc
+# %% ../../nbs/engine/runs.ipynb #8da04f01
 _MOST_WEIGHTS, _MOST_BLOCKS = 5 * 10**9, 2_000      # 100 GB with all that training keeps of them
 
 
@@ -527,7 +527,7 @@ def _check_size(c: UNetConfig) -> None:
                      f"and {_MOST_WEIGHTS:.0g} in {_MOST_BLOCKS:,} are the most built: lower "
                      f"unet.base_channels, unet.channel_multipliers or unet.blocks_per_level")
 
-# %% ../../nbs/engine/runs.ipynb #c9038e74
+# %% ../../nbs/engine/runs.ipynb #9848bff5
 class _Place:
     "Where a run runs, and where it writes."
     stopped_by: str | None = None                    # the signal that ended `train`
@@ -880,6 +880,13 @@ def _settled_there(state: dict[str, Any], here: TrainConfig) -> TrainConfig:
     return replace(here, **found)
 
 
+def _usual(description: dict[str, Any]) -> dict[str, Any]:
+    "The defaults of what is described: an older checkpoint lacks the choices that came later."
+    parts = dict(train=TrainConfig().to_dict(), model=UNetConfig().to_dict())
+    return {f"{part}.{k}": v for part, values in parts.items() for k, v in values.items()
+            if f"{part}.{k}" in description}
+
+
 def _same_budget(state: dict[str, Any], here: TrainConfig) -> bool:
     "Has a checkpoint's run settled its updates, from the same time that is asked for here?"
     budget = state.get("budget")
@@ -890,7 +897,7 @@ def _check_same(path: Path, state: dict[str, Any], description: dict[str, Any],
                 here: TrainConfig) -> TrainConfig:
     "What to go on with; refuse a checkpoint of another run, or where the rate would jump."
     asked = {f"train.{k}": v for k, v in (state.get("budget") or {}).items() if k in _SETTLED}
-    if differ := differences({**state["config"], **asked}, description):
+    if differ := differences({**_usual(description), **state["config"], **asked}, description):
         raise ValueError(f"{path} is of another configuration: " + "; ".join(differ))
     there = _settled_there(state, here)
     if _same_budget(state, here): here = there
@@ -1061,14 +1068,14 @@ class _StopSignals:
     def __exit__(self, *exc: object) -> None:
         for s, handler in self.before.items(): signal.signal(s, handler)
 
-# %% ../../nbs/engine/runs.ipynb #c2892bdd
+# %% ../../nbs/engine/runs.ipynb #23104d4e
 def out_of_memory(e: BaseException) -> bool:
     "Is an error PyTorch's or Python's word for too little memory, on a GPU or a CPU?"
     words = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")
     return isinstance(e, (MemoryError, torch.cuda.OutOfMemoryError)) or (
         isinstance(e, RuntimeError) and any(w in str(e) for w in words))
 
-# %% ../../nbs/engine/runs.ipynb #6889b9fb
+# %% ../../nbs/engine/runs.ipynb #797edafa
 @contextmanager
 def _memory_in_words(c: TrainConfig) -> Iterator[None]:
     "In the block, too little memory is a MemoryError of one line (on a GPU, PyTorch's own kind)."
@@ -1139,7 +1146,7 @@ def _about_average(c: TrainConfig) -> str | None:
     return (f"note: after {c.steps:,} updates {share:.0%} of the averaged weights will still be "
             f"the random start: set ema_warmup, or a lower ema_decay than {c.ema_decay}")
 
-# %% ../../nbs/engine/runs.ipynb #4943de82
+# %% ../../nbs/engine/runs.ipynb #d53d1adb
 class _Shown(_Kept):
     "A run that says what it does."
 
