@@ -534,7 +534,7 @@ class Trap:
     "no class": (edit(FILES[1], _class_name=...), "UNet2DModel, got None"),
     "scheduler class": (edit(FILES[3], _class_name="FlowMatchEulerDiscreteScheduler"),
         "the scheduler must be one of DDPMScheduler, .*, got 'FlowMatchEulerDiscreteScheduler'"),
-    "no scheduler class": (edit(FILES[3], _class_name=...), "DDPMScheduler, .*, got None"),
+    "no scheduler class": (edit(FILES[3], _class_name=...), "DDPMScheduler, .*, got ''"),
     "listed class": (edit(FILES[3], _class_name=["DDPMScheduler"]), r"got \['DDPMScheduler'\]"),
     "flow": (edit(FILES[3], use_flow_sigmas=True), "use_flow_sigmas must be False or absent"),
     "continuous": (edit(FILES[3], timestep_type="continuous"), "timestep_type must be 'discrete'"),

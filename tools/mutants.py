@@ -168,11 +168,11 @@ faults(
 
 faults(
     "unet.py",
-    ("* i / (half - 1)", "* i / half", "unet::the_clock_is_that_of_the_official_code"),
-    ("[angles.sin(), angles.cos()]", "[angles.cos(), angles.sin()]",
+    ("* i / (half - shift)", "* i / half", "unet::the_clock_is_that_of_the_official_code"),
+    ("[cos, sin] if cosines_first", "[cos, sin] if not cosines_first",
      "unet::the_clock_is_that_of_the_official_code"),
     ("_NEAR_ZERO = 1e-10", "_NEAR_ZERO = 1.0", "unet::a_fresh_network_says_nearly_nothing"),
-    ("F.pad(x, (0, 1, 0, 1))", "F.pad(x, (1, 0, 1, 0))",
+    ("else [0, 1, 0, 1]", "else [1, 0, 1, 0]",
      "unet::downsampling_pads_right_and_bottom_only"),
     ("self.conv2(self.dropout(F.silu(self.norm2(h))))",
      "self.dropout(self.conv2(F.silu(self.norm2(h))))",
@@ -182,7 +182,7 @@ faults(
      "unet::start_is_variance_scaling_with_mean_fan_and_zero_biases"),
     ("mode=\"nearest\"", "mode=\"bilinear\"",
      "unet::upsampling_equals_repeat_then_convolution"),
-    ("nn.GroupNorm(config.groups, c, eps=1e-6)", "nn.GroupNorm(config.groups, c, eps=1e-3)",
+    ("nn.GroupNorm(config.groups, c, config.norm_eps)", "nn.GroupNorm(config.groups, c, 1e-3)",
      "unet::output_and_every_gradient_equal_those_of_diffusers"),
     ("time = F.silu(self.time(t))", "time = self.time(t)",
      "unet::output_and_every_gradient_equal_those_of_diffusers"),
@@ -339,13 +339,13 @@ faults(
      "wired::keys_that_a_saved_scheduler_leaves_out_mean_what_diffusers_takes_them_for"),
     ("if not values.get(\"clip_sample\", True):", "if False:",
      "wired::keys_that_a_saved_scheduler_leaves_out_mean_what_diffusers_takes_them_for"),
-    ("values.get(\"attention_head_dim\", 8)", "values.get(\"attention_head_dim\")",
+    ("(\"attention_head_dim\", 8)", "(\"attention_head_dim\", None)",
      "wired::keys_that_a_saved_network_leaves_out_mean_what_diffusers_takes_them_for"),
-    ("values.get(\"norm_num_groups\", 32)", "values.get(\"norm_num_groups\", 16)",
+    ("(\"norm_num_groups\", 32)", "(\"norm_num_groups\", 16)",
      "wired::keys_that_a_saved_network_leaves_out_mean_what_diffusers_takes_them_for"),
-    ("values.get(\"layers_per_block\", 2)", "values.get(\"layers_per_block\", 1)",
+    ("(\"layers_per_block\", 2)", "(\"layers_per_block\", 1)",
      "wired::keys_that_a_saved_network_leaves_out_mean_what_diffusers_takes_them_for"),
-    ("values.get(\"dropout\", 0.0)", "values.get(\"dropout\", 0.1)",
+    ("(\"dropout\", 0.0)", "(\"dropout\", 0.1)",
      "wired::keys_that_a_saved_network_leaves_out_mean_what_diffusers_takes_them_for"),
     ("\"query\": \"to_q\", \"key\": \"to_k\"", "\"query\": \"to_k\", \"key\": \"to_q\"",
      "pretrained::the_old_names_of_attention_are_read"),
@@ -508,6 +508,31 @@ faults(
     "compression.py",
     ("terms[\"vb\"][:, 1:], terms[\"prior\"]", "terms[\"vb\"][:, :-1], terms[\"prior\"]",
      "figures::rate_and_distortion_from_a_few_terms_are_those_of_all_terms"))
+
+faults(
+    "objective.py",
+    ("x0.dtype, x0.to(torch.promote_types(x0.dtype, torch.float32))", "x0.dtype, x0",
+     "objective::the_loss_of_data_in_half_precision_is_computed_in_float32"))
+
+faults(
+    "unet.py",
+    ("[1, 1, 1, 1] if pad_all_sides", "[0, 1, 0, 1] if pad_all_sides",
+     "unet::other_shapes_equal_diffusers_too"),
+    ("heads, c.groups, c.norm_eps)", "heads, c.groups)", "unet::other_shapes_equal_diffusers_too"))
+
+faults(
+    "engine/pretrained.py",
+    ("(\"flip_sin_to_cos\", True)", "(\"flip_sin_to_cos\", False)",
+     "pretrained::keys_that_are_left_out_are_what_diffusers_takes_them_for"),
+    ("variant in (\"\", \".fp16\"", "variant in (\".fp16\", \"\"",
+     "pretrained::of_several_files_of_weights_the_fullest_is_read"),
+    ("beta_start=0.00085, beta_end=0.012, ", "",
+     "pretrained::a_solvers_config_gives_the_schedule_and_the_prediction"))
+
+faults(
+    "engine/images.py",
+    ("(width, height), Image.Resampling", "(height, width), Image.Resampling",
+     "images::grey_folders_load_at_any_size_and_shape"))
 
 
 def ids(tests):

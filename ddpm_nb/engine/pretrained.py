@@ -245,21 +245,22 @@ _SCHEDULER_FIXED = dict(thresholding=(False, None), rescale_betas_zero_snr=(Fals
 
 def _scheduler_from_diffusers(values: dict) -> GaussianDiffusion:
     "Read such a `scheduler_config.json`; ValueError for what `GaussianDiffusion` cannot be."
-    values = look_up("the scheduler", values.get("_class_name"), _SCHEDULERS) | values
+    values = look_up("the scheduler", values.get("_class_name", ""), _SCHEDULERS) | values
     for key, allowed in _SCHEDULER_FIXED.items():
         if values.get(key) not in allowed:
             raise ValueError(f"{key} must be {allowed[0]!r} or absent, got {values[key]!r}")
     predictions = {theirs: ours for ours, theirs in _PREDICTION_TYPES.items()}
     variances = {theirs: ours for ours, theirs in _VARIANCE_TYPES.items()}
     variances["fixed_small_log"] = "fixed_small"
-    chosen = [look_up(key, values.get(key) or absent, table) for key, absent, table in
-              (("prediction_type", "epsilon", predictions),
-               ("variance_type", "fixed_small", variances))]
+    prediction, variance = (
+        look_up(key, values.get(key) or absent, table)
+        for key, absent, table in (("prediction_type", "epsilon", predictions),
+                                   ("variance_type", "fixed_small", variances)))
     schedule = _schedule_from_diffusers(values)
     if not values.get("clip_sample", True):
         warnings.warn("this model was made to be sampled with clip=False: pass that to `sample`",
                       stacklevel=3)
-    return GaussianDiffusion(schedule, *chosen, **values.get("ddpm_nb", {}))
+    return GaussianDiffusion(schedule, prediction, variance, **values.get("ddpm_nb", {}))
 
 # %% ../../nbs/engine/pretrained.ipynb #c677e026
 _WEIGHTS = "diffusion_pytorch_model"
@@ -378,6 +379,7 @@ def _download(name: str, revision: str | None, cache_dir: str | Path | None,
     from huggingface_hub import snapshot_download
     texts = [f for f in _FILES if f.endswith(".json")]
     texts += [f.rpartition("/")[2] for f in texts[1:]]    # the old layout has no inner folders
+    folder = Path(name)
     try:
         for kind, variant in _KINDS:
             weights = [f"{_WEIGHTS}{variant}.{kind}", f"{_WEIGHTS}{variant}-*-of-*.{kind}",
@@ -459,7 +461,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
                          f"were saved had {header[_CHECKSUM]}; fetch or save it again")
     return state
 
-# %% ../../nbs/engine/pretrained.ipynb #8750ab8e
+# %% ../../nbs/engine/pretrained.ipynb #53ec3f36
 # safe before pickled; full precision before half; without a variant there may be no `_WEIGHTS`
 _KINDS = [(kind, variant) for kind in ("safetensors", "bin") for variant in ("", ".fp16", ".bf16")]
 
@@ -468,10 +470,10 @@ def _pieces(index: Path) -> list[Path]:
     "The files that the index of a file in pieces names."
     def read(values):
         places = values.get("weight_map")
-        names = set(places.values()) if isinstance(places, dict) else {None}
+        names = list(places.values()) if isinstance(places, dict) else [None]
         if not all(isinstance(n, str) and Path(n).name == n for n in names):
             raise ValueError("weight_map must give, for each tensor, a file in this folder")
-        return sorted(names)
+        return sorted({str(n) for n in names})
     files = [index.parent / name for name in _translate(index, read)]
     missing = [f.name for f in files if not f.is_file()]
     if missing: raise FileNotFoundError(f"{index} names {', '.join(missing)}, which is not there: "
