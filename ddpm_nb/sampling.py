@@ -270,8 +270,13 @@ def _towards_data(a: float, b: float, nodes: list[float]) -> list[float]:
     slope = whole / 2 * (b - a) / (nodes[1] - a)        # B_2, for the exact h - 1 + exp(-h)
     return [whole - slope, slope]
 
-# %% ../nbs/05_sampling.ipynb #62748fe9
+# %% ../nbs/05_sampling.ipynb #936f3765
 _Known = list[tuple[float, Tensor]]     # places, and the answers there, the latest first
+
+
+def _weighted(weights: list[float], known: _Known) -> Tensor:
+    return sum((w * answer for w, (_, answer) in zip(weights[1:], known[1:])),
+               start=weights[0] * known[0][1])
 
 
 def _multistep(d: ReverseProcess, model: Callable[[Tensor, Tensor], Tensor], x: Tensor, start: int,
@@ -281,7 +286,8 @@ def _multistep(d: ReverseProcess, model: Callable[[Tensor, Tensor], Tensor], x: 
                ) -> Iterator[State]:
     "Predict with the last `order` answers; correct steps shorter than `within` with one more."
     if order not in (1, 2, 3): raise ValueError(f"order must be 1, 2 or 3, got {order!r}")
-    lambdas, known, before = _half_log_snr(d), [], x
+    lambdas, before = _half_log_snr(d), x
+    known: _Known = []
     for i in range(start, -1, -1):
         x0 = d.p_mean_variance(model, x, _at(i, x), clip).x0
         now = lambdas[i], answer(x, x0, i)
@@ -302,7 +308,7 @@ def _scales(d: ReverseProcess) -> tuple[list[float], list[float]]:
     s = d.schedule
     return s.alpha_bars.sqrt().tolist(), s.one_minus_alpha_bars.sqrt().tolist()
 
-# %% ../nbs/05_sampling.ipynb #27dc980f
+# %% ../nbs/05_sampling.ipynb #d1c53249
 def unipc(d: ReverseProcess,                            # the process whose steps are undone
           model: Callable[[Tensor, Tensor], Tensor],    # model(x_t, t)
           x: Tensor,                                    # noise at index `start`, shape (B, ...)
@@ -314,17 +320,17 @@ def unipc(d: ReverseProcess,                            # the process whose step
     "UniPC: predict from the last x0-hats; with the next one, correct the step before going on."
     (alphas, sigmas), lambdas = _scales(d), _half_log_snr(d)
     def step(x: Tensor, i: int, j: int, known: _Known) -> Tensor:
-        places, x0s = zip(*known)
-        weights = _towards_data(lambdas[i], lambdas[j], list(places))
-        return sigmas[j] / sigmas[i] * x + alphas[j] * sum(w * x0 for w, x0 in zip(weights, x0s))
-    answer = lambda x, x0, i: x0
+        weights = _towards_data(lambdas[i], lambdas[j], [place for place, _ in known])
+        lead = _weighted(weights, known)
+        return sigmas[j] / sigmas[i] * x + alphas[j] * lead
+    def answer(x: Tensor, x0: Tensor, i: int) -> Tensor: return x0
     yield from _multistep(d, model, x, start, clip, order, math.inf, answer, step)
 
 
 SAMPLERS["unipc"] = unipc
-_SPACINGS["unipc"] = "log_snr"
+_SPACINGS["unipc"] = "between"
 
-# %% ../nbs/05_sampling.ipynb #1f4508fc
+# %% ../nbs/05_sampling.ipynb #76f6d1b0
 def adams(d: ReverseProcess,                            # the process whose steps are undone
           model: Callable[[Tensor, Tensor], Tensor],    # model(x_t, t)
           x: Tensor,                                    # noise at index `start`, shape (B, ...)
@@ -336,13 +342,12 @@ def adams(d: ReverseProcess,                            # the process whose step
           ) -> Iterator[State]:                         # one state a step, as predicted
     "Adams' method on the circle: the velocities of the last steps, integrated over the angle."
     (alphas, sigmas), lambdas = _scales(d), _half_log_snr(d)
-    density = lambda u: -0.5 / np.cosh(u)
+    def density(u: np.ndarray) -> np.ndarray: return -0.5 / np.cosh(u)
     def step(x: Tensor, i: int, j: int, known: _Known) -> Tensor:
-        places, velocities = zip(*known)
-        weights = _weights(density, lambdas[i], lambdas[j], list(places))
-        return x + sum(w * v for w, v in zip(weights, velocities))
-    # cos eps - sin x0-hat, with eps = (x - cos x0-hat) / sin
-    velocity = lambda x, x0, i: (alphas[i] * x - x0) / sigmas[i]
+        weights = _weights(density, lambdas[i], lambdas[j], [place for place, _ in known])
+        return x + _weighted(weights, known)
+    def velocity(x: Tensor, x0: Tensor, i: int) -> Tensor:
+        return (alphas[i] * x - x0) / sigmas[i]     # cos eps - sin x0-hat; x = cos x0-hat + sin eps
     yield from _multistep(d, model, x, start, clip, order, within, velocity, step)
 
 

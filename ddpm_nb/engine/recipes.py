@@ -61,7 +61,7 @@ def _folder(train: bool, root: str | None, download: bool,
     place = (held != train).nonzero().flatten()
     return load_files(files.subset(place)), labels[place]
 
-# %% ../../nbs/engine/recipes.ipynb #d4375734
+# %% ../../nbs/engine/recipes.ipynb #74fc652d
 _SPLIT = "by a hash of each file's name"      # what a run's run.json says
 
 
@@ -171,7 +171,7 @@ def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
     flat = {f"{part}.{k}": v for part, values in parts.items() for k, v in values.items()}
     return {"data": recipe["data"]} | flat
 
-# %% ../../nbs/engine/recipes.ipynb #daa6edab
+# %% ../../nbs/engine/recipes.ipynb #9693fd39
 def _fitted(unet: dict[str, Any],      # a network's options
             changes: dict[str, Any],   # to some of them
            ) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def _fitted(unet: dict[str, Any],      # a network's options
     at = next((w for w in widths() if w <= 16), widths()[-1])
     return {**new, "channel_multipliers": levels, "attention_resolutions": [at]}
 
-# %% ../../nbs/engine/recipes.ipynb #0420fb6e
+# %% ../../nbs/engine/recipes.ipynb #86df0da8
 class _WithData(_Plan):
     "A plan that finds its images."
 
