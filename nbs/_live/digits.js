@@ -55,7 +55,7 @@ export function digits(place) {
   function show(k) {
     if (!xs.length) return;
     draw(noisy.canvas, xs[k]);
-    noisy.say(times[k] ? `xₜ at t = ${times[k]}` : "the sample, t = 0");
+    noisy.say(times[k] ? `with noise: xₜ, t = ${times[k]}` : "the sample, t = 0");
     const x0 = guesses[Math.min(k, guesses.length - 1)];
     if (x0) draw(guess.canvas, x0);
   }
@@ -98,7 +98,7 @@ export function digits(place) {
   });
   replace(place, "A diffusion model of digits, running in this page",
           pictures(noisy, guess), way, row(fresh, seed, steps, sampler, spacing), status, made);
-  noisy.say("xₜ: press for a digit");
+  noisy.say("noise: press for a digit");
   guess.say("x̂₀: the network's guess of the clean digit");
   place.state = () => ({ xs, guesses, times });
 }
@@ -118,7 +118,7 @@ export function guesses(place) {
     draw(clean.canvas, x0);
     draw(noisy.canvas, x);
     draw(guess.canvas, x0Hat);
-    noisy.say(`xₜ at t = ${i + 1}`);
+    noisy.say(`with noise: xₜ, t = ${i + 1}`);
     place.state = () => ({ x0, x, x0Hat });
     place.dataset.done = +(place.dataset.done ?? 0) + 1;
   }
