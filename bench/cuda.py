@@ -144,6 +144,15 @@ def exact_float32(exact: bool = True):
         for p, was in zip(places, before): p.allow_tf32 = was
 
 
+@contextlib.contextmanager
+def repeatable():
+    "In the block, kernels that give the same bits each time, where there are such."
+    import torch
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try: yield
+    finally: torch.use_deterministic_algorithms(False)
+
+
 # The steps ----------------------------------------------------------------------------------------
 
 def machine(a: argparse.Namespace, notes: Notes) -> None:
@@ -196,8 +205,9 @@ def _check_gradients(a, notes):
 def _check_runs(a, notes):
     "Random numbers and resuming."
     import torch
-    with exact_float32():
+    with exact_float32(), repeatable():
         first, second = (trainer(a, {}, dropout=0.1) for _ in range(2))
+        torch.backends.cudnn.benchmark = False          # which may choose another kernel each time
         state = torch.cuda.get_rng_state() if device_name() == "cuda" else torch.get_rng_state()
         for _ in range(3): first.update(), second.update()
         after = torch.cuda.get_rng_state() if device_name() == "cuda" else torch.get_rng_state()
@@ -207,6 +217,7 @@ def _check_runs(a, notes):
         first.folder = folder
         first.save()
         again = trainer(a, {}, dropout=0.1)
+        torch.backends.cudnn.benchmark = False
         again.folder = folder
         again.resume()
         for _ in range(3): again.update(), second.update()
@@ -215,6 +226,7 @@ def _check_runs(a, notes):
         yield "samples: the same seed, the same images", apart(*draws), 1e-5
 
 
+# the last one is of numbers on either side
 SYNC = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy",
         "aten::_local_scalar_dense")
 
@@ -238,22 +250,20 @@ def _check_waiting(a, notes):
             if device_name() == "cuda": torch.cuda.set_sync_debug_mode("default")
         events = _profiled(f)
         notes[f"{name}: events"] = {k: v for k, v in events.items() if "emcpy" in k or k in SYNC}
-        waits = sum(events[k] for k in SYNC) if device_name() == "cuda" else 0
+        waits = sum(events[k] for k in SYNC[:-1]) if device_name() == "cuda" else 0
         yield f"{name}: waits for the device in four turns", waits, 1     # one ends the profile
         if device_name() == "cuda":
             pinned = sum(v for k, v in events.items() if "Pinned -> Device" in k)
             yield f"{name}: turns without a pinned copy of noise", max(0, 4 - pinned), 0
 
 
-def _loops(a):
+def _loops(a):  # name, four turns
     import torch
     run = trainer(a, {}, dropout=0.1)
     yield "training", lambda: [run.update() for _ in range(4)]
     g = torch.Generator().manual_seed(0)
-    def sample():
-        with torch.inference_mode():
-            for _ in run.diffusion.trajectory(run.ema.model, (2, 3, 32, 32), "ddpm", 4, g): pass
-    yield "sampling", sample
+    states = run.diffusion.trajectory(run.ema.model, (2, 3, 32, 32), "ddpm", 20, g)
+    yield "sampling", lambda: [next(states) for _ in range(4)]     # the end may wait: it checks
 
 
 def correct(a: argparse.Namespace, notes: Notes) -> None:
@@ -414,7 +424,8 @@ def _draw_loss(a, history) -> None:
     steps = [row["step"] for row in history]
     for key, color in (("loss", "tab:orange"), ("held_out", "tab:blue")):
         axes.plot(steps, [row[key] for row in history], color=color, label=key)
-    axes.set(xlabel="updates", ylabel="mean squared error of eps", yscale="log")
+    axes.set(xlabel="updates", ylabel="mean squared error of eps", yscale="log",
+             title="In training, and of the average on images that it never saw")
     axes.legend()
     figure.savefig(a.out / "loss.png", dpi=90)
 
@@ -451,13 +462,15 @@ def distance(a: argparse.Namespace, notes: Notes) -> None:
     (net, diffusion), n, batch = _trained(a), *((32, 16) if a.dry_run else (10_000, 500))
     g, drawn, steps = torch.Generator().manual_seed(1), [], 3 if a.dry_run else 50
     for _ in range(0, n, batch):
-        x = diffusion.sample(net, (batch, 3, 32, 32), "ddim", steps, g, progress=False)
+        with torch.autocast(device_name(), torch.bfloat16, enabled=not a.dry_run):
+            x = diffusion.sample(net, (batch, 3, 32, 32), "ddim", steps, g, progress=False)
         drawn.append(to_uint8(x).cpu())
     extractor = evaluation.cifar10_extractor()
     features, _ = evaluation.extract(extractor, torch.cat(drawn))
     own = evaluation.Statistics.of(features, extractor.name)
     notes["distance"] = evaluation.frechet_distance(own, evaluation.cifar10_statistics(True))
-    notes["of"] = dict(images=n, sampler="ddim", steps=steps, extractor=extractor.name)
+    notes["of"] = dict(images=n, precision="bf16", sampler="ddim", steps=steps,
+                       extractor=extractor.name)
 
 
 # What runs them -----------------------------------------------------------------------------------
@@ -473,6 +486,7 @@ def run_step(name: str, limit: float, a: argparse.Namespace) -> dict:
     command = [sys.executable, __file__, "--step", name, *sys.argv[1:]]
     if name == "train": command += ["--train-minutes", str(a.train_minutes)]
     env, begun = {**os.environ, "PYTHONPATH": str(ROOT)}, time.monotonic()
+    env.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")       # as `repeatable` wants it
     with open(a.work / f"{name}.log", "ab") as log:
         child = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
         try: code, late = child.wait(limit), False

@@ -181,6 +181,10 @@ PREDICTIONS: dict[str, Prediction] = {"eps": _Eps(), "x0": _X0(), "mu": _Mu(), "
 # %% ../nbs/04_objective.ipynb #f45e2701
 def _checked(output: Tensor, x_t: Tensor, learned: bool) -> Tensor:
     "The network's output, if its shape is that of `x_t`, or twice its channels if `learned`."
+    if not isinstance(output, Tensor):
+        inside = ".sample" if hasattr(output, "sample") else "[0]"
+        raise ValueError(f"the model must return a tensor, got {type(output).__name__}: if that "
+                         f"holds one, hand over lambda x, t: model(x, t){inside} in its place")
     expected = tuple(x_t.shape)
     if not learned and output.shape != expected:
         raise ValueError(f"the model must return the shape of x_t, {expected}, "
@@ -224,6 +228,7 @@ class _Reading(_Variances):
         how, asked = VARIANCES[self.variance], PREDICTIONS[self.prediction]
         output = _checked(output, x_t, how.learned)
         # half precision ends at the network's door
+        x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
         output = output.to(torch.promote_types(output.dtype, x_t.dtype))
         answer, said = output.chunk(2, 1) if how.learned else (output, output[:0])
         x0 = asked.to_x0(self.original, answer, x_t, self.network_t[t])
@@ -234,6 +239,11 @@ class _Reading(_Variances):
         return ReverseStep(mean, variance, log_variance, x0)
 
 # %% ../nbs/04_objective.ipynb #27a4c5dd
+_LEAVE = ("sampling runs in inference mode, and this model takes gradients: begin it with `with "
+          "torch.inference_mode(False), torch.enable_grad(): x, t = x.clone().requires_grad_(), "
+          "t.clone()`")
+
+
 class _Watched:
     "A model, and a note of where its answers were not finite."
 
@@ -242,7 +252,10 @@ class _Watched:
         self.bad_t: Tensor | None = None      # the largest such t, which came first; -1 for none
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        answer = self.model(x, t)
+        try: answer = self.model(x, t)
+        except RuntimeError as e:
+            if not (torch.is_inference_mode_enabled() and "grad" in str(e)): raise
+            raise RuntimeError(f"{_LEAVE} ({str(e).splitlines()[0]})") from e
         if isinstance(answer, Tensor) and answer.shape[:1] == t.shape:
             finite = answer.isfinite().unsqueeze(-1).flatten(1).all(1)
             before = t.new_full((1,), -1) if self.bad_t is None else self.bad_t
@@ -283,12 +296,19 @@ class _ReverseChain(_Reading):
 
         FloatingPointError, if an answer of the model was NaN or infinite.
         """
+        _check_not_empty(x0)
         watched = _Watched(model)
         def reverse(x_t: Tensor, t: Tensor) -> ReverseStep:
             return self.p_mean_variance(watched, x_t, t, clip)
         terms = variational_bound(self, reverse, x0, self.decoder, chunk, generator, progress)
         watched.check()
         return terms
+
+
+def _check_not_empty(x0: Tensor) -> None:
+    "A mean over no item is no number."
+    if isinstance(x0, Tensor) and x0.ndim and not len(x0):
+        raise ValueError(f"x0 must hold at least one item, got shape {tuple(x0.shape)}")
 
 # %% ../nbs/04_objective.ipynb #9cf1442d
 def _simple(d: _Reading,       # the process, with its names
@@ -342,13 +362,14 @@ class _Training(_ReverseChain):
                x0: Tensor,                    # clean data, shape (B, ...), in [-1, 1]
                t: Tensor | None = None,       # long, shape (B,); drawn uniformly if absent
                noise: Tensor | None = None,   # standard normal, shape of `x0`; drawn if absent
-               ) -> Tensor:                   # (B,): squared error for "simple", bits/dim for "vlb"
+               ) -> Tensor:   # (B,), at least float32: squared error ("simple"), bits/dim ("vlb")
         "The training loss of each item, of the kind that was chosen (eq. 5, 14)."
         if t is None: t = torch.randint(self.T, (len(x0),), device=x0.device)
         self.check(x0, t)
+        dtype, x0 = x0.dtype, x0.to(torch.promote_types(x0.dtype, torch.float32))
         noise = noise_like(x0, noise)
         x_t = self.q_sample(x0, t, noise)
-        output = model(x_t, self.timesteps[t])
+        output = model(x_t.to(dtype), self.timesteps[t])
         return LOSSES[self.loss_type](self, output, x0, x_t, t, noise)
 
     def loss(self,
@@ -358,7 +379,9 @@ class _Training(_ReverseChain):
              noise: Tensor | None = None,   # standard normal, shape of `x0`; drawn if absent
              ) -> Tensor:                   # a scalar
         "The training loss, L_simple unless chosen otherwise (eq. 14): the mean of `losses`."
-        return self.losses(model, x0, t, noise).mean()
+        losses = self.losses(model, x0, t, noise)
+        _check_not_empty(x0)
+        return losses.mean()
 
 # %% ../nbs/04_objective.ipynb #d269c78c
 class ReverseProcess(_Training):

@@ -29,6 +29,12 @@ class _Choices:
     head_channels: int | None = None  # of one attention head; None: one head, as in the paper
     groups: int = 32           # groups of every group normalisation
     dropout: float = 0.1       # in each residual block, in [0, 1)
+    # what other networks of this kind do otherwise
+    norm_eps: float = 1e-6     # added to the variances that normalisations divide by
+    cosines_first: bool = False     # in the code of the time
+    frequency_shift: int = 1        # 1: the code's last frequency is 1/10000; 0: the one after it
+    pad_all_sides: bool = False     # when halving; else right and bottom alone
+    middle_attention: bool = True   # between the two blocks in the middle
 
     def __post_init__(self) -> None:
         for name in ("channel_multipliers", "attention_resolutions"):
@@ -72,6 +78,13 @@ def _check_numbers(c: _Choices) -> None:
         raise ValueError(f"base_channels must be even and at least 4, got {c.base_channels}")
     if isinstance(c.dropout, str) or not 0 <= c.dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), got {c.dropout!r}")
+    if isinstance(c.norm_eps, (str, bool)) or not 0 < c.norm_eps < 1:
+        raise ValueError(f"norm_eps must lie in (0, 1), got {c.norm_eps!r}")
+    if c.frequency_shift not in (0, 1):
+        raise ValueError(f"frequency_shift must be 1 or 0, got {c.frequency_shift!r}")
+    for name in ("cosines_first", "pad_all_sides", "middle_attention"):
+        value = getattr(c, name)
+        if not isinstance(value, bool): raise ValueError(f"{name} must be a bool, got {value!r}")
 
 # %% ../nbs/06_unet.ipynb #16c71c44
 def _check_levels(c: _Choices) -> None:
@@ -90,7 +103,7 @@ def _check_attention(c: _Choices) -> None:
                                    f"{c.resolutions}, got {sorted(strangers)}")
     levels = zip(c.level_channels, c.resolutions)
     attended = [channels for channels, size in levels if size in c.attention_resolutions]
-    attended.append(c.level_channels[-1])     # the middle
+    if c.middle_attention: attended.append(c.level_channels[-1])
     h = c.head_channels
     if h is None: return
     if isinstance(h, bool) or not isinstance(h, int) or h < 1 or any(n % h for n in attended):
@@ -138,15 +151,18 @@ class UNetConfig(_Choices):
         return cls(**values)
 
 # %% ../nbs/06_unet.ipynb #8c232d30
-def timestep_embedding(t: Tensor,  # (B,), long or float
-                       dim: int,   # length of the code, even, at least 4
-                      ) -> Tensor: # (B, dim), float32
+def timestep_embedding(t: Tensor,                    # (B,), long or float
+                       dim: int,                     # length of the code, even, at least 4
+                       cosines_first: bool = False,  # before the sines, not behind them
+                       shift: int = 1,               # the divisor is dim / 2 - shift
+                      ) -> Tensor:                   # (B, dim), float32
     "Sines, then cosines, of t at dim / 2 frequencies from 1 down to 1/10000."
     half = dim // 2
     i = torch.arange(half, dtype=torch.float32, device=t.device)
-    frequencies = torch.exp(-math.log(10_000) * i / (half - 1))
+    frequencies = torch.exp(-math.log(10_000) * i / (half - shift))
     angles = t.float()[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
+    sin, cos = angles.sin(), angles.cos()
+    return torch.cat([cos, sin] if cosines_first else [sin, cos], dim=1)
 
 # %% ../nbs/06_unet.ipynb #bb990a50
 _Layer = TypeVar("_Layer", nn.Linear, nn.Conv2d)
@@ -173,24 +189,25 @@ def _linear(c_in: int, c_out: int) -> nn.Linear: return _init(nn.Linear(c_in, c_
 # %% ../nbs/06_unet.ipynb #cd590f86
 class TimeEmbedding(nn.Module):
     "From a timestep to the vector that every residual block reads."
-    def __init__(self, channels: int, dim: int):
+    def __init__(self, channels: int, dim: int, cosines_first: bool = False, shift: int = 1):
         super().__init__()
-        self.channels: int = channels
+        self.code: tuple[int, bool, int] = channels, cosines_first, shift
         self.linear1: nn.Linear = _linear(channels, dim)
         self.linear2: nn.Linear = _linear(dim, dim)
 
     def forward(self, t: Tensor) -> Tensor:
-        code = timestep_embedding(t, self.channels).to(self.linear1.weight.dtype)
+        code = timestep_embedding(t, *self.code).to(self.linear1.weight.dtype)
         return self.linear2(F.silu(self.linear1(code)))
 
 # %% ../nbs/06_unet.ipynb #1d79ac3c
 class ResidualBlock(nn.Module):
     "Two convolutions around which the input is carried; the time enters between them."
-    def __init__(self, c_in: int, c_out: int, time_dim: int, groups: int, dropout: float):
+    def __init__(self, c_in: int, c_out: int, time_dim: int, groups: int, dropout: float,
+                 eps: float = 1e-6):
         super().__init__()
-        self.norm1, self.conv1 = nn.GroupNorm(groups, c_in, eps=1e-6), _conv3(c_in, c_out)
+        self.norm1, self.conv1 = nn.GroupNorm(groups, c_in, eps), _conv3(c_in, c_out)
         self.time = _linear(time_dim, c_out)
-        self.norm2 = nn.GroupNorm(groups, c_out, eps=1e-6)
+        self.norm2 = nn.GroupNorm(groups, c_out, eps)
         self.dropout, self.conv2 = nn.Dropout(dropout), _conv3(c_out, c_out, _NEAR_ZERO)
         self.shortcut = _conv1(c_in, c_out) if c_in != c_out else nn.Identity()
 
@@ -203,10 +220,10 @@ class ResidualBlock(nn.Module):
 # %% ../nbs/06_unet.ipynb #c566702d
 class Attention(nn.Module):
     "Self-attention over the pixels, with a residual connection."
-    def __init__(self, channels: int, heads: int, groups: int):
+    def __init__(self, channels: int, heads: int, groups: int, eps: float = 1e-6):
         super().__init__()
         self.heads: int = heads
-        self.norm: nn.GroupNorm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.norm: nn.GroupNorm = nn.GroupNorm(groups, channels, eps)
         self.qkv: nn.Conv2d = _conv1(channels, 3 * channels)
         for w in self.qkv.weight.chunk(3): nn.init.xavier_uniform_(w)   # each starts as its own
         self.out: nn.Conv2d = _conv1(channels, channels, _NEAR_ZERO)
@@ -220,11 +237,12 @@ class Attention(nn.Module):
 # %% ../nbs/06_unet.ipynb #7c146928
 class Downsample(nn.Module):
     "Half the size: a convolution with stride 2, padded at the right and the bottom only."
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, pad_all_sides: bool = False):
         super().__init__()
+        self.padding: list[int] = [1, 1, 1, 1] if pad_all_sides else [0, 1, 0, 1]
         self.conv: nn.Conv2d = _conv3(channels, channels, stride=2, padding=0)
 
-    def forward(self, x: Tensor) -> Tensor: return self.conv(F.pad(x, (0, 1, 0, 1)))
+    def forward(self, x: Tensor) -> Tensor: return self.conv(F.pad(x, self.padding))
 
 # %% ../nbs/06_unet.ipynb #40211043
 class Upsample(nn.Module):
@@ -241,9 +259,10 @@ class Stage(nn.Module):
     "A residual block, followed by self-attention where the level has it."
     def __init__(self, c_in: int, c_out: int, attention: bool, config: UNetConfig):
         super().__init__()
-        time_dim, heads = 4 * config.base_channels, c_out // (config.head_channels or c_out)
-        self.block = ResidualBlock(c_in, c_out, time_dim, config.groups, config.dropout)
-        self.attention = Attention(c_out, heads, config.groups) if attention else None
+        c, time_dim = config, 4 * config.base_channels
+        heads = c_out // (c.head_channels or c_out)
+        self.block = ResidualBlock(c_in, c_out, time_dim, c.groups, c.dropout, c.norm_eps)
+        self.attention = Attention(c_out, heads, c.groups, c.norm_eps) if attention else None
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         x = self.block(x, time)
@@ -256,7 +275,7 @@ def _way_down(config: UNetConfig,
     for level, channels in enumerate(config.level_channels):
         attention = config.resolutions[level] in config.attention_resolutions
         if level > 0:
-            down.append(Downsample(aside[-1]))
+            down.append(Downsample(aside[-1], config.pad_all_sides))
             aside.append(aside[-1])
         for _ in range(config.blocks_per_level):
             down.append(Stage(aside[-1], channels, attention, config))
@@ -266,7 +285,8 @@ def _way_down(config: UNetConfig,
 # %% ../nbs/06_unet.ipynb #cb292945
 def _middle(config: UNetConfig) -> nn.ModuleList:
     c = config.level_channels[-1]
-    return nn.ModuleList([Stage(c, c, True, config), Stage(c, c, False, config)])
+    attention = config.middle_attention
+    return nn.ModuleList([Stage(c, c, attention, config), Stage(c, c, False, config)])
 
 # %% ../nbs/06_unet.ipynb #d0c8f46a
 def _way_up(config: UNetConfig,
@@ -297,12 +317,13 @@ class UNet(nn.Module):
                  config: UNetConfig,   # all its choices
                  ):
         super().__init__()
-        self.config, c = config, config.base_channels
-        self.time, self.conv_in = TimeEmbedding(c, 4 * c), _conv3(config.in_channels, c)
+        self.config, c, code = config, config.base_channels, config.cosines_first
+        self.time = TimeEmbedding(c, 4 * c, code, config.frequency_shift)
+        self.conv_in = _conv3(config.in_channels, c)
         self.down, aside = _way_down(config)
         self.middle, self.up = _middle(config), _way_up(config, aside)
         c = config.level_channels[0]
-        self.norm_out = nn.GroupNorm(config.groups, c, eps=1e-6)
+        self.norm_out = nn.GroupNorm(config.groups, c, config.norm_eps)
         self.conv_out = _conv3(c, config.out_channels, _NEAR_ZERO)
         self.to(memory_format=torch.channels_last)
 
@@ -310,7 +331,7 @@ class UNet(nn.Module):
                 x: Tensor,   # noisy images, (B, in_channels, H, W); multiples of `config.stride`
                 t: Tensor,   # how noisy: timesteps, (B,), long or float
                 ) -> Tensor: # (B, out_channels, H, W)
-        _check_input(self.config, x, t)
+        _check_input(self, x, t)
         time = F.silu(self.time(t))   # every block begins with it
         h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         aside = [h]
@@ -324,8 +345,9 @@ class UNet(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h)))
 
 # %% ../nbs/06_unet.ipynb #510dd0eb
-def _check_input(config: UNetConfig, x: Tensor, t: Tensor) -> None:
-    c, s, got = config.in_channels, config.stride, tuple(x.shape)
+def _check_input(net: UNet, x: Tensor, t: Tensor) -> None:
+    c, s, got = net.config.in_channels, net.config.stride, tuple(x.shape)
+    own = net.conv_in.weight.dtype
     if not x.is_floating_point():
         raise ValueError(f"x must be floating point, scaled to [-1, 1], got {x.dtype}")
     if x.ndim != 4 or x.shape[1] != c: raise ValueError(f"x must be (B, {c}, H, W), got {got}")
@@ -334,3 +356,6 @@ def _check_input(config: UNetConfig, x: Tensor, t: Tensor) -> None:
                          f"{s}, got {got[2]} x {got[3]}")
     if t.ndim != 1 or t.shape[0] != x.shape[0]:
         raise ValueError(f"t must be ({x.shape[0]},), one timestep per image, got {tuple(t.shape)}")
+    if x.dtype != own and not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(f"x is {x.dtype}, the network's weights are {own}: "
+                         f"bring one to the other with .to(...)")

@@ -88,6 +88,20 @@ def test_the_residual_block_equals_the_plain_one_with_its_gradients(p, train):
     assert_equal(run(fast, block, x, time), run(block, block, x, time), 1e-12)
 
 
+@pytest.mark.parametrize("change", [
+    dict(norm_eps=1e-2), dict(cosines_first=True), dict(frequency_shift=0),
+    dict(pad_all_sides=True), dict(middle_attention=False), dict(head_channels=4)],
+    ids=lambda change: next(iter(change)))
+def test_the_form_of_every_kind_of_network_gives_its_answers_and_gradients(change):
+    net = randomised(UNet(replace(TINY, dropout=0.0, **change))).double()
+    assert_equal(run(form(net), net, X.double(), T), run(net, net, X.double(), T), 1e-11)
+    plain = randomised(UNet(replace(TINY, dropout=0.0))).double()
+    if "middle_attention" in change: plain.middle[0].attention = None
+    else: plain.load_state_dict(net.state_dict())
+    with torch.no_grad(): away = (plain(X.double(), T) - form(net)(X.double(), T)).abs().max()
+    assert (away > 1e-4) == ("middle_attention" not in change)     # the choice makes a difference
+
+
 def test_the_residual_block_keeps_little_for_the_way_back():
     "Gradient checkpointing: of each half, only what enters it and what its convolution needs."
     block = randomised(ResidualBlock(16, 16, 16, 4, 0.5)).train()

@@ -298,6 +298,59 @@ def test_an_image_is_cropped_to_its_middle(tmp_path):
     assert (load_image(tmp_path / "wide.png", 10) == 200).all()
 
 
+@pytest.mark.parametrize("memory", [10**9, 0])
+@pytest.mark.parametrize("size", [8, 96, 100, 256, (24, 40), [64, 32]])
+def test_grey_folders_load_at_any_size_and_shape(tmp_path, size, memory):
+    from PIL import Image
+    height, width = (size, size) if isinstance(size, int) else size
+    rng = np.random.default_rng(3)
+    small = rng.integers(0, 256, (2, height, width), dtype=np.uint8)
+    Image.fromarray(small[0]).save(tmp_path / "a.png")
+    Image.fromarray(np.tile(small[1][..., None], 3)).save(tmp_path / "b.png")      # grey, as RGB
+    Image.fromarray(small[0].astype(np.uint16) * 257).save(tmp_path / "c.png")
+    images, _ = image_folder(tmp_path, size, memory, channels=1)
+    assert images.shape == (3, 1, height, width)
+    assert torch.equal(images[:], torch.from_numpy(small[[0, 1, 0]])[:, None])
+    assert torch.equal(images[:10], images[torch.arange(3)])
+    colour, _ = image_folder(tmp_path, size, memory)
+    assert torch.equal(colour[:], images[:].expand(3, 3, height, width))
+
+
+def test_the_grey_of_a_colour_is_its_luma_and_the_transparent_is_white(tmp_path):
+    from PIL import Image
+    rng = np.random.default_rng(4)
+    pixels = rng.integers(0, 256, (16, 16, 4), dtype=np.uint8)
+    Image.fromarray(pixels[..., :3]).save(tmp_path / "a.png")
+    pixels[8:, :, 3], pixels[:8, :, 3] = 0, 255
+    Image.fromarray(pixels, "RGBA").save(tmp_path / "b.png")
+    want = pixels[..., :3] @ np.array([0.299, 0.587, 0.114])
+    a, b = (load_image(tmp_path / name, 16, channels=1)[0].numpy() for name in ("a.png", "b.png"))
+    assert abs(a - want).max() <= 1
+    assert abs(b[:8] - want[:8]).max() <= 1 and (b[8:] == 255).all()
+
+
+def test_a_shape_that_is_not_square_is_cut_from_the_middle(tmp_path):
+    from PIL import Image
+    x = np.zeros((30, 61), np.uint8)
+    x[:, 23:38] = 200                                   # what 2 : 1, height to width, leaves of it
+    Image.fromarray(x).save(tmp_path / "a.png")
+    assert (load_image(tmp_path / "a.png", (30, 15), channels=1) == 200).all()
+    files = ImageFiles([tmp_path / "a.png"], (30, 15), channels=1)
+    assert files.subset([0]).shape == files.shape == (1, 1, 30, 15)
+
+
+@pytest.mark.parametrize("size, channels, words", [
+    (0, 3, "above 0"), (16.0, 3, "above 0, or two, height and width, got 16.0"),
+    ((16, 0), 3, "above 0"), ((1, 2, 3), 3, "above 0"), (None, 3, "got None"),
+    ("16", 3, "got '16'"), (16, 4, "got 4"),
+    (16, 2, r"channels must be 3 \(colour\) or 1 \(grey\), got 2")])
+def test_a_size_or_channels_that_cannot_be_are_refused(pictures, size, channels, words):
+    for act in (lambda: image_folder(pictures, size, channels=channels),
+                lambda: ImageFiles([], size, channels),
+                lambda: load_image(pictures / "5.bmp", size, channels)):
+        with pytest.raises(ValueError, match=words): act()
+
+
 def test_deep_and_transparent_images_keep_what_they_show(tmp_path):
     from PIL import Image
     ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)

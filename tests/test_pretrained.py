@@ -3,6 +3,7 @@ wrong with a folder; and the network as ONNX."""
 import json
 import os
 import shutil
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -100,6 +101,159 @@ def test_we_sample_the_same_images_from_what_diffusers_saves(tmp_path, flat, pic
     net, d = load_pretrained(folder)
     assert not net.training and net.config.head_channels == 4 and d.variance == variance
     assert (our_images(net, d, 2) - their_images(pipe, 2)).abs().max() < 5e-4
+
+
+# --- layouts in common use -----------------------------------------------------------------------
+
+SCRIPT = dict(      # what diffusers' script for unconditional training names, but smaller
+    sample_size=16, in_channels=3, out_channels=3, layers_per_block=2, norm_num_groups=8,
+    block_out_channels=(8, 8, 16), attention_head_dim=8,
+    down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+    up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"))
+PAPER = dict(SCRIPT, flip_sin_to_cos=False, freq_shift=1, downsample_padding=0, norm_eps=1e-6,
+             attention_head_dim=None)
+NETWORKS = {
+    "the paper's": PAPER, "the script's": SCRIPT,
+    "the course's": dict(SCRIPT, block_out_channels=(8, 16, 16, 32), down_block_types=(
+        "DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"), up_block_types=(
+        "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D")),
+    "attention all but first": dict(SCRIPT, down_block_types=(
+        "DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"), up_block_types=(
+        "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")),
+    "sines first": dict(SCRIPT, flip_sin_to_cos=False), "shift 1": dict(SCRIPT, freq_shift=1),
+    "padding 0": dict(SCRIPT, downsample_padding=0), "epsilon 1e-6": dict(SCRIPT, norm_eps=1e-6),
+    "no attention in the middle": dict(SCRIPT, add_attention=False),
+    "one head": dict(SCRIPT, attention_head_dim=None),
+    "grey": dict(SCRIPT, in_channels=1, out_channels=1), "swish": dict(SCRIPT, act_fn="swish"),
+    "two sizes": dict(SCRIPT, sample_size=[16, 16])}
+
+
+def assert_the_same(net, theirs):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(4, theirs.config.in_channels, 16, 16, generator=g)
+    t = torch.tensor([0, 20, 500, 999])
+    with torch.no_grad(): a, b = net(x, t), theirs.eval()(x, t).sample
+    assert b.std() > 0.3 and (a - b).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_in_common_use_load_and_answer_as_in_diffusers(tmp_path, name):
+    diffusers = pytest.importorskip("diffusers")
+    theirs = randomised(diffusers.UNet2DModel(**NETWORKS[name]))
+    theirs.save_pretrained(tmp_path / "unet")
+    diffusers.DDPMScheduler().save_pretrained(tmp_path / "scheduler")
+    assert_the_same(load_pretrained(tmp_path)[0], theirs)
+
+
+@pytest.mark.parametrize("left_out", [True, False], ids=["left out", "written"])
+def test_keys_that_are_left_out_are_what_diffusers_takes_them_for(tmp_path, left_out):
+    "A config that an older version wrote, or a person, holds fewer keys."
+    diffusers = pytest.importorskip("diffusers")
+    theirs = randomised(diffusers.UNet2DModel(**SCRIPT))
+    theirs.save_pretrained(tmp_path / "unet")
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(
+        json.dumps({"_class_name": "DDIMScheduler"}))
+    file = tmp_path / "unet" / "config.json"
+    values = {k: v for k, v in json.loads(file.read_text()).items()
+              if not left_out or k in SCRIPT or k == "_class_name"}
+    file.write_text(json.dumps(values))
+    assert_the_same(load_pretrained(tmp_path)[0], theirs)
+
+
+@pytest.mark.parametrize("how", [
+    dict(variant="fp16"), dict(max_shard_size="40KB"), dict(variant="fp16", max_shard_size="40KB"),
+    dict(safe_serialization=False), dict(safe_serialization=False, variant="fp16"),
+    dict(safe_serialization=False, max_shard_size="40KB"), dict(variant="bf16")],
+    ids=lambda how: " ".join(f"{k}={v}" for k, v in how.items()))
+@pytest.mark.parametrize("flat", [False, True], ids=["folders", "flat"])
+def test_weights_in_half_precision_in_pieces_or_pickled_load(tmp_path, how, flat):
+    diffusers = pytest.importorskip("diffusers")
+    theirs = randomised(diffusers.UNet2DModel(**SCRIPT))
+    if "variant" in how: theirs = theirs.to(getattr(torch, how["variant"].replace("fp", "float")
+                                                    .replace("bf", "bfloat")))
+    theirs.save_pretrained(tmp_path / "unet", **how)
+    diffusers.DDPMScheduler().save_pretrained(tmp_path / "scheduler")
+    if "max_shard_size" in how: assert len(list((tmp_path / "unet").iterdir())) > 3
+    if flat:
+        for part in ("unet", "scheduler"):
+            for file in (tmp_path / part).iterdir(): shutil.move(file, tmp_path / file.name)
+            (tmp_path / part).rmdir()
+    net, _ = load_pretrained(tmp_path)
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+    assert_the_same(net, theirs.float())
+
+
+def test_of_several_files_of_weights_the_fullest_is_read(saved):
+    "A repository often holds both; and the safe one before a pickle."
+    state = load_file(saved / FILES[2])
+    half = {k: (v + 1).half() for k, v in state.items()}
+    save_file(half, saved / "unet" / f"{WEIGHTS}.fp16.safetensors")
+    torch.save(half, saved / "unet" / f"{WEIGHTS}.bin")
+    bias = lambda: load_pretrained(saved)[0].conv_in.bias
+    assert torch.equal(bias(), state["conv_in.bias"])
+    (saved / FILES[2]).unlink()
+    assert torch.equal(bias(), half["conv_in.bias"].float())
+    (saved / "unet" / f"{WEIGHTS}.bin").write_bytes(b"a pickle that is not looked at")
+    assert torch.equal(bias(), half["conv_in.bias"].float())
+
+
+@pytest.mark.parametrize("name", pretrained._SCHEDULERS)
+def test_a_solvers_config_gives_the_schedule_and_the_prediction(name):
+    "As the class writes it, and with nothing but its name: its own defaults."
+    diffusers = pytest.importorskip("diffusers")
+    cls = getattr(diffusers, name)
+    for options in ({}, dict(beta_start=1e-4, beta_end=0.02, prediction_type="v_prediction"),
+                    dict(beta_schedule="squaredcos_cap_v2")):
+        theirs = cls(**options)
+        written = json.loads(json.dumps(dict(theirs.config))) | {"_class_name": name}
+        for values in (written, {"_class_name": name} | options):
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                d = _scheduler_from_diffusers(values)
+            assert torch.allclose(d.schedule.betas.float(), theirs.betas, atol=1e-6)
+            assert d.prediction == {"epsilon": "eps", "v_prediction": "v"}[
+                theirs.config.prediction_type]
+            assert d.variance == "fixed_small"
+            assert bool(said) == (theirs.config.get("clip_sample") is False)
+
+
+def test_a_network_saved_with_a_solver_is_sampled_as_by_diffusers_ancestral_sampler(tmp_path):
+    "The solver's file says what was trained; which sampler is run, the caller says."
+    diffusers = pytest.importorskip("diffusers")
+    theirs = randomised(diffusers.UNet2DModel(**SCRIPT))
+    solver = diffusers.UniPCMultistepScheduler(num_train_timesteps=20, beta_end=0.3)
+    diffusers.DDPMPipeline(theirs, solver).save_pretrained(tmp_path)
+    net, d = load_pretrained(tmp_path)
+    ancestral = diffusers.DDPMScheduler(num_train_timesteps=20, beta_end=0.3)
+    want = their_images(diffusers.DDPMPipeline(theirs, ancestral), seed=1)
+    assert (our_images(net, d, seed=1) - want).abs().max() < 5e-4
+
+
+def test_our_networks_of_every_kind_sample_in_diffusers_pipeline(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    config = replace(TINY, cosines_first=True, frequency_shift=0, pad_all_sides=True,
+                     norm_eps=1e-5, head_channels=8, middle_attention=False)
+    net, d = randomised(UNet(config)), GaussianDiffusion(NoiseSchedule.linear(20, beta_end=0.3))
+    save_pretrained(tmp_path / "m", net, d)
+    assert load_pretrained(tmp_path / "m")[0].config == config
+    theirs = their_images(diffusers.DDPMPipeline.from_pretrained(tmp_path / "m"), seed=1)
+    assert (our_images(net, d, seed=1) - theirs).abs().max() < 5e-4
+
+
+def test_the_hub_is_asked_for_half_precision_where_there_is_no_full(saved, monkeypatch):
+    asked, state = [], load_file(saved / FILES[2])
+    def snapshot(repo, **options):
+        asked.append(options["allow_patterns"])
+        return str(saved)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    (saved / FILES[2]).unlink()
+    save_file(state, saved / "unet" / f"{WEIGHTS}.fp16.safetensors")
+    load_pretrained("someone/model")
+    assert len(asked) == 2 and f"unet/{WEIGHTS}.fp16.safetensors" in asked[1]
+    assert not any(".bin" in p or p.endswith(".bin") for patterns in asked for p in patterns)
+    assert f"unet/{WEIGHTS}-*-of-*.safetensors" in asked[0]
+    assert f"{WEIGHTS}.safetensors.index.json" in asked[0]
 
 
 def test_the_published_config_is_the_papers_network():
@@ -347,6 +501,21 @@ def cut(folder):
     (folder / FILES[2]).write_bytes(whole[:-100])
 
 
+def in_pieces(change):
+    "Two files in place of the one, and their index, changed."
+    def run(folder):
+        state, unet = load_file(folder / FILES[2]), folder / "unet"
+        (folder / FILES[2]).unlink()
+        names, places = sorted(state), {}
+        for i, part in enumerate((names[::2], names[1::2]), 1):
+            file = f"{WEIGHTS}-0000{i}-of-00002.safetensors"
+            save_file({k: state[k] for k in part}, unet / file)
+            places |= dict.fromkeys(part, file)
+        index = json.dumps({"metadata": {"total_size": 1}, "weight_map": places})
+        (unet / f"{WEIGHTS}.safetensors.index.json").write_text(change(index))
+    return run
+
+
 class Trap:
     def __reduce__(self): return pytest.fail, ("a pickle was run",)
 
@@ -363,13 +532,23 @@ class Trap:
     "class": (edit(FILES[1], _class_name="UNet2DConditionModel"),
         "UNet2DModel, got 'UNet2DConditionModel'"),
     "no class": (edit(FILES[1], _class_name=...), "UNet2DModel, got None"),
-    "scheduler class": (edit(FILES[3], _class_name="PNDMScheduler"),
-        "DDPMScheduler, got 'PNDMScheduler'"),
-    "clock": (edit(FILES[1], flip_sin_to_cos=True), "flip_sin_to_cos must be False"),
-    "default clock": (edit(FILES[1], flip_sin_to_cos=...),
-        "diffusers' value where the key is absent"),
-    "eps": (edit(FILES[1], norm_eps=1e-5), "norm_eps must be 1e-06"),
-    "padding": (edit(FILES[1], downsample_padding=1), "downsample_padding must be 0"),
+    "scheduler class": (edit(FILES[3], _class_name="FlowMatchEulerDiscreteScheduler"),
+        "the scheduler must be one of DDPMScheduler, .*, got 'FlowMatchEulerDiscreteScheduler'"),
+    "no scheduler class": (edit(FILES[3], _class_name=...), "DDPMScheduler, .*, got None"),
+    "listed class": (edit(FILES[3], _class_name=["DDPMScheduler"]), r"got \['DDPMScheduler'\]"),
+    "flow": (edit(FILES[3], use_flow_sigmas=True), "use_flow_sigmas must be False or absent"),
+    "continuous": (edit(FILES[3], timestep_type="continuous"), "timestep_type must be 'discrete'"),
+    "clock": (edit(FILES[1], flip_sin_to_cos="yes"), "cosines_first must be a bool"),
+    "shift": (edit(FILES[1], freq_shift=2), "frequency_shift must be 1 or 0, got 2"),
+    "fourier": (edit(FILES[1], time_embedding_type="fourier"), "must be 'positional', as in the"),
+    "eps": (edit(FILES[1], norm_eps=0), "norm_eps must lie in"),
+    "padding": (edit(FILES[1], downsample_padding=2), "must be 0 .right and bottom. or 1 .all"),
+    "scale shift": (edit(FILES[1], resnet_time_scale_shift="scale_shift"),
+        "resnet_time_scale_shift must be 'default'"),
+    "no middle": (edit(FILES[1], mid_block_type=None), "mid_block_type must be 'UNetMidBlock2D'"),
+    "centred": (edit(FILES[1], center_input_sample=True), "center_input_sample must be False"),
+    "oblong": (edit(FILES[1], sample_size=[8, 16]), "sample_size must be one whole number"),
+    "head size": (edit(FILES[1], attention_head_dim=5), "head_channels must be None or divide"),
     "classes": (edit(FILES[1], num_class_embeds=10), "num_class_embeds"),
     "unknown": (edit(FILES[1], addition_embed_type="text"),
         "unknown keys \\['addition_embed_type'\\]"),
@@ -388,6 +567,8 @@ class Trap:
         "2 entries, num_train_timesteps is 20"),
     "steps": (edit(FILES[3], num_train_timesteps="many"), "scheduler_config.json: T must be"),
     "variance": (edit(FILES[3], variance_type="learned"), "variance_type must be one of"),
+    "listed variance": (edit(FILES[3], variance_type=["fixed_small"]), "variance_type must be one"),
+    "listed schedule": (edit(FILES[3], beta_schedule=["linear"]), "beta_schedule must be one of"),
     "prediction": (edit(FILES[3], prediction_type="flow"),
         "prediction_type must be one of epsilon"),
     "thresholding": (edit(FILES[3], thresholding=True), "thresholding must be False"),
@@ -408,6 +589,14 @@ class Trap:
     "bin garbage": (in_place_of_the_weights(b"garbage"), "damaged"),
     "bin empty": (in_place_of_the_weights(b""), "damaged"),
     "bin list": (pickled([torch.zeros(2)]), "table of tensors"),
+    "index": (in_pieces(lambda index: "{"), "index.json is not a JSON file"),
+    "index without a map": (in_pieces(lambda index: "{}"), "weight_map must give"),
+    "index elsewhere": (in_pieces(lambda index: index.replace("diffusion", "../diffusion")),
+        "weight_map must give, for each tensor, a file in this folder"),
+    "a piece lost": (in_pieces(lambda index: index.replace("model-00002", "model-00003")),
+        "names .*00003.*safetensors, which is not there: fetch"),
+    "a piece unnamed": (in_pieces(lambda index: index.replace("model-00002", "model-00001")),
+        "index.json lacks .* tensors, the first"),
 }.values(), ids=lambda v: None)
 def test_a_damaged_folder_is_refused_in_words_before_anything_is_built(
         saved, monkeypatch, damage, words):

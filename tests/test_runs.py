@@ -1040,6 +1040,22 @@ def test_what_the_minutes_settle(clock, changes, steps, cooldown):
     assert (t.step, t.config.cooldown) == (steps, cooldown)
 
 
+def test_processes_that_are_not_equally_fast_settle_the_same(clock):
+    "Each sees its own clock, and decides by the mean of all."
+    fast, slow = SimpleNamespace(), SimpleNamespace()
+    seconds = {id(fast): lambda step: step, id(slow): lambda step: 3 * step}
+    for processes in (fast, slow): processes.mean = lambda mine: sum(
+        of(update.step) for of in seconds.values()) / 2
+    c = TrainConfig(minutes=5.0, warmup=20)
+    paces, found = [runs._Pace(c, processes) for processes in (fast, slow)], []
+    for step in range(1, 41):
+        update = training.Update(step, torch.zeros(()), torch.zeros(()), 0.0, None)
+        known = [pace.look(update, lambda: 0.0) for pace in paces]
+        assert known[0] == known[1]
+        if known[0]: found.append((step, known[0]))
+    assert found[0] == (20, (2.0, 40.0))
+
+
 def test_grids_of_samples_take_their_share_of_the_time():
     c = TrainConfig(minutes=10, batch_size=64, sample_every=100, sample_count=64, sample_steps=50)
     with_grids, none = (runs._settled(x, 0, 0, 1.0).steps for x in (
@@ -1194,17 +1210,24 @@ def test_the_name_of_a_folder_is_enough(tmp_path, channels):
     got = by_recipe(r, str(tmp_path)).batches.images
     if channels == 3: return torch.testing.assert_close(got, colours)
     grey = [np.asarray(Image.open(p).convert("L")) for p in sorted(tmp_path.iterdir())]
-    difference = got[:, 0].int() - torch.from_numpy(np.stack(grey)).int()
-    assert got.shape == (12, 1, 8, 8) and difference.abs().max() <= 1      # Pillow rounds otherwise
+    assert torch.equal(got, torch.from_numpy(np.stack(grey))[:, None])
 
 
 def test_grey_of_grey_is_the_same_and_files_become_grey_as_they_are_read(tmp_path):
+    from PIL import Image
+
+    from ddpm_nb.engine.images import ImageFiles, image_folder
     grey = torch.arange(256, dtype=torch.uint8).view(4, 1, 8, 8).expand(4, 3, 8, 8)
     assert torch.equal(runs._to_grey(grey), grey[:, :1])
-    streamed = runs._with_channels(runs._Set(list(grey)), 1)
-    assert streamed.shape == (4, 1, 8, 8) and streamed.ndim == 4 and len(streamed) == 4
-    assert torch.equal(streamed[torch.tensor([2, 0])], grey[[2, 0], :1])
-    assert runs._with_channels(grey, 3) is grey
+    colours = pictures(4)
+    for i, x in enumerate(colours): Image.fromarray(x.permute(1, 2, 0).numpy()).save(
+        tmp_path / f"{i}.png")
+    streamed = runs._with_channels(image_folder(tmp_path, 8, memory=0)[0], 1)
+    assert isinstance(streamed, ImageFiles) and streamed.shape == (4, 1, 8, 8)
+    held = runs._with_channels(colours, 1)
+    difference = streamed[torch.arange(4)].int() - held.int()
+    assert difference.abs().max() <= 1                       # Pillow computes in whole numbers
+    assert runs._with_channels(grey, 3) is grey and torch.equal(runs._to_grey(grey), grey[:, :1])
 
 
 @pytest.mark.parametrize("scale, shift, told", [(1, 0, True), (2, -1, False), (255, 0, True)])

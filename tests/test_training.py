@@ -307,3 +307,16 @@ def test_batches_that_do_not_fit_are_refused_in_words():
     for data in (None, {"train": images()}, iter([images()])):
         with pytest.raises(ValueError, match="data must be a tensor of images"):
             Trainer(Net(), diffusion(), data, CONFIG, device="cpu")
+
+
+def test_a_loader_of_pytorchs_gives_batches_to_the_loop():
+    class Labelled(Net):
+        def forward(self, x, t, y):
+            seen.append(y)
+            return super().forward(x, t)
+
+    seen, x = [], images()[:12].float() / 127.5 - 1
+    pairs = torch.utils.data.TensorDataset(x, torch.arange(12))
+    loader = torch.utils.data.DataLoader(pairs, batch_size=4)
+    assert [u.step for u in train(Labelled(), diffusion(), loader, CONFIG)] == [1, 2, 3]
+    assert torch.cat(seen).tolist() == list(range(12))

@@ -85,8 +85,13 @@ def test_output_and_every_gradient_equal_those_of_diffusers(
     TINY, replace(TINY, head_channels=4),
     replace(TINY, blocks_per_level=3, channel_multipliers=(1, 2, 2), attention_resolutions=(8, 4)),
     replace(TINY, in_channels=1, channel_multipliers=(1,), attention_resolutions=()),
-    UNetConfig.digits(), UNetConfig.small(),
-], ids=["tiny", "heads", "deep", "one level", "digits", "small"])
+    UNetConfig.digits(), UNetConfig.small(), replace(TINY, norm_eps=1e-2),
+    replace(TINY, cosines_first=True), replace(TINY, frequency_shift=0),
+    replace(TINY, pad_all_sides=True), replace(TINY, middle_attention=False),
+    replace(TINY, norm_eps=1e-5, cosines_first=True, frequency_shift=0, pad_all_sides=True,
+            head_channels=8, attention_resolutions=(8, 4)),
+], ids=["tiny", "heads", "deep", "one level", "digits", "small", "epsilon", "cosines first",
+        "no shift", "padding", "no attention in the middle", "diffusers' defaults"])
 def test_other_shapes_equal_diffusers_too(config):
     net = randomised(UNet(config)).double().eval()
     ref = peer(config, net).double().eval()
@@ -244,6 +249,9 @@ def test_an_input_in_any_layout_gives_the_same_answer():
     (torch.zeros(2, 2, 8, 8), torch.zeros(2, 1), r"t must be \(2,\)"),
     (torch.zeros(2, 2, 8, 8), torch.tensor(5), r"t must be \(2,\)"),
     (torch.zeros(2, 2, 8, 8, dtype=torch.uint8), torch.zeros(2), "floating point"),
+    (torch.zeros(2, 2, 8, 8).double(), torch.zeros(2),
+     r"x is torch.float64, the network's weights are torch.float32: bring one"),
+    (torch.zeros(2, 2, 8, 8).half(), torch.zeros(2), "x is torch.float16"),
 ])
 def test_wrong_inputs_are_refused_in_words(x, t, words):
     with pytest.raises(ValueError, match=words): UNet(TINY)(x, t)
@@ -260,7 +268,10 @@ def test_wrong_inputs_are_refused_in_words(x, t, words):
     (dict(attention_resolutions=(16,)), r"\(8, 4\)"),
     (dict(head_channels=3), "head_channels must be None or divide"),
     (dict(head_channels=0), "head_channels"), (dict(blocks_per_level=1.5), "whole number"),
-    (dict(in_channels=True), "whole number"),
+    (dict(in_channels=True), "whole number"), (dict(norm_eps=0.0), r"norm_eps .* \(0, 1\)"),
+    (dict(norm_eps="1e-5"), "norm_eps"), (dict(frequency_shift=2), "must be 1 or 0, got 2"),
+    (dict(cosines_first=1), "cosines_first must be a bool"), (dict(pad_all_sides=None), "a bool"),
+    (dict(middle_attention="no"), "a bool"),
 ])
 def test_wrong_configs_are_refused_in_words(change, words):
     with pytest.raises(ValueError, match=words): replace(TINY, **change)
@@ -273,6 +284,33 @@ def test_configs_survive_json_and_refuse_strange_keys():
         assert hash(config) == hash(replace(config))
     with pytest.raises(ValueError, match=r"unknown UNetConfig keys \['chanels'\].*base_channels"):
         UNetConfig.from_dict({"chanels": 3})
+
+
+def test_a_config_of_before_means_the_papers_choices():
+    "What was saved when these were no fields."
+    new = ("norm_eps", "cosines_first", "frequency_shift", "pad_all_sides", "middle_attention")
+    old = {k: v for k, v in UNetConfig.small().to_dict().items() if k not in new}
+    config = UNetConfig.from_dict(old)
+    assert config == UNetConfig.small()
+    assert [getattr(config, k) for k in new] == [1e-6, False, 1, False, True]
+
+
+def test_heads_need_not_fit_a_middle_without_attention():
+    config = replace(TINY, middle_attention=False, attention_resolutions=(8,), head_channels=8,
+                     channel_multipliers=(1, 3), base_channels=8, groups=4)
+    assert UNet(config).middle[0].attention is None
+    with pytest.raises(ValueError, match="head_channels"):
+        replace(config, head_channels=5)
+
+
+def test_a_network_in_double_answers_in_double():
+    net, x = randomised(UNet(TINY)).double().eval(), torch.randn(2, 2, 8, 8)
+    t = torch.tensor([3, 700])
+    with torch.no_grad():
+        out = net(x.double(), t)
+        assert out.dtype == torch.float64
+        assert torch.allclose(net.float()(x, t).double(), out, atol=1e-5)
+        with pytest.raises(ValueError, match="are torch.float32"): net(x.double(), t)
 
 
 def test_learned_variance_has_its_own_channels():

@@ -4,7 +4,8 @@ import copy
 import hashlib
 import inspect
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,6 +160,12 @@ def test_updates_from_a_known_state_are_those_of_a_plain_loop(run, updates):
 OPTIONS = [dict(lr=2e-2), dict(warmup=7), dict(cooldown=4), dict(grad_clip=0.0),
            dict(grad_clip=0.02), dict(ema_decay=0.3), dict(ema_warmup=False), dict(flip=False),
            dict(seed=8), dict(precision="bf16"), dict(steps=8, cooldown=4)]
+
+
+def test_no_option_of_a_training_is_without_a_test_that_sets_it():
+    "What a long run alone needs is tested in test_runs.py and test_cuda_bench.py."
+    text = "".join(p.read_text() for p in Path(__file__).parent.glob("test_*.py"))
+    for field in fields(TrainConfig): assert f"{field.name}=" in text, field.name
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=str)

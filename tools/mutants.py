@@ -285,7 +285,7 @@ faults(
      "wired::grids_and_samples_are_of_the_averaged_weights"),
     ("\"ema\" if averaged else \"model\"", "\"model\" if averaged else \"ema\"",
      "wired::what_is_loaded_are_the_averaged_weights_unless_the_last_are_asked_for"),
-    ("mixed = \"no\" if precision == \"fp32\" else precision", "mixed = \"no\"", "wired"),
+    ("Accelerator(mixed_precision=mixed,", "Accelerator(mixed_precision=\"no\",", "wired"),
     ("run.ema.model.load_state_dict(files[\"ema\"])",
      "run.ema.model.load_state_dict(files[\"model\"])",
      "runs::a_run_killed_and_resumed_equals_one_that_never_stopped_to_the_bit"),
@@ -309,7 +309,7 @@ faults(
      "recipes::about_every_tenth_image_of_a_folder_is_held_out_with_its_label"),
     ("torch.manual_seed(self.train.seed)", "torch.manual_seed(0)",
      "recipes::a_network_has_its_recipes_seed_and_leaves_the_global_random_numbers_alone"),
-    ("images = self.images(True, download)", "images = self.images(False, download)",
+    ("images, held_out = self.images(True,", "images, held_out = self.images(False,",
      "wired::a_recipes_trainer_is_made_of_the_recipes_parts"),
     ("_LINEAR = {\"schedule\": \"linear\", \"T\": 1000}",
      "_LINEAR = {\"schedule\": \"linear\", \"T\": 500}",
@@ -385,7 +385,7 @@ faults(
 
 faults(
     "engine/images.py",
-    ("_as_rgb(ImageOps.exif_transpose(f))", "_as_rgb(f)",
+    ("_in_8_bits(ImageOps.exif_transpose(f), channels)", "_in_8_bits(f, channels)",
      "wired::an_image_keeps_its_colours_and_which_way_is_up"),
     (".permute(2, 0, 1)", ".permute(2, 1, 0)",
      "wired::an_image_keeps_its_colours_and_which_way_is_up"),
@@ -472,6 +472,31 @@ faults(
      "metrics::a_pickle_that_would_run_something_is_refused"),
     ("-{fingerprint(images)}-", "-",
      "metrics::reference_statistics_are_kept_by_extractor_and_by_content"))
+
+faults(
+    "engine/runs.py",
+    ("steps = step + max(1, int(left))", "steps = max(1, int(left))",
+     "runs::what_the_minutes_settle"),
+    ("cooldown=min(fall, steps - step)", "cooldown=min(c.cooldown, steps - step)",
+     "runs::a_run_fits_itself_to_its_minutes_and_its_rate_ends_at_0"),
+    ("if _same_budget(state, here): here = there", "if False: here = there",
+     "runs::a_run_that_is_resumed_keeps_its_updates_on_any_machine"),
+    ("images.loss(self.diffusion, self.ema.model, part)",
+     "images.loss(self.diffusion, self.model, part)",
+     "runs::the_held_out_loss_is_that_of_the_averaged_weights_on_the_same_draws_each_time"),
+    ("return x.movedim(-1, -3) if last else x", "return x",
+     "runs::data_are_taken_in_every_form_that_people_have"),
+    ("return _read_set(images, _takes_labels(net))", "return _read_set(images, False)",
+     "runs::data_are_taken_in_every_form_that_people_have"),
+    ("return \"fp16\" if old else precision", "return precision",
+     "runs::half_precision_is_what_the_gpu_has_units_for"))
+
+faults(
+    "engine/recipes.py",
+    ("    if there != now:", "    if False:",
+     "recipes::held_out_images_are_refused_where_an_older_run_may_have_trained_on_them"),
+    ("at = next((w for w in widths() if w <= 16), widths()[-1])", "at = widths()[0]",
+     "recipes::a_recipe_for_another_size_has_the_levels_and_the_attention_that_it_needs"))
 
 
 def ids(tests):

@@ -145,19 +145,23 @@ def cifar10(root: str | Path | None = None,  # holds, or is, cifar-10-batches-bi
     return read_cifar10(folder, train)
 
 # %% ../../nbs/engine/images.ipynb #74b5d048
-def _as_rgb(image):
-    "A Pillow image as 8-bit RGB: 16-bit grey scaled down, what is transparent laid on white."
+_MODES = {1: "L", 3: "RGB"}    # channels -> what Pillow calls it
+
+
+def _in_8_bits(image, channels: int = 3):
+    "A Pillow image as RGB, or grey: 16 bits scaled down, what is transparent laid on white."
     from PIL import Image
     if image.mode.startswith("I;16"):
         grey = (np.asarray(image) / 257).round().astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
+        return Image.fromarray(grey).convert(_MODES[channels])
     if image.mode in ("I", "F"):
         raise ValueError(f"its values (mode {image.mode}) have no known range; "
                          f"store it with 8 or 16 bits")
     see_through = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
-    if not see_through: return image.convert("RGB")
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if see_through:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(_MODES[channels])
 
 # %% ../../nbs/engine/images.ipynb #19b74bd8
 @contextmanager
@@ -175,20 +179,36 @@ def _peak(image) -> int:
     return int(np.asarray(image).max()) if image.mode.startswith("I;16") else 0
 
 # %% ../../nbs/engine/images.ipynb #abab1490
-def _loaded(path: str | Path, size: int) -> tuple[Tensor, int]:
-    "The largest square in the middle, resized; and the highest value, if it is 16-bit grey."
+_Size = int | tuple[int, int]    # of a square; or height and width
+
+
+def _image_shape(size: _Size, channels: int) -> tuple[int, int, int]:  # (channels, height, width)
+    "What is asked for, if it can be."
+    sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(sides) != 2 or not all(isinstance(n, int) and n > 0 for n in sides):
+        raise ValueError("size must be a whole number above 0, or two, height and width, "
+                         f"got {size!r}")
+    if channels not in _MODES: raise ValueError("channels must be 3 (colour) or 1 (grey), "
+                                                f"got {channels!r}")
+    return channels, *sides
+
+
+def _loaded(path: str | Path, shape: tuple[int, ...]) -> tuple[Tensor, int]:
+    "The largest part of that shape in the middle, resized; the highest value of 16-bit grey."
     from PIL import Image, ImageOps
+    channels, height, width = shape
     with _opened(path) as f:
-        upright = _as_rgb(ImageOps.exif_transpose(f))
-        image = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1), _peak(f)
+        upright = _in_8_bits(ImageOps.exif_transpose(f), channels)
+        image = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
+        return torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1), _peak(f)
 
 
-def load_image(path: str | Path, # anything Pillow opens
-               size: int,        # height and width of the answer
-              ) -> Tensor:       # uint8 (3, size, size)
-    "The largest square in the middle, resized."
-    return _loaded(path, size)[0]
+def load_image(path: str | Path,   # anything Pillow opens
+               size: _Size,        # height and width of the answer; two numbers if not a square
+               channels: int = 3,  # 3: colour; 1: grey
+              ) -> Tensor:         # uint8 (channels, height, width)
+    "The largest part of that shape in the middle of an image, resized."
+    return _loaded(path, _image_shape(size, channels))[0]
 
 # %% ../../nbs/engine/images.ipynb #21d13c4f
 def _some(names: Iterable[str], n: int) -> str:
@@ -201,7 +221,7 @@ def _look(path: Path) -> int:
     "ValueError if the file is, at a glance, no image that can be read; gives its `_peak`."
     with _opened(path) as f:
         if f.mode[0] not in "IF": f.verify()
-        else: _as_rgb(f)                            # grey of more than 8 bits: read it
+        else: _in_8_bits(f)                         # grey of more than 8 bits: read it
         return _peak(f)
 
 # %% ../../nbs/engine/images.ipynb #441661e6
@@ -234,10 +254,11 @@ class ImageFiles:
 
     def __init__(self,
                  paths: list[Path],  # of the images
-                 size: int,          # height and width at which they are read
+                 size: _Size,        # height and width at which they are read; one for a square
+                 channels: int = 3,  # 3: colour; 1: grey
                 ):
         self.paths: list[Path] = paths
-        self.shape: torch.Size = torch.Size((len(paths), 3, size, size))
+        self.shape: torch.Size = torch.Size((len(paths), *_image_shape(size, channels)))
         self.dtype: torch.dtype = torch.uint8
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
         self._numbers = torch.arange(len(paths))
@@ -248,21 +269,23 @@ class ImageFiles:
     def __len__(self) -> int: return len(self.paths)
 
     def __getitem__(self, which: int | slice | list[int] | Tensor) -> Tensor:
-        "As a tensor's: uint8 (3, size, size) for a number, else (B, 3, size, size)."
+        "As a tensor's: uint8 (C, H, W) for a number, else (B, C, H, W)."
         numbers = self._numbers[which]
-        if numbers.ndim == 0: return load_image(self.paths[int(numbers)], self.shape[-1])
-        read = lambda i: load_image(self.paths[i], self.shape[-1])
+        read = lambda i: _loaded(self.paths[i], self.shape[1:])[0]
+        if numbers.ndim == 0: return read(int(numbers))
         images = list(self._pool.map(read, numbers.tolist()))
         return torch.stack(images) if images else torch.empty(0, *self.shape[1:], dtype=self.dtype)
 
     def subset(self, which: slice | list[int] | Tensor) -> "ImageFiles":  # that many files, unread
         "Some of the files, in that order."
-        return ImageFiles([self.paths[i] for i in self._numbers[which].tolist()], self.shape[-1])
+        _, channels, height, width = self.shape
+        paths = [self.paths[i] for i in self._numbers[which].tolist()]
+        return ImageFiles(paths, (height, width), channels)
 
 # %% ../../nbs/engine/images.ipynb #4abfb679
 def load_files(files: ImageFiles,          # none of them read yet
                memory: int = 4 * 2**30,    # bytes up to which the images are held in memory
-              ) -> Tensor | ImageFiles:    # uint8 (N, 3, size, size)
+              ) -> Tensor | ImageFiles:    # uint8 (N, C, H, W)
     "Every file looked at; all images as one tensor, or the files if that would be too large."
     if math.prod(files.shape) > memory:
         _look_at_all(files, lambda i: _look(files.paths[i]))
@@ -270,7 +293,7 @@ def load_files(files: ImageFiles,          # none of them read yet
     images = torch.empty(files.shape, dtype=files.dtype)
 
     def read(i):
-        images[i], peak = _loaded(files.paths[i], files.shape[-1])
+        images[i], peak = _loaded(files.paths[i], files.shape[1:])
         return peak
     _look_at_all(files, read)
     return images
@@ -334,19 +357,19 @@ def _image_paths(path: Path) -> list[Path]:
     return found
 
 # %% ../../nbs/engine/images.ipynb #8f192752
-def _image_files(path: str | Path, size: int) -> tuple[ImageFiles, Tensor]:
+def _image_files(path: str | Path, size: _Size, channels: int = 3) -> tuple[ImageFiles, Tensor]:
     "Every image in a folder, none of them read yet, and the number of its folder."
-    if not isinstance(size, int) or size < 1:
-        raise ValueError(f"size must be a whole number above 0, got {size!r}")
-    files = ImageFiles(_image_paths(Path(path).expanduser()), size)
+    _image_shape(size, channels)                   # refused before the folder is searched
+    files = ImageFiles(_image_paths(Path(path).expanduser()), size, channels)
     number = {folder: i for i, folder in enumerate(sorted({p.parent for p in files.paths}))}
     return files, torch.tensor([number[p.parent] for p in files.paths])
 
 
 def image_folder(path: str | Path,           # searched with all folders in it
-                 size: int,                  # height and width of the answer
+                 size: _Size,                # height and width of the answer; one for a square
                  memory: int = 4 * 2**30,    # bytes up to which the images are held in memory
-                ) -> tuple[Tensor | ImageFiles, Tensor]:  # uint8 (N, 3, size, size), long (N,)
+                 channels: int = 3,          # 3: colour; 1: grey
+                ) -> tuple[Tensor | ImageFiles, Tensor]:  # uint8 (N, channels, H, W), long (N,)
     "Every image in a folder, in the order of their names; the label is the number of its folder."
-    files, labels = _image_files(path, size)
+    files, labels = _image_files(path, size, channels)
     return load_files(files, memory), labels

@@ -94,44 +94,44 @@ def from_diffusers(state: dict[str, Tensor],   # weights under `diffusers`' name
     return out
 
 # %% ../../nbs/engine/pretrained.ipynb #706c3bf3
-# What this network fixes: key -> (values that mean it, diffusers' value where the key is absent).
-_FIXED: dict[str, tuple[list, Any]] = dict(
-    time_embedding_type=(["positional"], "positional"), flip_sin_to_cos=([False], True),
-    freq_shift=([1], 0), center_input_sample=([False], False),
-    mid_block_type=(["UNetMidBlock2D"], "UNetMidBlock2D"), mid_block_scale_factor=([1], 1),
-    downsample_padding=([0], 1), downsample_type=(["conv"], "conv"),
-    upsample_type=(["conv"], "conv"), act_fn=(["silu", "swish"], "silu"), norm_eps=([1e-6], 1e-5),
-    resnet_time_scale_shift=(["default"], "default"), add_attention=([True], True),
-    attn_norm_num_groups=([None], None), class_embed_type=([None], None),
-    num_class_embeds=([None], None))
+# our field -> (their key, diffusers' value where the key is absent)
+_FIELDS: dict[str, tuple[str, Any]] = dict(
+    in_channels=("in_channels", 3), out_channels=("out_channels", 3),
+    blocks_per_level=("layers_per_block", 2), head_channels=("attention_head_dim", 8),
+    groups=("norm_num_groups", 32), dropout=("dropout", 0.0), norm_eps=("norm_eps", 1e-5),
+    cosines_first=("flip_sin_to_cos", True), frequency_shift=("freq_shift", 0),
+    middle_attention=("add_attention", True))
+# what this network fixes, the value first that diffusers takes where the key is absent
+_FIXED: dict[str, tuple] = dict(
+    time_embedding_type=("positional",), center_input_sample=(False,),
+    mid_block_type=("UNetMidBlock2D",), mid_block_scale_factor=(1,), downsample_type=("conv",),
+    upsample_type=("conv",), act_fn=("silu", "swish"), resnet_time_scale_shift=("default",),
+    attn_norm_num_groups=(None,), class_embed_type=(None,), num_class_embeds=(None,))
 _NEEDED = ("sample_size", "block_out_channels", "down_block_types", "up_block_types")
-_FREE = (*_NEEDED, "in_channels", "out_channels", "layers_per_block", "attention_head_dim",
-         "norm_num_groups", "dropout", "time_embedding_dim", "num_train_timesteps")
+_FREE = (*_NEEDED, *(key for key, _ in _FIELDS.values()), "downsample_padding",
+         "time_embedding_dim", "num_train_timesteps")
 
 
 def _unet_to_diffusers(c: UNetConfig) -> dict:
     "The `config.json` of a `UNet2DModel` that is this network."
     attention = ["Attn" * (size in c.attention_resolutions) for size in c.resolutions]
     return {"_class_name": "UNet2DModel", "sample_size": c.image_size,
-            "in_channels": c.in_channels, "out_channels": c.out_channels,
-            "block_out_channels": list(c.level_channels), "layers_per_block": c.blocks_per_level,
-            "norm_num_groups": c.groups, "dropout": c.dropout,
-            "attention_head_dim": c.head_channels,
+            "block_out_channels": list(c.level_channels),
             "down_block_types": [f"{a}DownBlock2D" for a in attention],
             "up_block_types": [f"{a}UpBlock2D" for a in reversed(attention)],
-            **{key: values[0] for key, (values, _) in _FIXED.items()}}
+            "downsample_padding": int(c.pad_all_sides),
+            **{theirs: getattr(c, ours) for ours, (theirs, _) in _FIELDS.items()},
+            **{key: values[0] for key, values in _FIXED.items()}}
 
 # %% ../../nbs/engine/pretrained.ipynb #1d87caf2
 def _check_keys(values: dict) -> None:
-    "Every key known, those that are needed there, and those that the paper fixed at its value."
+    "Every key known, those that are needed there, and those that are fixed at their value."
     if values.get("_class_name") != "UNet2DModel":
         raise ValueError(f"the network must be a UNet2DModel, got {values.get('_class_name')!r}")
-    for key, (allowed, absent) in _FIXED.items():
-        value = values.get(key, absent)
-        if value in allowed: continue
-        why = "" if key in values else ", diffusers' value where the key is absent"
+    for key, allowed in _FIXED.items():
+        if values.get(key, allowed[0]) in allowed: continue
         raise ValueError(f"{key} must be {' or '.join(map(repr, allowed))}, as in the paper's "
-                         f"network, got {value!r}{why}")
+                         f"network, got {values[key]!r}")
     known = (*_FREE, *_FIXED)
     strange = [k for k, v in values.items() if v and k not in known and not k.startswith("_")]
     if strange: raise ValueError(f"unknown keys {strange}; known: {', '.join(known)}")
@@ -156,24 +156,32 @@ def _check_blocks(channels: list, down: list, up: list) -> None:
         raise ValueError(f"block_out_channels must be whole multiples of the first, got {channels}")
 
 # %% ../../nbs/engine/pretrained.ipynb #68324a35
+def _check_sizes(values: dict) -> None:
+    "One size, a known padding, a time vector of the usual width."
+    size, base = values["sample_size"], values["block_out_channels"][0]
+    if not isinstance(size, int):
+        raise ValueError(f"sample_size must be one whole number, got {size!r}")
+    if (width := values.get("time_embedding_dim")) not in (None, 4 * base):
+        raise ValueError(f"time_embedding_dim must be 4 x {base}, got {width!r}")
+    if (padding := values.get("downsample_padding", 1)) not in (0, 1):
+        raise ValueError("downsample_padding must be 0 (right and bottom) or 1 (all sides), "
+                         f"got {padding!r}")
+
+
 def _unet_from_diffusers(values: dict) -> UNetConfig:
     "Read such a `config.json`; ValueError for what this network cannot be."
+    size = values.get("sample_size")
+    if isinstance(size, list) and len(set(size)) == 1: values = values | {"sample_size": size[0]}
     _check_keys(values)
     size, channels, down, up = (values[k] for k in _NEEDED)
     _check_blocks(channels, down, up)
-    base, width = channels[0], values.get("time_embedding_dim")
-    if width not in (None, 4 * base):
-        raise ValueError(f"time_embedding_dim must be 4 x {base}, got {width!r}")
-    if not isinstance(size, int):
-        raise ValueError(f"sample_size must be one whole number, got {size!r}")
+    _check_sizes(values)
     attention = tuple(size // 2**i for i, b in enumerate(down) if b.startswith("Attn"))
     return UNetConfig(
-        image_size=size, in_channels=values.get("in_channels", 3),
-        out_channels=values.get("out_channels", 3), base_channels=base,
-        channel_multipliers=tuple(c // base for c in channels),
-        blocks_per_level=values.get("layers_per_block", 2), attention_resolutions=attention,
-        head_channels=values.get("attention_head_dim", 8), dropout=values.get("dropout", 0.0),
-        groups=values.get("norm_num_groups", 32))
+        image_size=size, base_channels=channels[0], attention_resolutions=attention,
+        channel_multipliers=tuple(c // channels[0] for c in channels),
+        pad_all_sides=bool(values.get("downsample_padding", 1)),
+        **{ours: values.get(theirs, absent) for ours, (theirs, absent) in _FIELDS.items()})
 
 # %% ../../nbs/engine/pretrained.ipynb #8792d8e6
 _PREDICTION_TYPES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction", "mu": "mu"}
@@ -217,34 +225,36 @@ def _schedule_from_diffusers(values: dict) -> NoiseSchedule:
         if schedule.T == T: return schedule
         raise ValueError(f"trained_betas has {schedule.T} entries, num_train_timesteps is {T}")
     name = values.get("beta_schedule", "linear")
-    if name not in _BETA_SCHEDULES:
+    if not (isinstance(name, str) and name in _BETA_SCHEDULES):
         raise ValueError(f"beta_schedule must be one of {', '.join(_BETA_SCHEDULES)}, or "
                          f"trained_betas be given, got {name!r}")
     return _BETA_SCHEDULES[name](T, values.get("beta_start", 1e-4), values.get("beta_end", 0.02))
 
 # %% ../../nbs/engine/pretrained.ipynb #cac545a5
+# what may stand in the file -> what it takes where a key is absent, if not what DDPMScheduler takes
+_SCHEDULERS: dict[str, dict[str, Any]] = {
+    "DDPMScheduler": {}, "DDIMScheduler": {}, "PNDMScheduler": {}, "DEISMultistepScheduler": {},
+    "DPMSolverMultistepScheduler": {}, "DPMSolverSinglestepScheduler": {},
+    "UniPCMultistepScheduler": {}, "EulerDiscreteScheduler": {},
+    "EulerAncestralDiscreteScheduler": {}, "LMSDiscreteScheduler": {},
+    "HeunDiscreteScheduler": dict(beta_start=0.00085, beta_end=0.012, clip_sample=False)}
 _SCHEDULER_FIXED = dict(thresholding=(False, None), rescale_betas_zero_snr=(False, None),
-                        clip_sample_range=(1.0, None))
+                        clip_sample_range=(1.0, None), use_flow_sigmas=(False, None),
+                        timestep_type=("discrete", None))
 
 
 def _scheduler_from_diffusers(values: dict) -> GaussianDiffusion:
     "Read such a `scheduler_config.json`; ValueError for what `GaussianDiffusion` cannot be."
-    kind = values.get("_class_name")
-    if kind != "DDPMScheduler":
-        raise ValueError(f"the scheduler must be a DDPMScheduler, got {kind!r}")
+    values = look_up("the scheduler", values.get("_class_name"), _SCHEDULERS) | values
     for key, allowed in _SCHEDULER_FIXED.items():
         if values.get(key) not in allowed:
             raise ValueError(f"{key} must be {allowed[0]!r} or absent, got {values[key]!r}")
     predictions = {theirs: ours for ours, theirs in _PREDICTION_TYPES.items()}
     variances = {theirs: ours for ours, theirs in _VARIANCE_TYPES.items()}
     variances["fixed_small_log"] = "fixed_small"
-    chosen = []
-    for key, absent, table in (("prediction_type", "epsilon", predictions),
-                               ("variance_type", "fixed_small", variances)):
-        value = values.get(key, absent)
-        if value not in table:
-            raise ValueError(f"{key} must be one of {', '.join(table)}, got {value!r}")
-        chosen.append(table[value])
+    chosen = [look_up(key, values.get(key) or absent, table) for key, absent, table in
+              (("prediction_type", "epsilon", predictions),
+               ("variance_type", "fixed_small", variances))]
     schedule = _schedule_from_diffusers(values)
     if not values.get("clip_sample", True):
         warnings.warn("this model was made to be sampled with clip=False: pass that to `sample`",
@@ -366,15 +376,17 @@ def _find(name: str | Path, revision: str | None, cache_dir: str | Path | None,
 def _download(name: str, revision: str | None, cache_dir: str | Path | None,
               local_files_only: bool) -> Path:
     from huggingface_hub import snapshot_download
-    wanted = [*_FILES, "config.json", "scheduler_config.json", f"{_WEIGHTS}.safetensors"]
-
-    def fetch(suffix: str) -> Path:
-        patterns = [f.replace(".safetensors", suffix) for f in wanted]
-        return Path(snapshot_download(name, revision=revision, cache_dir=cache_dir,
-                                      local_files_only=local_files_only, allow_patterns=patterns))
+    texts = [f for f in _FILES if f.endswith(".json")]
+    texts += [f.rpartition("/")[2] for f in texts[1:]]    # the old layout has no inner folders
     try:
-        folder = fetch(".safetensors")
-        return folder if any(folder.rglob(f"{_WEIGHTS}.safetensors")) else fetch(".bin")
+        for kind, variant in _KINDS:
+            weights = [f"{_WEIGHTS}{variant}.{kind}", f"{_WEIGHTS}{variant}-*-of-*.{kind}",
+                       f"{_WEIGHTS}.{kind}.index{variant}.json"]
+            folder = Path(snapshot_download(
+                name, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only,
+                allow_patterns=[*texts, *weights, *(f"unet/{f}" for f in weights)]))
+            if any(next(folder.rglob(f), None) for f in weights): break
+        return folder
     except Exception as e:
         reason = _why(e, revision, local_files_only)
         if reason is None: raise
@@ -447,23 +459,56 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
                          f"were saved had {header[_CHECKSUM]}; fetch or save it again")
     return state
 
+# %% ../../nbs/engine/pretrained.ipynb #8750ab8e
+# safe before pickled; full precision before half; without a variant there may be no `_WEIGHTS`
+_KINDS = [(kind, variant) for kind in ("safetensors", "bin") for variant in ("", ".fp16", ".bf16")]
 
-def _read_state(folder: Path) -> tuple[Path, Any]:
+
+def _pieces(index: Path) -> list[Path]:
+    "The files that the index of a file in pieces names."
+    def read(values):
+        places = values.get("weight_map")
+        names = set(places.values()) if isinstance(places, dict) else {None}
+        if not all(isinstance(n, str) and Path(n).name == n for n in names):
+            raise ValueError("weight_map must give, for each tensor, a file in this folder")
+        return sorted(names)
+    files = [index.parent / name for name in _translate(index, read)]
+    missing = [f.name for f in files if not f.is_file()]
+    if missing: raise FileNotFoundError(f"{index} names {', '.join(missing)}, which is not there: "
+                                        "fetch the model again")
+    return files
+
+
+def _weight_files(folder: Path) -> tuple[Path, list[Path]]:
+    "What to name in an error, and the files."
+    for kind, variant in _KINDS:
+        whole = folder / f"{_WEIGHTS}{variant}.{kind}"
+        index = folder / f"{_WEIGHTS}.{kind}.index{variant}.json"
+        if whole.is_file(): return whole, [whole]
+        if index.is_file(): return index, _pieces(index)
+    raise FileNotFoundError(f"{folder} has no weights: neither {_WEIGHTS}.safetensors nor "
+                            f"{_WEIGHTS}.bin, nor one of them in pieces or in half precision")
+
+
+def _read_state(folder: Path) -> tuple[Path, dict[str, Any]]:
     "The file of weights, and what it holds."
-    path, pickle = folder / f"{_WEIGHTS}.safetensors", folder / f"{_WEIGHTS}.bin"
-    if not path.is_file():
-        if pickle.is_file(): return pickle, _read_pickle(pickle)
-        raise FileNotFoundError(f"{folder} has no weights: neither {path.name} nor {pickle.name}")
-    return path, _read_safetensors(path)
+    path, files = _weight_files(folder)
+    state = {}
+    for f in files:
+        part = _read_pickle(f) if f.suffix == ".bin" else _read_safetensors(f)
+        if not isinstance(part, dict): raise ValueError(f"{f} must hold a table of tensors")
+        state |= part
+    return path, state
 
 # %% ../../nbs/engine/pretrained.ipynb #62bf8b65
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v",   # before diffusers 0.15
               "proj_attn": "to_out.0"}
 
 
-def _checked_weights(path: Path, state: Any, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+def _checked_weights(path: Path, state: dict[str, Any], expected: dict[str, Tensor]
+                     ) -> dict[str, Tensor]:
     "All weights, float32, if the file holds exactly those that are expected."
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} must hold a table of tensors")
     old = re.compile(rf"(?<=\.)({'|'.join(_OLD_NAMES)})(?=\.\w+$)")
     state = {old.sub(lambda m: _OLD_NAMES[m[0]], k): v for k, v in state.items()}

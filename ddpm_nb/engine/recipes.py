@@ -187,8 +187,8 @@ def _fitted(unet: dict[str, Any],      # a network's options
     at = next((w for w in widths() if w <= 16), widths()[-1])
     return {**new, "channel_multipliers": levels, "attention_resolutions": [at]}
 
-# %% ../../nbs/engine/recipes.ipynb #11c354c1
-class _Data(_Plan):
+# %% ../../nbs/engine/recipes.ipynb #0420fb6e
+class _WithData(_Plan):
     "A plan that finds its images."
 
     def dataset(self,
@@ -219,7 +219,7 @@ class _Data(_Plan):
         return self.dataset(train, download)[0]
 
 # %% ../../nbs/engine/recipes.ipynb #62c756cb
-class Recipe(_Data):
+class Recipe(_WithData):
     "A whole training run, as data: which images, which network, which diffusion, which training."
 
     def network(self) -> UNet:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..data import Batches, Images, fingerprint, to_model
 from .files import FolderLock, _beside, check_writable, move, replacing
-from .images import image_folder
+from .images import ImageFiles, image_folder
 from ..objective import VARIANCES
 from ..sampling import GaussianDiffusion
 from ..schedules import NoiseSchedule
@@ -252,7 +252,7 @@ class _Items(Protocol):
 _Source = Tensor | Images | np.ndarray | _Items | str | Path
 _Data = _Source | tuple[_Source, Any]     # images alone, or with a label (N,) each
 
-# %% ../../nbs/engine/runs.ipynb #993e4e5e
+# %% ../../nbs/engine/runs.ipynb #1a7474e6
 def _channels_first(x: Tensor) -> Tensor:  # (..., C, H, W)
     "Images with 1 or 3 channels in the last place, where none can be in theirs, turned round."
     last = x.ndim > 2 and x.shape[-1] in (1, 3) and x.shape[-3] not in (1, 3)
@@ -272,7 +272,8 @@ def _image_of(item: Any) -> tuple[Tensor, Any]:  # (C, H, W), or any shape; the 
     if isinstance(item, dict):
         names = [[k for k in keys if k in item] for keys in (("image", "img"), ("label", "labels"))]
         item = [item[found[0]] if found else None for found in names]
-    image, label = (*item, None)[:2] if isinstance(item, (tuple, list)) else (item, None)
+    pair: Any = (*item, None)[:2] if isinstance(item, (tuple, list)) else (item, None)
+    image, label = pair
     if hasattr(image, "convert") and image.mode not in ("L", "RGB"): image = image.convert("RGB")
     if isinstance(image, Tensor): return image, label
     a = np.array(image)
@@ -320,37 +321,22 @@ def _read_set(items: _Items,          # a map-style data set
     held = math.prod(images.shape) * images.dtype.itemsize <= memory
     return (images[torch.arange(len(items))] if held else images), known
 
-# %% ../../nbs/engine/runs.ipynb #86fa38b4
+# %% ../../nbs/engine/runs.ipynb #1c185c9b
 def _to_grey(x: Tensor) -> Tensor:  # uint8 (..., 3, H, W) -> uint8 (..., 1, H, W)
     "How bright each pixel looks (ITU-R BT.601)."
     weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
     return (x * weights).sum(-3, keepdim=True).round().to(torch.uint8)
 
 
-class _Grey:
-    "Files of coloured images, read as grey ones."
-
-    def __init__(self, images: Images):
-        self.images, self.dtype = images, images.dtype
-        self.shape: torch.Size = torch.Size((len(images), 1, *images.shape[2:]))
-        self.paths: list[Path] = getattr(images, "paths", [])
-
-    @property
-    def ndim(self) -> int: return len(self.shape)
-
-    def __len__(self) -> int: return len(self.images)
-
-    def __getitem__(self, indices: Tensor) -> Tensor: return _to_grey(self.images[indices])
-
-
 def _with_channels(images: Tensor | Images, channels: int) -> Tensor | Images:
     "Coloured images made grey where one channel is wanted; any others as they are."
-    if channels != 1 or images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-        return images
-    return torch.cat([_to_grey(x) for x in images.split(500)]) if isinstance(images, Tensor) \
-        else _Grey(images)
+    if channels != 1 or images.shape[1:2] != (3,): return images
+    if isinstance(images, ImageFiles):
+        return ImageFiles(images.paths, (images.shape[2], images.shape[3]), channels)
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8: return images
+    return torch.cat([_to_grey(x) for x in images.split(500)])
 
-# %% ../../nbs/engine/runs.ipynb #6f9fe608
+# %% ../../nbs/engine/runs.ipynb #08635092
 def _takes_labels(net: nn.Module) -> bool:
     "Has the network a third argument?"
     try: inspect.signature(net.forward).bind(None, None, None)
@@ -364,8 +350,7 @@ def _folder_of(path: str | Path, net: nn.Module) -> tuple[Tensor | Images, Tenso
     if not isinstance(config, UNetConfig):
         raise ValueError(f"at which size? Trainer(net, diffusion, image_folder({str(path)!r}, "
                          f"size)[0])")
-    images, labels = image_folder(path, config.image_size)
-    return _with_channels(images, config.in_channels), labels
+    return image_folder(path, config.image_size, channels=config.in_channels)
 
 # %% ../../nbs/engine/runs.ipynb #beb14329
 def _read_source(images: Any, net: nn.Module) -> tuple[Tensor | Images, Tensor | None]:
@@ -398,7 +383,7 @@ def _unpack_data(data: Any, net: nn.Module) -> tuple[Tensor | Images, Tensor | N
         raise ValueError(f"there are {len(images)} images and {len(labels)} labels")
     return images, labels
 
-# %% ../../nbs/engine/runs.ipynb #16c6159b
+# %% ../../nbs/engine/runs.ipynb #30e58922
 def _about_range(images: Tensor | Images) -> str | None:
     "A line for those whose images are not in [-1, 1]."
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point(): return
@@ -407,7 +392,7 @@ def _about_range(images: Tensor | Images) -> str | None:
     return (f"note: the images go from {low:.3g} to {high:.3g}, and the network is made for "
             f"-1 .. 1: give them as uint8, or as 2 * x - 1 of what lies in 0 .. 1")
 
-# %% ../../nbs/engine/runs.ipynb #834e4846
+# %% ../../nbs/engine/runs.ipynb #b863d4b2
 _LOOK = 10        # updates between two looks at the clock, and before the first
 _SPENT = 0.98     # of the time that is left goes into updates, the rest into checkpoints
 _SETTLED = ("steps", "cooldown")     # what the time decides
@@ -427,7 +412,7 @@ def _settled(c: TrainConfig,  # as it was asked for
     fall = round((c.cooldown / c.steps or 0.2) * steps)
     return replace(c, steps=steps, cooldown=min(fall, steps - step))
 
-# %% ../../nbs/engine/runs.ipynb #650c0dbe
+# %% ../../nbs/engine/runs.ipynb #c422e17c
 class _Pace:
     "How long an update takes, once that can be said."
 
@@ -451,7 +436,7 @@ class _Pace:
         elif update.step >= self.due or seconds >= self.tenth:
             return (seconds - self.start[1]) / (update.step - self.start[0]), seconds
 
-# %% ../../nbs/engine/runs.ipynb #4662d557
+# %% ../../nbs/engine/runs.ipynb #ea87aeaa
 def _said(c: TrainConfig, pace: float) -> str:
     "A line on what the time has settled."
     falling = f", the last {c.cooldown:,} of them at a falling rate" if c.cooldown else ""
@@ -466,7 +451,7 @@ def _record(folder: Path, budget: dict[str, Any]) -> None:
         text = json.dumps({**json.loads(path.read_text()), "budget": budget}, indent=1)
         with replacing(path) as part: part.write_text(text)
 
-# %% ../../nbs/engine/runs.ipynb #79b85d09
+# %% ../../nbs/engine/runs.ipynb #a2c92bb2
 class _HeldOut:
     "Images that are not trained on, their t spread evenly, their noise fixed."
 
@@ -528,7 +513,7 @@ def _run_folder(folder: str | Path | None) -> Path | None:
                          f"None writes nothing")
     return Path(folder).expanduser()
 
-# %% ../../nbs/engine/runs.ipynb #58b1a063
+# %% ../../nbs/engine/runs.ipynb #f2e81edc
 _MOST_WEIGHTS, _MOST_BLOCKS = 5 * 10**9, 2_000      # 100 GB with all that training keeps of them
 
 
@@ -542,7 +527,7 @@ def _check_size(c: UNetConfig) -> None:
                      f"and {_MOST_WEIGHTS:.0g} in {_MOST_BLOCKS:,} are the most built: lower "
                      f"unet.base_channels, unet.channel_multipliers or unet.blocks_per_level")
 
-# %% ../../nbs/engine/runs.ipynb #a93a74d0
+# %% ../../nbs/engine/runs.ipynb #c9038e74
 class _Place:
     "Where a run runs, and where it writes."
     stopped_by: str | None = None                    # the signal that ended `train`
@@ -1076,14 +1061,14 @@ class _StopSignals:
     def __exit__(self, *exc: object) -> None:
         for s, handler in self.before.items(): signal.signal(s, handler)
 
-# %% ../../nbs/engine/runs.ipynb #0f4fac9d
+# %% ../../nbs/engine/runs.ipynb #c2892bdd
 def out_of_memory(e: BaseException) -> bool:
     "Is an error PyTorch's or Python's word for too little memory, on a GPU or a CPU?"
     words = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")
     return isinstance(e, (MemoryError, torch.cuda.OutOfMemoryError)) or (
         isinstance(e, RuntimeError) and any(w in str(e) for w in words))
 
-# %% ../../nbs/engine/runs.ipynb #2ecb4267
+# %% ../../nbs/engine/runs.ipynb #6889b9fb
 @contextmanager
 def _memory_in_words(c: TrainConfig) -> Iterator[None]:
     "In the block, too little memory is a MemoryError of one line (on a GPU, PyTorch's own kind)."
@@ -1154,7 +1139,7 @@ def _about_average(c: TrainConfig) -> str | None:
     return (f"note: after {c.steps:,} updates {share:.0%} of the averaged weights will still be "
             f"the random start: set ema_warmup, or a lower ema_decay than {c.ema_decay}")
 
-# %% ../../nbs/engine/runs.ipynb #0e77b67e
+# %% ../../nbs/engine/runs.ipynb #4943de82
 class _Shown(_Kept):
     "A run that says what it does."
 
