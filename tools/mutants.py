@@ -534,6 +534,31 @@ faults(
     ("(width, height), Image.Resampling", "(height, width), Image.Resampling",
      "images::grey_folders_load_at_any_size_and_shape"))
 
+faults(
+    "engine/runs.py",
+    ("steps = step + max(1, int(left))", "steps = max(1, int(left))",
+     "runs::what_the_minutes_settle"),
+    ("cooldown=min(fall, steps - step)", "cooldown=min(c.cooldown, steps - step)",
+     "runs::a_run_fits_itself_to_its_minutes_and_its_rate_ends_at_0"),
+    ("if _same_budget(state, here): here = there", "if False: here = there",
+     "runs::a_run_that_is_resumed_keeps_its_updates_on_any_machine"),
+    ("images.loss(self.diffusion, self.ema.model, part)",
+     "images.loss(self.diffusion, self.model, part)",
+     "runs::the_held_out_loss_is_that_of_the_averaged_weights_on_the_same_draws_each_time"),
+    ("return x.movedim(-1, -3) if last else x", "return x",
+     "runs::data_are_taken_in_every_form_that_people_have"),
+    ("return _read_set(images, _takes_labels(net))", "return _read_set(images, False)",
+     "runs::data_are_taken_in_every_form_that_people_have"),
+    ("return \"fp16\" if old else precision", "return precision",
+     "runs::half_precision_is_what_the_gpu_has_units_for"))
+
+faults(
+    "engine/recipes.py",
+    ("    if there != now:", "    if False:",
+     "recipes::held_out_images_are_refused_where_an_older_run_may_have_trained_on_them"),
+    ("at = next((w for w in widths() if w <= 16), widths()[-1])", "at = widths()[0]",
+     "recipes::a_recipe_for_another_size_has_the_levels_and_the_attention_that_it_needs"))
+
 
 def ids(tests):
     "What pytest calls them."

@@ -55,7 +55,7 @@ class Samples:
     def process(self) -> GaussianDiffusion:
         "The diffusion at the times that are visited."
         o = self.options
-        spacing = o.get("spacing") or _SPACINGS.get(o["sampler"], "even")
+        spacing = o.get("spacing") or _SPACINGS.get(o.get("sampler", "ddpm"), "even")
         return self.diffusion.respaced(o.get("steps", self.diffusion.T), spacing)
 
     def draw(self, indices: range, progress: bool = False) -> Tensor:   # uint8 (B, C, H, W)
