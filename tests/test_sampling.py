@@ -377,7 +377,7 @@ def test_the_spacing_is_the_samplers_best_unless_named(monkeypatch):
     assert times("mine") == times("ddim", spacing="even")
 
 
-@pytest.mark.parametrize("sampler", ["unipc", "adams", "dpm++"])
+@pytest.mark.parametrize("sampler", ["unipc", "adams"])
 @pytest.mark.parametrize("schedule", [NoiseSchedule.jsd(T=50), NoiseSchedule.cosine(T=50),
                                       NoiseSchedule.from_betas([0.01] * 30 + [1.0, 0.3, 0.4]),
                                       NoiseSchedule.linear(4000)])
