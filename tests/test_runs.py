@@ -844,9 +844,9 @@ def test_a_second_training_in_the_folder_is_refused_until_the_first_has_ended(tm
         while not (tmp_path / "log.jsonl").exists(): time.sleep(0.05)
         second = run_python(LOCKED, tmp_path, 20)
         _, err = second.communicate(timeout=120)
-        refusal = f"OSError: {tmp_path} is in use by another training (process {first.pid}): stop"
+        refusal = f"OSError: {tmp_path} is in use by another command (process {first.pid}): stop"
         assert second.returncode == 1 and err.splitlines()[-1].startswith(refusal)
-        with pytest.raises(OSError, match="in use by another training"): trainer(tmp_path).save()
+        with pytest.raises(OSError, match="in use by another command"): trainer(tmp_path).save()
     finally: first.send_signal(number)
     first.communicate(timeout=60)
     if number == signal.SIGKILL: assert trainer(tmp_path, net(0.0)).train().step == 20
