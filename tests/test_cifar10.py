@@ -45,8 +45,9 @@ class Gpu:
 
 
 @pytest.mark.parametrize("wanted, variable, gib, size", [
-    (None, None, None, "smoke"), (None, None, 24, "paper"), (None, None, 11.7, "paper"),
-    (None, None, 8, "small"), (None, "small", None, "small"), ("paper", "small", None, "paper"),
+    (None, None, None, "smoke"), (None, None, 24, "gpu-hours"),
+    (None, None, 11.7, "gpu-hours"), (None, None, 8, "gpu-hours"), (None, None, 6, "small"),
+    (None, "small", None, "small"), ("paper", "small", None, "paper"),
     ("smoke", None, 80, "smoke")])
 def test_the_size_is_what_is_asked_for_or_what_the_machine_can_do(
         cells, monkeypatch, wanted, variable, gib, size):
@@ -60,7 +61,7 @@ def test_the_size_is_what_is_asked_for_or_what_the_machine_can_do(
 
 def test_an_unknown_size_is_refused_with_the_list(cells, monkeypatch):
     monkeypatch.setenv("DDPM_NB_SIZE", "huge")
-    with pytest.raises(ValueError, match="one of paper, small, smoke, got 'huge'"):
+    with pytest.raises(ValueError, match="one of paper, gpu-hours, small, smoke, got 'huge'"):
         run(cells, "def choose_size", SIZE=None)
 
 

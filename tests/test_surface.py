@@ -111,7 +111,7 @@ def test_all_calls_take_data_of_any_shape(shape):
     shapes = {"total": (4,), "prior": (4,), "vb": (4, 20), "mse": (4, 20)}
     assert {k: tuple(v.shape) for k, v in terms.items()} == shapes
     torch.testing.assert_close(terms["total"], terms["prior"] + terms["vb"].sum(1))
-    for sampler in ("ddpm", "ddim", "dpm++"):
+    for sampler in ("ddpm", "ddim", "dpm++", "unipc", "adams"):
         noise = torch.Generator().manual_seed(0)
         x = d.sample(zero, shape, sampler=sampler, steps=5, generator=noise, progress=False)
         assert x.shape == shape and x.abs().max() <= 1
