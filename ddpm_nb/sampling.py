@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .diffusion import randn, same_shape
+from .diffusion import Generators, randn, same_shape
 from .objective import ReverseProcess, _Watched
 from .schedules import SPACINGS, look_up
 
@@ -38,7 +38,7 @@ def ddpm(d: ReverseProcess,                           # the process whose steps 
          x: Tensor,                                   # noise at index `start`, shape (B, ...)
          start: int,                                  # the first step to undo, 0 .. T-1
          clip: bool,                                  # clip x0-hat to [-1, 1]
-         generator: torch.Generator | None,           # for the noise of each step
+         generator: Generators | None,           # for the noise of each step
          ) -> Iterator[State]:                        # one state a step
     "Algorithm 2: draw each x_{t-1} from p(x_{t-1} given x_t); the last step adds no noise."
     for i in range(start, -1, -1):
@@ -83,7 +83,7 @@ def _first_index(T: int, start: int | None) -> int:
 
 # %% ../nbs/05_sampling.ipynb #0f12f284
 def _first_state(shape: tuple[int, ...], noise: Tensor | None, device: torch.device,
-                 generator: torch.Generator | None) -> Tensor:
+                 generator: Generators | None) -> Tensor:
     "The noise to begin with; never in half precision."
     if noise is None: noise = randn(shape, torch.empty(0, device=device), generator)
     if not noise.is_floating_point():
@@ -115,7 +115,7 @@ class _Trajectories(ReverseProcess):
                    shape: tuple[int, ...],           # of what to sample, (B, ...)
                    sampler: str = "ddpm",            # a name in `SAMPLERS`
                    steps: int | None = None,         # how many, 1 .. T; all T if absent
-                   generator: torch.Generator | None = None,    # for all noise; may be a CPU's
+                   generator: Generators | None = None,    # for all noise: one, or one an item
                    *,
                    noise: Tensor | None = None,      # x at index `start`; standard normal if absent
                    start: int | None = None,         # among the kept steps; the last if absent
@@ -147,7 +147,7 @@ class _Samples(_Trajectories):
                shape: tuple[int, ...],           # of what to sample, (B, ...)
                sampler: str = "ddpm",            # a name in `SAMPLERS`
                steps: int | None = None,         # how many, 1 .. T; all T if absent
-               generator: torch.Generator | None = None,    # for all noise; may be a CPU's
+               generator: Generators | None = None,    # for all noise: one, or one an item
                progress: bool = True,            # show a bar
                *,
                noise: Tensor | None = None,      # x at index `start`; standard normal if absent
@@ -182,7 +182,7 @@ class GaussianDiffusion(_Samples):
                     x0_b: Tensor,                # the other end, shape of `x0_a`
                     weight: float,               # of `x0_b`, 0 .. 1
                     t: int,                      # the index at which the two are mixed, 0 .. T-1
-                    generator: torch.Generator | None = None,    # for all noise
+                    generator: Generators | None = None,    # for all noise
                     progress: bool = True,       # show a bar
                     ) -> Tensor:                 # shape of `x0_a`
         "Encode both ends at `t`, mix the latents, and decode by algorithm 2 (figure 8)."
@@ -199,7 +199,7 @@ def ddim(d: ReverseProcess,                            # the process whose steps
          x: Tensor,                                    # noise at index `start`, shape (B, ...)
          start: int,                                   # the first step to undo, 0 .. T-1
          clip: bool,                                   # clip x0-hat to [-1, 1]
-         generator: torch.Generator | None,            # for fresh noise; not used if eta is 0
+         generator: Generators | None,            # for fresh noise; not used if eta is 0
          eta: float = 0.0,                             # its share: 0 deterministic .. 1 ancestral
          ) -> Iterator[State]:                         # one state a step
     "DDIM: back along the straight line through x0-hat and the noise it implies, `eta` of it fresh."
@@ -225,7 +225,7 @@ def dpm_solver_pp_2m(d: ReverseProcess,                            # whose steps
                      x: Tensor,                            # noise at index `start`, shape (B, ...)
                      start: int,                           # the first step to undo, 0 .. T-1
                      clip: bool,                           # clip x0-hat to [-1, 1]
-                     generator: torch.Generator | None,    # not used: the solver is deterministic
+                     generator: Generators | None,    # not used: the solver is deterministic
                      ) -> Iterator[State]:                 # one state a step
     "DPM-Solver++(2M): the ODE in half log-SNR, x0-hat extrapolated from the last two steps."
     s = d.schedule
@@ -246,7 +246,7 @@ def dpm_solver_pp_2m(d: ReverseProcess,                            # whose steps
 SAMPLERS["dpm++"] = dpm_solver_pp_2m
 _SPACINGS["dpm++"] = "between"
 
-# %% ../nbs/05_sampling.ipynb #cfda517d
+# %% ../nbs/05_sampling.ipynb #8ce07b77
 _GAUSS = np.polynomial.legendre.leggauss(32)
 
 
@@ -262,7 +262,7 @@ def _weights(density: Callable[[np.ndarray], np.ndarray],   # of lambda, vectori
                 for node, rest in zip(nodes, others)]
     return [float(mass @ polynomial) for polynomial in lagrange]
 
-# %% ../nbs/05_sampling.ipynb #4cb93224
+# %% ../nbs/05_sampling.ipynb #5ea781df
 def _towards_data(a: float, b: float, nodes: list[float]) -> list[float]:
     "The weights of x0-hat at `nodes`, the first of them `a`, in a step of half log-SNR to `b`."
     if len(nodes) != 2: return _weights(lambda u: np.exp(u - b), a, b, nodes)
@@ -270,7 +270,7 @@ def _towards_data(a: float, b: float, nodes: list[float]) -> list[float]:
     slope = whole / 2 * (b - a) / (nodes[1] - a)        # B_2, for the exact h - 1 + exp(-h)
     return [whole - slope, slope]
 
-# %% ../nbs/05_sampling.ipynb #936f3765
+# %% ../nbs/05_sampling.ipynb #3750d704
 _Known = list[tuple[float, Tensor]]     # places, and the answers there, the latest first
 
 
@@ -297,7 +297,7 @@ def _multistep(d: ReverseProcess, model: Callable[[Tensor, Tensor], Tensor], x: 
         x = x0 if i == 0 else step(x, i, i - 1, known)     # the last jump ends in x0-hat itself
         yield State(i, x, x0)
 
-# %% ../nbs/05_sampling.ipynb #555c674b
+# %% ../nbs/05_sampling.ipynb #f17f495e
 def _half_log_snr(d: ReverseProcess) -> list[float]:
     "lambda at each index, falling; finite where there is no signal, so that integrals are."
     return [max(v, -12 - i / d.T) for i, v in enumerate((d.schedule.log_snr / 2).tolist())]
@@ -308,13 +308,13 @@ def _scales(d: ReverseProcess) -> tuple[list[float], list[float]]:
     s = d.schedule
     return s.alpha_bars.sqrt().tolist(), s.one_minus_alpha_bars.sqrt().tolist()
 
-# %% ../nbs/05_sampling.ipynb #d1c53249
+# %% ../nbs/05_sampling.ipynb #0858e11a
 def unipc(d: ReverseProcess,                            # the process whose steps are undone
           model: Callable[[Tensor, Tensor], Tensor],    # model(x_t, t)
           x: Tensor,                                    # noise at index `start`, shape (B, ...)
           start: int,                                   # the first step to undo, 0 .. T-1
           clip: bool,                                   # clip x0-hat to [-1, 1]
-          generator: torch.Generator | None,            # not used: the solver is deterministic
+          generator: Generators | None,            # not used: the solver is deterministic
           order: int = 2,                               # of the predictor, 1 .. 3
           ) -> Iterator[State]:                         # one state a step, as predicted
     "UniPC: predict from the last x0-hats; with the next one, correct the step before going on."
@@ -330,13 +330,13 @@ def unipc(d: ReverseProcess,                            # the process whose step
 SAMPLERS["unipc"] = unipc
 _SPACINGS["unipc"] = "between"
 
-# %% ../nbs/05_sampling.ipynb #76f6d1b0
+# %% ../nbs/05_sampling.ipynb #3ad14cf7
 def adams(d: ReverseProcess,                            # the process whose steps are undone
           model: Callable[[Tensor, Tensor], Tensor],    # model(x_t, t)
           x: Tensor,                                    # noise at index `start`, shape (B, ...)
           start: int,                                   # the first step to undo, 0 .. T-1
           clip: bool,                                   # clip x0-hat to [-1, 1]
-          generator: torch.Generator | None,            # not used: the solver is deterministic
+          generator: Generators | None,            # not used: the solver is deterministic
           order: int = 3,                               # of the predictor, 1 .. 3
           within: float = 0.6,                          # correct steps of lambda shorter than this
           ) -> Iterator[State]:                         # one state a step, as predicted

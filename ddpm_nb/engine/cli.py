@@ -361,7 +361,10 @@ def _recipe_in(path: Path) -> Recipe | None:
 
 def _read_recipe(run: Path) -> Recipe | None:
     "The recipe that a run folder was made by; None if it was not made by `ddpm-nb train`."
-    return _recipe_in(run / "run.json")
+    try: return _recipe_in(run / "run.json")
+    except ValueError as e:
+        raise ValueError(f"{e}: delete it, and repeat the command that began the run with "
+                         f"--out {run}: it goes on from its newest checkpoint") from None
 
 # %% ../../nbs/engine/cli.ipynb #c4851f74
 def _plan_resumed(args: argparse.Namespace) -> tuple[Path, Recipe]:
@@ -374,6 +377,9 @@ def _plan_resumed(args: argparse.Namespace) -> tuple[Path, Recipe]:
     if args.out not in (None, run):
         raise ValueError("with --resume, the run stays in its folder: leave --out out")
     before = _read_recipe(run)
+    if before is None and checkpoints(run):
+        raise ValueError(f"{run / 'run.json'} is lost: repeat the command that began the run with "
+                         f"--out {run}: it goes on from its newest checkpoint")
     if before is None or not checkpoints(run):
         raise ValueError(f"there is no run to resume in {run}")
     return run, _with_settings(before, args)

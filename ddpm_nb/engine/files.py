@@ -128,6 +128,6 @@ def _take(lock: Any, folder: Path) -> None:
             lock.release()
             lock.acquire(timeout=0)
     except Timeout:
-        raise OSError(f"{folder} is in use by another training{pid}: "
+        raise OSError(f"{folder} is in use by another command{pid}: "
                       f"stop that one, or choose another folder") from None
     with suppress(OSError): path.write_text(str(os.getpid()))
