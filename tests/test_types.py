@@ -49,6 +49,8 @@ assert_type(net.config, UNetConfig)
 assert_type(diffusion.loss(net, x0), Tensor)
 assert_type(diffusion.bits_per_dim(net, x0)["total"], Tensor)
 assert_type(diffusion.sample(net, (4, 3, 32, 32), "ddim", 10, torch.Generator()), Tensor)
+each = [torch.Generator() for _ in range(4)]
+assert_type(diffusion.sample(net, (4, 3, 32, 32), generator=each, spacing="log_snr"), Tensor)
 own = diffusion.sample(lambda x, t: torch.zeros_like(x), (4, 2), progress=False)
 likelihood = discretized_gaussian_log_likelihood(own, own, own)
 assert_type(likelihood, Tensor)
