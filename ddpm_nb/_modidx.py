@@ -817,6 +817,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'ddpm_nb.sampling._multistep': ('sampling.html#_multistep', 'ddpm_nb/sampling.py'),
                                   'ddpm_nb.sampling._options_of': ('sampling.html#_options_of', 'ddpm_nb/sampling.py'),
                                   'ddpm_nb.sampling._scales': ('sampling.html#_scales', 'ddpm_nb/sampling.py'),
+                                  'ddpm_nb.sampling._spacing_for': ('sampling.html#_spacing_for', 'ddpm_nb/sampling.py'),
                                   'ddpm_nb.sampling._then_check': ('sampling.html#_then_check', 'ddpm_nb/sampling.py'),
                                   'ddpm_nb.sampling._towards_data': ('sampling.html#_towards_data', 'ddpm_nb/sampling.py'),
                                   'ddpm_nb.sampling._weighted': ('sampling.html#_weighted', 'ddpm_nb/sampling.py'),

@@ -126,7 +126,8 @@ def test_sample_streams_an_npz_that_numpy_reads(run, tmp_path, capsys):
 
 
 def test_sample_passes_its_options_on(run, tmp_path):
-    sample = ["sample", str(run), "--n", "4", "--out", str(tmp_path / "x.npz"), "--quiet"]
+    sample = ["sample", str(run), "--n", "4", "--out", str(tmp_path / "x.npz"), "--quiet",
+              "--sampler", "ddim", "--steps", "8"]
     files = []
     for words in ([], ["--no-clip"], ["--eta", "1"]):
         assert main([*sample, *words]) == 0
@@ -307,7 +308,7 @@ def test_half_precision_is_the_networks_under_autocast(tmp_path):
         out = str(tmp_path / f"{precision}.npz")
         assert main([*words, "--precision", precision, "--out", out]) == 0
     with torch.autocast("cpu", torch.bfloat16):
-        x = d.sample(net, (4, 1, 16, 16), "ddim", 10, generators(0, range(4)), progress=False)
+        x = d.sample(net, (4, 1, 16, 16), "adams", 10, generators(0, range(4)), progress=False)
     full, half = (np.load(tmp_path / f"{precision}.npz")["arr_0"] for precision in ("fp32", "bf16"))
     assert np.array_equal(half, data.to_uint8(x).permute(0, 2, 3, 1).numpy())
     assert not np.array_equal(half, full)
@@ -391,7 +392,7 @@ def test_fid_is_named_so_only_in_inceptions_eyes(tmp_path, capsys, monkeypatch):
     words = [model, "--fid", "--n", "24", "--steps", "2"]
     monkeypatch.setattr(metrics, "inception_extractor", lambda device: Eyes(metrics.INCEPTION))
     line = evaluated(capsys, *words)
-    assert line.startswith("FID ") and "Inception Score" in line and "ddim, 2 steps" in line
+    assert line.startswith("FID ") and "Inception Score" in line and "adams, 2 steps" in line
 
     def absent(device): raise ImportError("FID needs torch-fidelity")
     monkeypatch.setattr(metrics, "inception_extractor", absent)
@@ -409,7 +410,7 @@ def test_fid_is_named_so_only_in_inceptions_eyes(tmp_path, capsys, monkeypatch):
     assert main([*words, folder]) == 0
     again = json.loads(evaluated(capsys, folder, "--fid", "--json"))
     assert again["value"] == pytest.approx(found["value"], rel=1e-3) and again["n"] == 24
-    assert again["made"]["sampler"] == "ddim" and again["made"]["steps"] == 2
+    assert again["made"]["sampler"] == "adams" and again["made"]["steps"] == 2
     fails(capsys, ["evaluate", folder, "--fid", "--n", "25", "--device", "cpu"],
           "holds 24 images, fewer than --n 25")
 

@@ -225,7 +225,8 @@ def _network_arguments(p: _Parser) -> None:
                    help="compile the network first, a minute or more: for many images")
 
 # %% ../../nbs/engine/cli.ipynb #5d273f3e
-_SAMPLER, _STEPS = "ddim", 50       # where the words name none
+_SAMPLER = "adams"                  # where the words name none: nearest in few evaluations
+_STEPS = {"ddim": 50}               # of a sampler; of others 20, of ddpm all T
 
 
 def _sampler_arguments(p: argparse._ActionsContainer) -> None:
@@ -234,7 +235,7 @@ def _sampler_arguments(p: argparse._ActionsContainer) -> None:
                    help=f"{_either(list(_table('SAMPLERS')))} (default: {_SAMPLER})")
     p.add_argument("--steps", type=_positive_int,
                    help="sampling steps, an evaluation of the network each (NFE) "
-                        f"(default: {_STEPS}; for ddpm all T)")
+                        "(default: 20; for ddim 50, for ddpm all T)")
     p.add_argument("--spacing", choices=list(_table("SPACINGS")),
                    help="where the steps are put: even in t, in the logarithm of the "
                         "signal-to-noise ratio, or between the two (default: what is measured "
@@ -630,11 +631,11 @@ def _samples(args: argparse.Namespace,      # the words of `sample` or `evaluate
             ) -> Samples:
     "What the model draws, as those words want it."
     from ddpm_nb.engine.many import Samples
-    from ddpm_nb.sampling import _SPACINGS
+    from ddpm_nb.sampling import _spacing_for
     T, sampler = diffusion.T, args.sampler or _SAMPLER
-    steps = args.steps or (T if sampler == "ddpm" else min(_STEPS, T))
+    steps = args.steps or (T if sampler == "ddpm" else min(_STEPS.get(sampler, 20), T))
     if steps > T: raise ValueError(f"steps must lie in 1 .. {T}, got {steps}")
-    spacing = args.spacing or _SPACINGS.get(sampler, "even")
+    spacing = _spacing_for(sampler, args.spacing)
     options = dict(sampler=sampler, steps=steps, spacing=spacing, clip=not args.no_clip,
                    eta=args.eta)
     net = _inference(model, batch, args.precision, args.compile)

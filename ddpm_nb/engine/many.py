@@ -24,7 +24,7 @@ from ..data import to_uint8
 from .files import FolderLock, replacing
 from .runs import differences
 from ..plotting import save_grid
-from ..sampling import _SPACINGS, GaussianDiffusion, State
+from ..sampling import GaussianDiffusion, State, _spacing_for
 
 # %% ../../nbs/engine/many.ipynb #b74d91d4
 _STRIDE = 2_654_435_769
@@ -55,7 +55,7 @@ class Samples:
     def process(self) -> GaussianDiffusion:
         "The diffusion at the times that are visited."
         o = self.options
-        spacing = o.get("spacing") or _SPACINGS.get(o.get("sampler", "ddpm"), "even")
+        spacing = _spacing_for(o.get("sampler", "ddpm"), o.get("spacing"))
         return self.diffusion.respaced(o.get("steps", self.diffusion.T), spacing)
 
     def draw(self, indices: range, progress: bool = False) -> Tensor:   # uint8 (B, C, H, W)

@@ -119,4 +119,4 @@ function* unipc(d, model, x) {      // with the next x0-hat, correct the step be
 export const SAMPLERS = { ddpm, ddim, "dpm++": dpmSolverPP2M, unipc };
 
 // The spacing of the steps that suits each best (chapter 5).
-export const BEST = { ddpm: "even", ddim: "between", "dpm++": "log_snr", unipc: "log_snr" };
+export const BEST = { ddpm: "even", ddim: "even", "dpm++": "between", unipc: "between" };
