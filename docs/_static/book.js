@@ -23,6 +23,26 @@ document.addEventListener("DOMContentLoaded", () => {
   // the title of a fold is its name for a screen reader too
   for (const fold of document.querySelectorAll("details.hide > summary"))
     fold.removeAttribute("aria-label");
+  // what scrolls sideways can be reached, and scrolled, from the keyboard
+  const reach = () => {
+    const wide = "div.math, mjx-container, div.cell_output, div.highlight pre, .api table";
+    for (const part of document.querySelectorAll(wide)) {
+      const scrolls = part.scrollWidth > part.clientWidth + 1 &&
+        getComputedStyle(part).overflowX !== "visible";
+      if (scrolls) part.tabIndex = 0;
+      else part.removeAttribute("tabindex");
+    }
+  };
+  addEventListener("resize", reach);
+  window.MathJax?.startup?.promise?.then(reach);
+  addEventListener("load", () => setTimeout(reach, 500));
+  // folds are closed on the screen; on paper they are open, and then as they were
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll("details:not([open])")];
+    for (const fold of opened) fold.open = true;
+  });
+  addEventListener("afterprint", () => { for (const fold of opened) fold.open = false; });
   const unfold = () => {
     let part = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
     if (!part) return;

@@ -1,0 +1,80 @@
+// A link to an equation, a symbol, a word or a name shows what it leads to, in place; and a warm-up
+// says whether the reader's number is right. What is shown is in hints.js, read when first needed.
+document.addEventListener("DOMContentLoaded", () => {
+  const root = new URL(document.documentElement.dataset.content_root || "./", location.href);
+  const links = ["#equation-", "#sym-", "#word-", "#api-"].map(o => `article a[href*="${o}"]`);
+  const tip = Object.assign(document.createElement("div"), { id: "hint", hidden: true });
+  tip.setAttribute("role", "tooltip");
+  document.body.append(tip);
+  let shown = null, waiting = 0, read = null;
+
+  const hints = () => read ??= new Promise((done, fail) => {
+    const script = document.createElement("script");
+    Object.assign(script, { src: new URL("_static/hints.js", root), onerror: fail,
+                            onload: () => done(window.bookHints) });
+    document.head.append(script);
+  });
+  const hide = () => {
+    clearTimeout(waiting);
+    if (shown) shown.removeAttribute("aria-describedby");
+    shown = null;
+    tip.hidden = true;
+  };
+  const place = link => {   // below the link, or above where there is no room; within the window
+    const at = link.getClientRects()[0], width = document.documentElement.clientWidth;
+    const own = tip.getBoundingClientRect();
+    const left = Math.max(8, Math.min(at.left, width - own.width - 8));
+    const below = at.bottom + own.height + 6 < innerHeight || at.top < own.height + 6;
+    tip.style.left = `${left + scrollX}px`;
+    tip.style.top = `${scrollY + (below ? at.bottom + 2 : at.top - own.height - 2)}px`;
+  };
+  const show = async link => {
+    const key = decodeURIComponent(link.href).slice(decodeURIComponent(root.href).length);
+    const { equations, words } = await hints();
+    if (!(key in equations || key in words) || shown === link) return;
+    hide();
+    if (key in equations) tip.textContent = `\\[${equations[key]}\\]`; else tip.innerHTML = words[key];
+    tip.className = "tex2jax_process" + (key in equations ? " equation" : "");
+    shown = link;
+    tip.hidden = false;
+    link.setAttribute("aria-describedby", "hint");
+    if (window.MathJax?.typesetPromise) {
+      MathJax.typesetClear([tip]);
+      await MathJax.typesetPromise([tip]);
+    }
+    if (shown === link) place(link);
+  };
+  const later = (what, ms) => { clearTimeout(waiting); waiting = setTimeout(what, ms); };
+  for (const link of document.querySelectorAll(links.join(", "))) {
+    if (link.matches(".headerlink")) continue;
+    link.addEventListener("pointerenter", e => {
+      if (e.pointerType === "mouse") later(() => show(link), 150);
+    });
+    link.addEventListener("pointerleave", () => later(hide, 250));   // time to move onto the hint
+    link.addEventListener("focus", () => { if (link.matches(":focus-visible")) show(link); });
+    link.addEventListener("blur", hide);
+  }
+  tip.addEventListener("pointerenter", () => clearTimeout(waiting));
+  tip.addEventListener("pointerleave", () => later(hide, 250));
+  addEventListener("keydown", e => { if (e.key === "Escape") hide(); });
+  addEventListener("resize", hide);
+
+  // "1.5e-3", "1,5", "3/4", "12 %" as one number; NaN if it is none
+  const number = text => {
+    const parts = text.trim().replace(/\s*%$/, "").replace(/(\d),(\d{1,2})$/, "$1.$2")
+      .replaceAll(",", "").replace("\u2212", "-").split("/");
+    if (parts.length > 2 || parts.some(o => !o.trim())) return NaN;
+    return parts.map(Number).reduce((a, b) => a / b);
+  };
+  for (const form of document.querySelectorAll("form.warm-up")) {
+    const [input, said] = [form.querySelector("input"), form.querySelector("output")];
+    form.addEventListener("submit", e => {
+      e.preventDefault();
+      const value = number(input.value), low = +form.dataset.low, high = +form.dataset.high;
+      const right = low <= value && value <= high;
+      form.dataset.is = Number.isNaN(value) ? "" : right ? "right" : "wrong";
+      said.textContent = Number.isNaN(value) ? "That is no number: 0.25, 1/4 and 2.5e-1 are."
+        : right ? "Right." : "Not yet. The answer is folded below.";
+    });
+  }
+});

@@ -1,0 +1,96 @@
+// The book's search: names of the package first, then sections, then pages; each hit with a line of
+// what stands there. SEARCH_INDEX (search-index.js) is [kind, url, title, page, text] a place.
+const SYNONYMS = {
+  "elbo": ["variational bound", "bound"], "evidence lower bound": ["variational bound"],
+  "vlb": ["variational bound"], "lower bound": ["variational bound"],
+  "alpha-bar": ["alpha_bars"], "alphabar": ["alpha_bars"], "alpha bar": ["alpha_bars"],
+  "score function": ["score"], "u-net": ["unet", "network"], "unet": ["unet", "network"],
+  "nll": ["bits/dim", "likelihood"], "bpd": ["bits/dim"], "snr": ["signal-to-noise"],
+  "moving average": ["ema", "average"], "fid": ["fid", "fréchet"], "is": ["inception score"],
+  "mixed precision": ["precision", "bfloat16"], "kl": ["divergence"], "cfg": ["guidance"],
+};
+const fold = s => s.toLowerCase().normalize("NFD").replace(/[\u0300-\u036f]/g, "");
+const tokens = s => fold(s).split(/[^\p{L}\p{N}_+.]+/u).filter(Boolean);
+
+// What is looked for: the words themselves, or in their place what the book calls it.
+function queries(text) {
+  const plain = fold(text).trim();
+  return [plain, ...(SYNONYMS[plain] || [])];
+}
+
+// How well one place answers one query; 0: it does not hold all of the words.
+function score([kind, url, title, page, text], query) {
+  const words = tokens(query), name = fold(title), body = fold(text);
+  if (!words.length) return 0;
+  let sum = 0;
+  for (const word of words) {
+    const inTitle = tokens(title).some(o => o === word) ? 12 : name.includes(word) ? 6 : 0;
+    const pieces = body.split(word), letter = /[\p{L}\p{N}_]/u;    // part of a word counts less
+    const times = pieces.slice(1).reduce((n, piece, i) =>
+      n + (letter.test(pieces[i].slice(-1)) || letter.test(piece.slice(0, 1)) ? 0.2 : 1), 0);
+    if (!inTitle && !times) return 0;
+    sum += inTitle + Math.min(times, 8) / (4 + body.length / 2000);
+  }
+  sum /= words.length;
+  if (name === fold(query) || name.replaceAll("_", "") === fold(query).replaceAll(/[_ -]/g, ""))
+    sum += kind === "name" ? 100 : 40;
+  else if (name.startsWith(fold(query))) sum += 4;
+  else if (words.length > 1 && body.includes(fold(query))) sum += 4;
+  return sum + { name: 3, section: 1, page: 2 }[kind];
+}
+
+function search(text, most = 30) {
+  const found = new Map();
+  queries(text).forEach((query, i) => {
+    for (const entry of SEARCH_INDEX) {
+      const value = score(entry, query) * (i ? 0.9 : 1);
+      if (value > (found.get(entry)?.value || 0)) found.set(entry, { entry, value, query });
+    }
+  });
+  return [...found.values()].sort((a, b) => b.value - a.value).slice(0, most);
+}
+
+// Some words around the first hit, the hits marked.
+function excerpt(text, query, most = 180) {
+  const words = tokens(query), body = fold(text), span = document.createElement("p");
+  const at = Math.max(0, Math.min(...words.map(w => body.indexOf(w)).filter(i => i >= 0), 1e9));
+  const from = at > 1e8 ? 0 : Math.max(0, at - 60);
+  const piece = text.slice(from, from + most), more = text.length > from + most;
+  mark(span, (from ? "… " : "") + piece + (more ? " …" : ""), words);
+  return span;
+}
+
+function mark(into, text, words) {
+  const literal = words.map(w => w.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
+  const any = new RegExp(`(${literal.join("|")})`, "giu");
+  text.split(any).forEach((part, i) => {
+    const node = document.createElement(i % 2 ? "mark" : "span");
+    node.textContent = part;
+    into.append(node);
+  });
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+  const place = document.getElementById("search-results");
+  const asked = new URLSearchParams(location.search).get("q");
+  if (!place || !asked) return;
+  for (const input of document.querySelectorAll("form.bd-search input")) input.value = asked;
+  const hits = search(asked), heading = document.createElement("p");
+  heading.setAttribute("role", "status");
+  heading.textContent = hits.length ? `${hits.length} places for “${asked}”` :
+    `Nothing is called or says “${asked}”.`;
+  const list = document.createElement("ol");
+  list.className = "search";
+  for (const { entry: [kind, url, title, page, text], query } of hits) {
+    const item = document.createElement("li"), link = document.createElement("a");
+    const [path, anchor] = url.split("#");
+    link.href = `${path}?highlight=${encodeURIComponent(query)}${anchor ? "#" + anchor : ""}`;
+    link.textContent = title;
+    if (kind === "name") link.className = "name";
+    const where = document.createElement("span");
+    where.textContent = kind === "page" ? "" : ` ${page}`;
+    item.append(link, where, excerpt(text, query));
+    list.append(item);
+  }
+  place.replaceChildren(heading, list);
+});
