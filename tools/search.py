@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from bs4 import BeautifulSoup
 
-LONGEST = 6000   # characters of a section that are searched
+LONGEST = 4500   # characters of a section that are searched
 
 
 class Entry(NamedTuple):

@@ -527,7 +527,7 @@ def build(work, out, strict=True):
     write_index(out)
     keep_icons(out)
     useless = [*out.rglob("*.map"), *(out / "_static").glob("*macros.html"), out / ".buildinfo",
-               out / "objects.inv"]
+               out / "objects.inv", *out.rglob("fa-brands-*.woff2")]
     for file in useless: file.unlink(missing_ok=True)
     for folder in (".doctrees", "jupyter_execute", "_sources", "_static/locales"):
         shutil.rmtree(out / folder, ignore_errors=True)

@@ -36,7 +36,8 @@ function score([kind, url, title, page, text], query) {
     sum += kind === "name" ? 100 : 40;
   else if (name.startsWith(fold(query))) sum += 4;
   else if (words.length > 1 && body.includes(fold(query))) sum += 4;
-  return sum + { name: 3, section: 1, page: 2 }[kind];
+  const later = url.startsWith("appendix/") ? 1 : 0;      // chapters before lists
+  return sum + { name: 3, section: 1, page: 2 }[kind] - 3 * later;
 }
 
 function search(text, most = 30) {
