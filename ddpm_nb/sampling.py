@@ -52,9 +52,10 @@ SAMPLERS: dict[str, Callable[..., Iterator[State]]] = {"ddpm": ddpm}
 _SPACINGS: dict[str, str] = {"ddpm": "even"}
 
 
-def _spacing_for(sampler: str, spacing: str | None = None) -> str:
+def _spacing_for(sampler: str, steps: int | None, spacing: str | None = None) -> str:
     "Where a sampler's steps are put: as asked, or where it does best."
-    return spacing or _SPACINGS.get(sampler, "even")
+    few = steps is not None and steps < 5     # so few reach no other spacing's end
+    return spacing or ("even" if few else _SPACINGS.get(sampler, "even"))
 
 # %% ../nbs/05_sampling.ipynb #972c75df
 def _options_of(sampler: str) -> list[str]:
@@ -131,7 +132,7 @@ class _Trajectories(ReverseProcess):
         FloatingPointError after the last, if an answer of the model was NaN or infinite.
         """
         options = _checked_options(sampler, options)
-        spacing = _spacing_for(sampler, spacing)
+        spacing = _spacing_for(sampler, steps, spacing)
         look_up("spacing", spacing, SPACINGS)
         d = self if steps is None else self.respaced(steps, spacing)
         start = _first_index(d.T, start)

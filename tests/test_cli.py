@@ -300,6 +300,13 @@ def test_a_compiled_network_sees_one_batch_size_and_draws_the_same_images(tmp_pa
     assert abs(plain - compiled).max() <= 1                                              # rounding
 
 
+def test_fid_of_another_shape_or_of_one_sample_is_refused_before_anything_is_drawn(capsys):
+    words = ["evaluate", "digits", "--fid", "--device", "cpu"]
+    fails(capsys, words, "compares with CIFAR-10", "makes (1, 16, 16)")
+    fails(capsys, ["evaluate", "cifar10-small", "--fid", "--n", "1", "--device", "cpu"],
+          "takes two samples at the least")
+
+
 def test_half_precision_is_the_networks_under_autocast(tmp_path):
     from ddpm_nb import load_pretrained
     words = ["sample", "digits", "--n", "4", "--steps", "10", "--device", "cpu", "--quiet"]

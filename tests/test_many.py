@@ -89,6 +89,17 @@ def test_a_folder_holds_the_images_by_number(tmp_path, image):
     assert torch.equal(again, samples(image=image).draw(range(5)))
 
 
+def test_an_empty_image_is_drawn_again_and_a_damaged_one_is_named(tmp_path):
+    fill(tmp_path, samples(), 3, SETTINGS, 2, progress=False)
+    first = (tmp_path / "000001.png").read_bytes()
+    (tmp_path / "000001.png").write_bytes(b"")
+    fill(tmp_path, samples(), 3, SETTINGS, 2, progress=False)
+    assert (tmp_path / "000001.png").read_bytes() == first
+    (tmp_path / "000002.png").write_bytes(first[:20])
+    with pytest.raises(ValueError, match="000002.png is missing or damaged: delete it"):
+        list(many.read_back(tmp_path, 3, 2))
+
+
 def test_what_is_there_is_not_drawn_again(tmp_path):
     drawn = []
 

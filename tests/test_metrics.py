@@ -41,6 +41,13 @@ def cache(tmp_path, monkeypatch):
 
 # --- the protocol ---------------------------------------------------------------------------------
 
+@pytest.mark.filterwarnings("ignore")
+def test_fewer_samples_than_splits_are_scored_in_as_many_parts():
+    e, few = Blocks(), images(4)
+    got = sample_quality(few, e, Statistics.of(e(images(300, 1))[0], "blocks"))
+    assert got.class_score == pytest.approx(inception_score(e(few)[1], 4)[0])
+
+
 def test_quality_is_the_distance_and_the_score_of_all_samples():
     a, b, e = images(200), images(300, 1), Blocks()
     reference = Statistics.of(e(b)[0], "blocks")

@@ -712,3 +712,11 @@ def test_export_refuses_in_words(tmp_path):
         export_onnx(torch.nn.Linear(1, 1), tmp_path / "x.onnx")
     with pytest.raises(ValueError, match="float32 or float16"):
         export_onnx(UNet(TINY), tmp_path / "x.onnx", torch.int8)
+
+
+def test_a_network_that_no_machine_could_build_is_refused_at_once(tmp_path):
+    place = save_pretrained(tmp_path / "model", *load_pretrained("digits"))
+    config = place / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"layers_per_block": 10**9}))
+    with pytest.raises(ValueError, match="config.json: this network would have about"):
+        load_pretrained(place)

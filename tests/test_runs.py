@@ -1206,6 +1206,26 @@ def test_a_set_that_is_too_large_for_memory_is_read_image_by_image():
         m.seen[0][0] for m in (held, streamed)))
 
 
+def test_an_image_of_a_set_is_read_as_a_file_in_a_folder_is(tmp_path):
+    "16 bits are scaled, what is transparent is laid on white, grey stays grey."
+    from PIL import Image
+
+    from ddpm_nb.engine.images import image_folder
+    ramp = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1040
+    clear = np.full((8, 8, 4), (10, 20, 30, 0), np.uint8)
+    for name, pixels, channels in (("a", ramp, 1), ("b", clear, 3)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "x.png")
+        folder, _ = image_folder(tmp_path / name, 8, channels=channels)
+        assert torch.equal(runs._image_of(Image.open(tmp_path / name / "x.png"))[0], folder[0])
+    assert runs._image_of((Image.fromarray(clear), 3))[0].unique().tolist() == [255]
+
+
+def test_labels_that_the_network_does_not_take_are_refused():
+    with pytest.raises(ValueError, match="the network takes none: leave them out"):
+        taken((pictures(), torch.arange(12)))
+
+
 @pytest.mark.parametrize("data, words", [
     (torch.utils.data.DataLoader(pictures()), "not its DataLoader: .* give it loader.dataset"),
     (None, "data must be a tensor of images, an array, a folder's name.*got NoneType"),

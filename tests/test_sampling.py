@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_nb.objective import PREDICTIONS, VARIANCES, IdealDenoiser
+from ddpm_nb import sampling
 from ddpm_nb.sampling import _SPACINGS, SAMPLERS, GaussianDiffusion, State
 from ddpm_nb.schedules import SPACINGS, NoiseSchedule
 
@@ -371,6 +372,7 @@ def test_the_spacing_is_the_samplers_best_unless_named(monkeypatch):
             kept = PAPER.respaced(10, spacing).timesteps.tolist()
             assert times(sampler, spacing=spacing) == kept
             assert (times(sampler) == kept) == (spacing == _SPACINGS[sampler])
+    assert sampling._spacing_for("adams", 4) == "even" != sampling._spacing_for("adams", 5)
     monkeypatch.setitem(SPACINGS, "last ones", lambda s, steps: torch.arange(s.T - steps, s.T))
     assert times("ddim", spacing="last ones") == list(range(990, 1000))
     monkeypatch.setitem(SAMPLERS, "mine", lambda *a: SAMPLERS["ddim"](*a))

@@ -353,6 +353,7 @@ def _with_settings(recipe: Recipe,                       # to start from
 def _recipe_in(path: Path) -> Recipe | None:
     "The recipe that a file holds; None if there is no such file."
     from ddpm_nb.engine.recipes import Recipe
+    if path.is_dir(): path = path / "run.json"
     try: return Recipe.from_dict(json.loads(path.read_text()))
     except (FileNotFoundError, NotADirectoryError): return None
     except (KeyError, TypeError, ValueError) as e:
@@ -635,7 +636,7 @@ def _samples(args: argparse.Namespace,      # the words of `sample` or `evaluate
     T, sampler = diffusion.T, args.sampler or _SAMPLER
     steps = args.steps or (T if sampler == "ddpm" else min(_STEPS.get(sampler, 20), T))
     if steps > T: raise ValueError(f"steps must lie in 1 .. {T}, got {steps}")
-    spacing = _spacing_for(sampler, args.spacing)
+    spacing = _spacing_for(sampler, steps, args.spacing)
     options = dict(sampler=sampler, steps=steps, spacing=spacing, clip=not args.no_clip,
                    eta=args.eta)
     net = _inference(model, batch, args.precision, args.compile)
@@ -791,7 +792,8 @@ def _evaluate_arguments(p: _Parser) -> None:
     p.add_argument("--seed", type=_seed, default=0,
                    help="of the choice of images and of the noise (default: 0)")
     p.add_argument("--batch", type=_positive_int,
-                   help="images measured at once (default: 16; with --fid 64)")
+                   help="images measured at once, with noise that depends on it (default: 16; "
+                        "with --fid 64)")
     _sampler_arguments(p.add_argument_group("samples, for --fid"))
     _device_arguments(p)
     _network_arguments(p)
@@ -800,9 +802,11 @@ def _evaluate_arguments(p: _Parser) -> None:
 def _origin(path: Path) -> tuple[bool, Recipe | None]:
     "Whether a model is of a run (its folder, or one of its checkpoints), and the run's recipe."
     from ddpm_nb.engine.runs import checkpoints
-    if checkpoints(path): return True, _read_recipe(path)
-    if (path / "state.json").is_file(): return True, _read_recipe(path.parent.parent)
-    return False, None
+    is_state = (path / "state.json").is_file()
+    if not (checkpoints(path) or is_state): return False, None
+    try: return True, _recipe_in((path.parent.parent if is_state else path) / "run.json")
+    except ValueError as e: _log(f"ddpm-nb: {e}; going on without it")
+    return True, None
 
 # %% ../../nbs/engine/cli.ipynb #7296103d
 def _images(args: argparse.Namespace,      # the words of `evaluate`
@@ -857,8 +861,8 @@ def _bits(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
                             f"{seconds:.0f} s on {diffusion.device}")
     return {"measure": "bits/dim, an upper bound", "value": found.mean, "standard_error": error,
             "n": len(bits), "data": name, "split": split, "terms": args.terms or diffusion.T,
-            "seed": args.seed, "seconds": round(seconds, 1), "device": str(diffusion.device),
-            "images": each}, line
+            "seed": args.seed, "batch": batch, "seconds": round(seconds, 1),
+            "device": str(diffusion.device), "images": each}, line
 
 # %% ../../nbs/engine/cli.ipynb #00b464f6
 def _extractor(device: torch.device) -> Extractor:
@@ -882,7 +886,11 @@ def _to_measure(args: argparse.Namespace, device: str,
             raise ValueError(f"{folder} holds {there:,} images, fewer than --n {n:,}")
         return read_back(folder, n, batch), n, settings_in(folder) or {}
     model, diffusion = _load_model(args.model, args.weights == "averaged", device)
-    n = args.n or 50_000
+    if (image := _image_shape(args.model, model)) != (3, 32, 32):
+        raise ValueError(f"--fid compares with CIFAR-10, images of shape (3, 32, 32); this model "
+                         f"makes {image}: leave --fid out")
+    if (n := args.n or 50_000) < 2:
+        raise ValueError("--fid compares distributions: it takes two samples at the least")
     samples = _samples(args, model, diffusion, min(n, batch))
     return (drawn_batches(samples, n, batch, not args.quiet), n,
             {**samples.options, "seed": args.seed})

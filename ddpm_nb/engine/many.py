@@ -55,7 +55,7 @@ class Samples:
     def process(self) -> GaussianDiffusion:
         "The diffusion at the times that are visited."
         o = self.options
-        spacing = _spacing_for(o.get("sampler", "ddpm"), o.get("spacing"))
+        spacing = _spacing_for(o.get("sampler", "ddpm"), o.get("steps"), o.get("spacing"))
         return self.diffusion.respaced(o.get("steps", self.diffusion.T), spacing)
 
     def draw(self, indices: range, progress: bool = False) -> Tensor:   # uint8 (B, C, H, W)
@@ -100,6 +100,8 @@ def _open(folder: Path, n: int, settings: dict[str, Any]) -> None:
         raise ValueError(f"{folder} holds images of other settings ({'; '.join(differ)}): "
                          f"choose another folder, or delete it")
     for part in folder.glob(".*.part.*"): part.unlink()
+    for p in folder.glob("*.png"):
+        if p.stat().st_size == 0: p.unlink()      # what a machine that went down has left
     numbers = [int(p.stem) for p in folder.glob("*.png") if p.stem.isdecimal()]
     if (more := max(numbers, default=-1) + 1) > n:
         raise ValueError(f"{folder} holds images up to number {more - 1:,}: ask for {more:,} of "
@@ -196,7 +198,11 @@ def read_back(folder: Path,
     for indices in in_batches(n, batch):
         pixels = []
         for i in indices:
-            with Image.open(place_of(folder, i)) as im: pixels.append(np.array(im))
+            try:
+                with Image.open(place_of(folder, i)) as im: pixels.append(np.array(im))
+            except OSError:
+                raise ValueError(f"{place_of(folder, i)} is missing or damaged: delete it, and "
+                                 f"repeat the command that made it") from None
         x = torch.from_numpy(np.stack(pixels))
         yield x.unsqueeze(1) if x.ndim == 3 else x.movedim(3, 1)
 

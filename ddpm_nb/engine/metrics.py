@@ -155,4 +155,5 @@ def sample_quality(samples: Tensor | Iterable[Tensor],    # uint8 (N, C, H, W); 
     features, probabilities = (torch.cat(values) for values in zip(*found))
     s = Statistics.of(features, extractor.name)
     distance = frechet_distance(s, reference)
-    return Scores(distance, *inception_score(probabilities, splits), s.count, extractor.name, name)
+    score = inception_score(probabilities, min(splits, s.count))
+    return Scores(distance, *score, s.count, extractor.name, name)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .files import replacing
-from .runs import _channels_out
+from .runs import _channels_out, _check_size
 from ..sampling import GaussianDiffusion
 from ..schedules import NoiseSchedule, look_up
 from ..unet import Stage, UNet, UNetConfig
@@ -354,6 +354,8 @@ def load_pretrained(name: str | Path,              # a folder, a packaged model,
     diffusion = _translate(scheduler_file, _scheduler_from_diffusers)
     try: _check_channels(config, diffusion)
     except ValueError as e: raise ValueError(f"{folder}: {e}") from None
+    try: _check_size(config)
+    except ValueError as e: raise ValueError(f"{config_file}: {e}") from None
     with torch.device("meta"): net = UNet(config)
     path, state = _read_state(config_file.parent)
     state = _checked_weights(path, state, to_diffusers(net.state_dict(), net))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..data import Batches, Images, fingerprint, to_model
 from .files import FolderLock, _beside, check_writable, move, replacing
-from .images import ImageFiles, image_folder
+from .images import ImageFiles, _in_8_bits, image_folder
 from ..objective import VARIANCES
 from ..sampling import GaussianDiffusion
 from ..schedules import NoiseSchedule
@@ -274,7 +274,9 @@ def _image_of(item: Any) -> tuple[Tensor, Any]:  # (C, H, W), or any shape; the 
         item = [item[found[0]] if found else None for found in names]
     pair: Any = (*item, None)[:2] if isinstance(item, (tuple, list)) else (item, None)
     image, label = pair
-    if hasattr(image, "convert") and image.mode not in ("L", "RGB"): image = image.convert("RGB")
+    if hasattr(image, "convert"):     # of Pillow's; read as one in a folder would be
+        grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I;16")
+        image = _in_8_bits(image, 1 if grey else 3)
     if isinstance(image, Tensor): return image, label
     a = np.array(image)
     if a.dtype != np.uint8 and a.dtype.kind != "f":
@@ -381,6 +383,9 @@ def _unpack_data(data: Any, net: nn.Module) -> tuple[Tensor | Images, Tensor | N
         raise ValueError(f"labels must be a tensor, got {type(data[1]).__name__}") from None
     if len(labels) != len(images):
         raise ValueError(f"there are {len(images)} images and {len(labels)} labels")
+    if not _takes_labels(net):
+        raise ValueError("labels came with the images, and the network takes none: leave them out, "
+                         "or give it a third argument, net(x, t, labels)")
     return images, labels
 
 # %% ../../nbs/engine/runs.ipynb #0d03fbef
