@@ -144,7 +144,8 @@ def test_every_chapters_notebook_with_blanks_is_python_and_hides_its_answers(pat
     whole = "\n".join(student.text_of(c) for c in made.notebook["cells"])
     answers = "\n".join(student.text_of(c) for c in made.answers["cells"])
     assert "{dropdown} Answer" not in whole
-    assert whole.count("yours to write") >= len(made.blanks) * 0.9 or path in WORKED
+    to_write = [b for b in made.blanks if not b.title.startswith("Warm-up")]   # those are numbers
+    assert whole.count("yours to write") >= len(to_write) * 0.9
     for blank in made.blanks:
         for cell in blank.cells: assert student.text_of(cell) in answers
 

@@ -122,6 +122,7 @@ def test_what_is_there_is_not_drawn_again(tmp_path):
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
+signal.signal(signal.SIGINT, signal.default_int_handler)   # a job in the background ignores it
 import test_many as t
 real, calls = t.Samples.draw, []
 def draw(self, indices):

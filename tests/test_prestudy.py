@@ -179,4 +179,5 @@ def test_chapter_zero_has_no_formula_a_glossary_and_three_folded_answers():
     folded = ["#| code-fold: true" in "".join(c["source"]) for c in cells]
     answers = [i for i, c in enumerate(cells) if "{dropdown} Answer" in "".join(c["source"])]
     assert all(folded[i + 1] for i in answers)                   # each answer's code is behind it
-    assert sum(folded) == 3 + 1                                  # and so are the imports
+    warm_ups = ["#| warm-up:" in "".join(c["source"]) for c in cells]
+    assert sum(warm_ups) == 2 and sum(folded) == 3 + 2 + 1       # and so are the imports
