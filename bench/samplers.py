@@ -9,7 +9,7 @@ second-order DPM-Solver++ with all 1,000 times, where ours and diffusers' are th
 that all solve one equation.
 
     python bench/samplers.py                      what is missing in nbs/samplers.json
-    python bench/samplers.py --problems digits --n 256 --out /tmp/fresh.json
+    python bench/samplers.py --problems digits --n 256 --out fresh.json
     python bench/samplers.py --times              which time to tell the network
 
 Every row is on disk before the next begins; a run that was stopped goes on where it was.

@@ -89,7 +89,7 @@ def on(source, listed):
                                                              source)]
 
 
-HEADS = {"symbol": 9, "in code": 23, "shape": 13, "what it means": 35, "brought in by": 20}
+HEADS = {"symbol": 18, "in code": 21, "shape": 11, "what it means": 31, "brought in by": 19}
 
 
 def called(place, label):
