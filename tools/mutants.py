@@ -468,7 +468,7 @@ faults(
      "sampling::adams_follows_the_equation_as_another_solver_does"),
     ("known, before = [now, *known[:order - 1]], x", "known, before = [now], x",
      "sampling::the_solvers_converge_at_their_order"),
-    ('spacing or _SPACINGS.get(sampler, "even")', 'spacing or "even"',
+    ('"even" if few else _SPACINGS.get(sampler, "even")', '"even"',
      "sampling::the_spacing_is_the_samplers_best_unless_named"))
 
 
