@@ -233,8 +233,7 @@ def test_a_schedule_in_fewer_steps_is_pythons(console, spacing):
               const {{betas, timesteps}} = ddpm.respaced(s, {steps}, "{spacing}");
               return [[...timesteps], [...betas]];
             }})()""")
-            more = [spacing]
-            s = schedules.SCHEDULES[name](1000).respaced(steps, *more)
+            s = schedules.SCHEDULES[name](1000).respaced(steps, spacing)
             assert found[0] == s.timesteps.tolist()
             assert far(found[1], s.betas) < 1e-12
 

@@ -1,27 +1,16 @@
 """The notebooks to download: no extension, no checkout and no development package is needed."""
-import importlib.util
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import plain as PLAIN
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 PATHS = sorted(p for p in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-
-
-def tool(name):
-    "A module of tools/, which is no package."
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-PLAIN = tool("plain")
 
 
 def page_of(path): return path.relative_to(NBS).with_suffix("").as_posix()

@@ -11,7 +11,7 @@ The numbers are those of nbs/conf.py: the paper's, or for our own the chapter an
 """
 import argparse, json, re, sys
 
-from plain import FRONT, MATH, NBS, equations, link
+from plain import FRONT, MATH, equations, link, notebooks
 
 LINKED = re.compile(r"\[\([\w-]+\)\]\((?:[\w./-]+\.ipynb)?#(eq-[\w-]+)\)")
 
@@ -46,10 +46,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing, say what is wrong")
     args, wrong = parser.parse_args(), []
-    for path in sorted(NBS.rglob("[!.]*.ipynb")):
-        if ".ipynb_checkpoints" in path.parts: continue
-        page = path.relative_to(NBS).with_suffix("").as_posix()
-        nb = json.loads(path.read_text(encoding="utf-8"))
+    for path, page, nb in notebooks():
         cells = [cell for cell in nb["cells"] if cell["cell_type"] == "markdown"]
         texts = ["".join(cell["source"]) for cell in cells]
         mend = [mended(fronted(texts), page), *(mended(text, page) for text in texts[1:])]

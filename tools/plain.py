@@ -73,28 +73,27 @@ def numbers(nb, page):
     return out
 
 
-@cache
-def equations():
-    "Label -> (page, number), of all equations of the book."
-    found = {}
+def notebooks():
+    "Path, page and content of each notebook of the book; a page is the path in nbs/, bare."
     for path in sorted(NBS.rglob("[!.]*.ipynb")):
         if ".ipynb_checkpoints" in path.parts: continue
         page = path.relative_to(NBS).with_suffix("").as_posix()
-        nb = json.loads(path.read_text(encoding="utf-8"))
-        found |= {label: (page, number) for label, number in numbers(nb, page).items()}
-    return found
+        yield path, page, json.loads(path.read_text(encoding="utf-8"))
+
+
+@cache
+def equations():
+    "Label -> (page, number), of all equations of the book."
+    return {label: (page, number) for _, page, nb in notebooks()
+            for label, number in numbers(nb, page).items()}
 
 
 @cache
 def targets():
     "Label -> page, of all places that a `{ref}` may lead to."
-    found = {}
-    for path in sorted(NBS.rglob("[!.]*.ipynb")):
-        if ".ipynb_checkpoints" in path.parts: continue
-        text = "\n".join(prose(json.loads(path.read_text(encoding="utf-8"))))
-        page = path.relative_to(NBS).with_suffix("").as_posix()
-        found |= dict.fromkeys(re.findall(r"^\(([\w-]+)\)=$", text, re.M), page)
-    return found
+    target = re.compile(r"^\(([\w-]+)\)=$", re.M)
+    return {label: page for _, page, nb in notebooks() for text in prose(nb)
+            for label in target.findall(text)}
 
 
 def _display(match):
