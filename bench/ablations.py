@@ -52,18 +52,18 @@ def half(net):
     return model
 
 
-def drawn(model, d, a):
-    "Samples of one run, uint8 (n, 3, 32, 32), by algorithm 2 on a part of the steps; None: NaN."
+def drawn(model, d, a, steps: int):
+    "Samples, uint8 (n, 3, 32, 32), by algorithm 2 on `steps` of the steps; None: NaN."
     import torch
     from ddpm_nb import to_uint8
     parts, g = [], torch.Generator().manual_seed(0)
     try:
         for n in [a.chunk] * (a.samples // a.chunk):
-            x = d.sample(model, (n, 3, 32, 32), sampler="ddpm", steps=a.sample_steps, generator=g,
+            x = d.sample(model, (n, 3, 32, 32), sampler="ddpm", steps=steps, generator=g,
                          progress=False)
             parts.append(to_uint8(x))
     except FloatingPointError: return None
-    return torch.cat(parts)
+    return torch.cat(parts).contiguous()   # the network leaves them channels last
 
 
 def measured(net, d, a, held) -> dict:
@@ -73,7 +73,7 @@ def measured(net, d, a, held) -> dict:
     model, g = half(net), torch.Generator().manual_seed(0)
     with torch.inference_mode(): bound = likelihood(d, model, held, terms=32, generator=g)
     return dict(bits_per_dim=float(bound.mean), standard_error=float(bound.standard_error),
-                samples=drawn(model, d, a))
+                samples=drawn(model, d, a, a.sample_steps))
 
 
 def distance(samples) -> float:
@@ -127,6 +127,8 @@ def words() -> argparse.Namespace:
     p.add_argument("--chunk", type=int, default=128, help="samples drawn at once")
     p.add_argument("--distances", action="store_true",
                    help="train nothing: measure the samples of the runs that are there")
+    p.add_argument("--variances", action="store_true",
+                   help="train nothing: the packaged network, by steps and variance")
     p.add_argument("--only", nargs="+", choices=[*TABLE_2, *SCHEDULES], metavar="NAME",
                    default=[*TABLE_2, *SCHEDULES], help="runs, in this order (default: all)")
     return p.parse_args()
@@ -142,10 +144,30 @@ def add_distances(rows: list[dict], a) -> None:
         print(row["name"], row["seed"], row["distance"], flush=True)
 
 
+def variances(a) -> list[dict]:
+    "The packaged network by algorithm 2: the distance by the number of steps and the variance."
+    import torch
+    from ddpm_nb import GaussianDiffusion, load_pretrained
+    from ddpm_nb.engine.faster import compiled
+    net, d = load_pretrained("cifar10-small")
+    model, rows = half(compiled(net)), []
+    for steps in (5, 10, 25, 50, 100):
+        for variance in ("fixed_large", "fixed_small"):
+            process = GaussianDiffusion(d.schedule, d.prediction, variance)
+            with torch.inference_mode(): samples = drawn(model, process, a, steps)
+            found = distance(samples)
+            rows.append(dict(variance=variance, steps=steps, samples=a.samples, distance=found))
+            print(rows[-1], flush=True)
+    return rows
+
+
 def main() -> None:
     a = words()
     from ddpm_nb import cifar10
     a.record.mkdir(parents=True, exist_ok=True)
+    if a.variances:
+        (a.record / "variances.json").write_text(json.dumps(variances(a), indent=0) + "\n")
+        return
     log = a.record / "runs.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     if a.distances:

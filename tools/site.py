@@ -77,7 +77,8 @@ def contents():
     def entry(path):
         title, subtitle, _ = title_of(path)
         link = f"[{numbered(path, '. ')}{title}]({path.relative_to(NBS).as_posix()})"
-        return f"- {link}: {subtitle[:1].lower() + subtitle[1:]}"
+        name = subtitle[1:2].isupper()      # FID stays FID
+        return f"- {link}: {subtitle if name else subtitle[:1].lower() + subtitle[1:]}"
     return "\n\n".join("\n".join([f"**{caption}**\n", *map(entry, paths)])
                        for caption, paths in pages().items() if paths)
 
