@@ -521,7 +521,7 @@ COLOR = re.compile(r"^(html\S+) \.highlight ?(?:\.(\w+))? \{ (?:background: \S+;
 
 def uncoloured(css):
     "The classes of code that have the colour of the text around them, in light and in dark."
-    colours = {}                                          # class -> {theme: colour}; "": of the text
+    colours = {}                     # class -> {theme: colour}; "" is the text itself
     for theme, name, colour in COLOR.findall(css): colours.setdefault(name, {})[theme] = colour
     return {name for name, found in colours.items() if name and found == colours[""]}
 
