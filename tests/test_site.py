@@ -429,7 +429,7 @@ def test_on_a_phone_what_scrolls_can_be_reached_from_the_keyboard(page):
     page.open(url("04_objective.html"))
     page.resize(390, 800)
     page.js("dispatchEvent(new Event('resize'))")
-    parts = "div.math, mjx-container, pre, .cell_output"
+    parts = "div.math, span.math, mjx-container, pre, .cell_output"
     lost = f"""[...document.querySelector('.bd-article').querySelectorAll('{parts}')].filter(o =>
         o.offsetParent && o.scrollWidth > o.clientWidth + 1
         && getComputedStyle(o).overflowX !== 'visible' && o.tabIndex < 0).length"""
