@@ -75,6 +75,63 @@ def test_most_exported_cells_are_short():
     assert median(lengths) < MEDIAN
 
 
+# --- colours and words keep their promise --------------------------------------------------------
+
+RESERVED = ("#8c8c8c", "#0072b2", "#e07000", "#1a1a1a")     # written by their names only
+NAMED = r"\b(?:NOISE|DATA|MODEL|TRUTH)\b"
+METHODS = r"DDIM|DPM|UniPC|Adams|L_simple|fixed_|algorithm 2"
+
+
+def broken_promises(cell):
+    """Lines of code that use one of the four colours for what it does not stand for: x_t as noise,
+    a sampler or a variance as model or data; or that write one as a number."""
+    for line in cell.split("\n"):
+        noisy = re.search(r"\bNOISE\b.*x_t|x_t.*\bNOISE\b|row_labels=\[[^]]*.noise.", line)
+        method = re.search(rf"{NAMED}, label=[^,]*(?:{METHODS})|(?:{METHODS})[^,]*{NAMED}", line)
+        number = any(o in line.lower() for o in RESERVED)
+        if line.startswith(("from ", "import ")): continue
+        if noisy or method or number: yield line
+
+
+@pytest.mark.parametrize("line, broken", {
+    'ax.plot(t, y, color=NOISE, label="$x_t$")': True, 'row_labels=["noise", "model"] * 3,': True,
+    'colors={"DDIM": DATA, "UniPC": CYCLE[0]}': True, 'color=MODEL, label="L_simple")': True,
+    'ax.plot(t, y, color="#0072B2")': True,
+    'ax.plot(t, y, color=NOISE, label="noise")': False, 'show({"noise": x, "model": y})': False,
+    'row_labels=["$x_t$", "model"] * 3,': False, 'colors={"DDIM": CYCLE[0]}': False,
+    "from ddpm_nb.plotting import DATA, MODEL": False,
+}.items())
+def test_a_broken_promise_is_told_from_a_kept_one(line, broken):
+    assert bool(list(broken_promises(line))) is broken
+
+
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem != "plotting"], ids=path_id)
+def test_the_four_colours_stand_for_what_they_say(path):
+    found = [line for cell in cells(path) for line in broken_promises(cell)]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=path_id)
+def test_there_is_one_letter_for_noise_and_one_divergence(path):
+    found = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    prose = "\n".join("".join(c["source"]) for c in found if c["cell_type"] == "markdown")
+    others = r"\\varepsilon|\\(?:bm|mathbf)\s*\{?\\epsilon|\\boldsymbol\s*\{\\epsilon"
+    kl = r"(?<!D_)\\(?:mathrm|text|operatorname)\{KL\}|D_\{?(?:KL|\\text|\\operatorname)"
+    assert not re.findall(rf"{others}|{kl}", prose)
+
+
+def test_plumbing_is_folded_and_every_fold_of_the_book_has_a_title():
+    """Imports and checks are folded by the build; other folds say what is in them, but for an
+    exercise's answer, whose question stands above it."""
+    for path in NOTEBOOKS:
+        for cell in cells(path):
+            if "code-fold: true" not in cell or "code-summary:" in cell: continue
+            before = json.loads(path.read_text(encoding="utf-8"))["cells"]
+            sources = ["".join(c["source"]) for c in before]
+            above = "\n".join(sources[:sources.index(cell)])
+            assert re.search(r"^#+ (?:Exercises|Warm-ups|Further)", above, flags=re.M), cell[:200]
+
+
 # --- who imports whom ----------------------------------------------------------------------------
 
 def module_name(path):

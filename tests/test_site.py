@@ -225,6 +225,31 @@ def test_a_name_in_the_prose_leads_to_its_documentation(text, found):
         assert CONF.documented_at(text, "engine/cli", links) == ("engine/cli", "#api-train")
 
 
+def test_words_of_code_are_wrapped_only_where_that_colours_them(tmp_path):
+    "What is left out has the colour of the text around it in both themes; no word is lost."
+    (tmp_path / "_static").mkdir()
+    rule = 'html[data-theme="{}"] .highlight {}color: {} }}\n'
+    themes = {"light": {"{ background: #fefefe; ": "#080808", ".n { ": "#080808",
+                        ".k { ": "#6730C5", ".w { ": "#080808"},
+              "dark": {"{ background: #2b2b2b; ": "#F8F8F2", ".n { ": "#F8F8F2",
+                       ".k { ": "#DCC6E0", ".w { ": "#FFD900"}}
+    css = "".join(rule.format(o, *part) for o in themes for part in themes[o].items())
+    (tmp_path / "_static" / "pygments.css").write_text(css)
+    assert BUILD.uncoloured(css) == {"n"}
+    code = ('<span class="n">f</span><span class="w"> </span><span class="k">if</span>'
+            '<span class="n">a &lt; b</span>')
+    text = f'<p>{code}</p><pre><span></span>{code}</pre><pre>{code}</pre>'
+    (tmp_path / "page.html").write_text(text)
+    BUILD.keep_spans(tmp_path)
+    left = 'f<span class="w"> </span><span class="k">if</span>a &lt; b'
+    expected = f'<p>{code}</p><pre><span></span>{left}</pre><pre>{code}</pre>'
+    assert (tmp_path / "page.html").read_text() == expected
+    names = BUILD.uncoloured((DOCS / "_static" / "pygments.css").read_text(encoding="utf-8"))
+    assert {"n", "p", "w"} <= names and not names & {"k", "o", "s2", "c1", "mi", "nf", "nb"}
+    wrapped = re.compile(rf'<span class="(?:{"|".join(names)})">')
+    assert not [p for p in BOOK if wrapped.search((DOCS / p).read_text(encoding="utf-8"))]
+
+
 # --- in a browser --------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
@@ -404,7 +429,7 @@ def test_on_a_phone_what_scrolls_can_be_reached_from_the_keyboard(page):
     page.open(url("04_objective.html"))
     page.resize(390, 800)
     page.js("dispatchEvent(new Event('resize'))")
-    parts = "div.math, mjx-container, pre, .cell_output"
+    parts = "div.math, span.math, mjx-container, pre, .cell_output"
     lost = f"""[...document.querySelector('.bd-article').querySelectorAll('{parts}')].filter(o =>
         o.offsetParent && o.scrollWidth > o.clientWidth + 1
         && getComputedStyle(o).overflowX !== 'visible' && o.tabIndex < 0).length"""

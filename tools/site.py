@@ -516,6 +516,27 @@ def keep_icons(out):
                       encoding="utf-8")
 
 
+COLOR = re.compile(r"^(html\S+) \.highlight ?(?:\.(\w+))? \{ (?:background: \S+; )?color: (\S+) \}",
+                   flags=re.M)
+
+
+def uncoloured(css):
+    "The classes of code that have the colour of the text around them, in light and in dark."
+    colours = {}                     # class -> {theme: colour}; "" is the text itself
+    for theme, name, colour in COLOR.findall(css): colours.setdefault(name, {})[theme] = colour
+    return {name for name, found in colours.items() if name and found == colours[""]}
+
+
+def keep_spans(out):
+    "Of the spans around the words of code, a third of all pages, those that give them a colour."
+    names = uncoloured((out / "_static/pygments.css").read_text(encoding="utf-8"))
+    span = re.compile(rf'<span class="(?:{"|".join(sorted(names))})">([^<]*)</span>')
+    block = re.compile(r'(?<=<pre>)<span></span>.*?(?=</pre>)', flags=re.S)
+    for page in out.rglob("*.html"):
+        text = block.sub(lambda m: span.sub(r"\1", m[0]), page.read_text(encoding="utf-8"))
+        page.write_text(text, encoding="utf-8")
+
+
 def build(work, out, strict=True):
     "Run Sphinx, and leave out what no page uses. Exits with Sphinx's status if that is not 0."
     from sphinx.cmd.build import main as sphinx
@@ -525,8 +546,9 @@ def build(work, out, strict=True):
                      *options, str(work), str(out)])
     if status: sys.exit(status)
     shutil.copytree(work.parent / "extra", out, dirs_exist_ok=True)
-    write_index(out)
     keep_icons(out)
+    keep_spans(out)
+    write_index(out)
     useless = [*out.rglob("*.map"), *(out / "_static").glob("*macros.html"), out / ".buildinfo",
                out / "objects.inv", *out.rglob("fa-brands-*.woff2")]
     for file in useless: file.unlink(missing_ok=True)

@@ -47,10 +47,17 @@ export function digits(place) {
   const spacing = choice("spacing", Object.keys(SPACINGS));
   let xs = [], guesses = [], times = [], run = 0;
   const way = slider("t", { min: 0, max: 0, value: 0, show: k => times[k] ?? "" }, show);
-  const use = name => spacing.input.value = BEST[sampler.input.value = name];
-  use("ddim");
-  steps.input.onchange = spacing.input.onchange = () => sample();
-  sampler.input.onchange = () => { use(sampler.input.value); return sample(); };
+  const few = () => STEPS[steps.input.value] < 5;     // for so few, steps even in t are the best
+  let suited = "";
+  const suit = () => suited = spacing.input.value = few() ? "even" : BEST[sampler.input.value];
+  sampler.input.value = "adams";
+  suit();
+  spacing.input.onchange = () => sample();
+  sampler.input.onchange = () => { suit(); return sample(); };
+  steps.input.onchange = () => {
+    if (spacing.input.value === suited) suit();      // unless the reader has chosen another
+    return sample();
+  };
 
   function show(k) {
     if (!xs.length) return;

@@ -1,4 +1,5 @@
 // Chapters 2, 4 and 5: from noise to data. x is a list of numbers, whatever they are of.
+import { adams, unipc } from "./multistep.js";
 import { respaced, schedule, SCHEDULES } from "./schedules.js";
 
 // What a network's answer says of x_0, by what it was trained to say (chapter 4).
@@ -86,37 +87,8 @@ function* dpmSolverPP2M(d, model, x) {          // x0-hat extrapolated from the 
   }
 }
 
-// The integrals over a step of half log-SNR, from a to b, of exp(u - b) times the polynomials that
-// are 1 at one of the nodes and 0 at the others; a is the first node. For two, the usual B_2.
-function towardsData(a, b, nodes) {
-  const h = b - a, [, p, q] = nodes.map(u => u - a);
-  const m0 = -Math.expm1(-h), m1 = h - m0, m2 = h * h - 2 * m1;    // of 1, u - a, (u - a)^2
-  if (nodes.length === 1) return [m0];
-  if (nodes.length === 2) return [m0 - m0 / 2 * h / p, m0 / 2 * h / p];
-  return [(m2 - (p + q) * m1) / (p * q) + m0, (m2 - q * m1) / (p * (p - q)),
-          (m2 - p * m1) / (q * (q - p))];
-}
+export const SAMPLERS = { ddpm, ddim, "dpm++": dpmSolverPP2M, unipc, adams };
 
-function* unipc(d, model, x) {      // with the next x0-hat, correct the step before going on
-  const signals = d.schedule.alphaBars.map(Math.sqrt), sigmas = d.schedule.sigmas2.map(Math.sqrt);
-  const { T, logSnr } = d.schedule, lambdas = logSnr.map((v, i) => Math.max(v / 2, -12 - i / T));
-  const step = (x, i, j, known) => {
-    const weights = towardsData(lambdas[i], lambdas[j], known.map(o => o.at));
-    const toward = n => known.reduce((sum, { x0 }, k) => sum + weights[k] * x0[n], 0);
-    return x.map((v, n) => sigmas[j] / sigmas[i] * v + signals[j] * toward(n));
-  };
-  let known = [], before = x;
-  for (let i = T - 1; i >= 0; i--) {
-    const x0 = d.guess(model, x, i), now = { at: lambdas[i], x0 };
-    if (known.length) x = step(before, i + 1, i, [known[0], now, ...known.slice(1)]);
-    known = [now, ...known.slice(0, 1)];
-    before = x;
-    x = i ? step(x, i, i - 1, known) : x0;
-    yield { i, x, x0 };
-  }
-}
-
-export const SAMPLERS = { ddpm, ddim, "dpm++": dpmSolverPP2M, unipc };
-
-// The spacing of the steps that suits each best (chapter 5).
-export const BEST = { ddpm: "even", ddim: "even", "dpm++": "between", unipc: "between" };
+// The spacing of the steps that suits each best, from five steps on (chapter 5).
+export const BEST = { ddpm: "even", ddim: "even", "dpm++": "between", unipc: "between",
+                      adams: "between" };
