@@ -91,7 +91,8 @@ class EMA:
     "A copy of a model, its weights the exponential moving average of the model's."
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, warmup: bool = False):
-        if not lies(decay, 0, 1) or decay == 1: raise ValueError(f"decay must lie in [0, 1), got {decay}")
+        if not lies(decay, 0, 1) or decay == 1:
+            raise ValueError(f"decay must lie in [0, 1), got {decay!r}")
         self.decay, self.warmup = decay, warmup
         self.model: nn.Module = copy.deepcopy(model).eval().requires_grad_(False)
 
