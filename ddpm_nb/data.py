@@ -21,7 +21,7 @@ from torch import Tensor
 from .diffusion import one_generator
 from .schedules import lies, whole_number
 
-# %% ../nbs/07_data.ipynb #477d6c0f
+# %% ../nbs/07_data.ipynb #0b330691
 #| code-fold: true
 #| code-summary: A NumPy array will do for a tensor, here and in the measures of chapter 9
 Array = Tensor | np.ndarray
@@ -180,10 +180,12 @@ class Images(Protocol):
     def __len__(self) -> int: ...
     def __getitem__(self, indices: Tensor, /) -> Tensor: ...   # long (B,) -> (B, C, H, W)
 
-# %% ../nbs/07_data.ipynb #7da7dec3
+# %% ../nbs/07_data.ipynb #4bd6f529
 def as_images(x: Array | Images) -> Tensor | Images:
     "Images as they are, held or read; of an array a tensor."
-    return x if isinstance(getattr(x, "dtype", None), torch.dtype) else as_tensor("images", x)
+    if isinstance(x, np.ndarray): return as_tensor("images", x)
+    if isinstance(getattr(x, "dtype", None), torch.dtype): return x
+    raise ValueError(f"images must be a tensor or a NumPy array, got {type(x).__name__}")
 
 # %% ../nbs/07_data.ipynb #790ceefa
 class _Held:

@@ -138,6 +138,7 @@ class _Trajectories(ReverseProcess):
         FloatingPointError after the last, if an answer of the model was NaN or infinite.
         """
         options = _checked_options(sampler, options)
+        if steps is not None: steps = whole_number("steps", steps, 1, self.T)
         spacing = _spacing_for(sampler, steps, spacing)
         look_up("spacing", spacing, SPACINGS)
         d = self if steps is None else self.respaced(steps, spacing)
