@@ -43,15 +43,6 @@ def plan(changes: dict, seed: int, a):
         save_every=200, keep_last=1, sample_every=0, unet=unet, diffusion=changes)
 
 
-def half(net):
-    "The network in bfloat16, its answers in float32."
-    import torch
-
-    def model(x, t):
-        with torch.autocast("cpu", torch.bfloat16): return net(x, t).float()
-    return model
-
-
 def drawn(model, d, a, steps: int):
     "Samples, uint8 (n, 3, 32, 32), by algorithm 2 on `steps` of the steps; None: NaN."
     import torch
@@ -69,8 +60,9 @@ def drawn(model, d, a, steps: int):
 def measured(net, d, a, held) -> dict:
     "Bits/dim with its standard error, and samples; FloatingPointError if it is not finite."
     import torch
+    from ddpm_nb.engine.cli import _inference
     from ddpm_nb.evaluation import likelihood
-    model, g = half(net), torch.Generator().manual_seed(0)
+    model, g = _inference(net, a.chunk, "bf16", False), torch.Generator().manual_seed(0)
     with torch.inference_mode(): bound = likelihood(d, model, held, terms=32, generator=g)
     return dict(bits_per_dim=float(bound.mean), standard_error=float(bound.standard_error),
                 samples=drawn(model, d, a, a.sample_steps))
@@ -148,9 +140,10 @@ def variances(a) -> list[dict]:
     "The packaged network by algorithm 2: the distance by the number of steps and the variance."
     import torch
     from ddpm_nb import GaussianDiffusion, load_pretrained
+    from ddpm_nb.engine.cli import _inference
     from ddpm_nb.engine.faster import compiled
     net, d = load_pretrained("cifar10-small")
-    model, rows = half(compiled(net)), []
+    model, rows = _inference(compiled(net), a.chunk, "bf16", False), []
     for steps in (5, 10, 25, 50, 100):
         for variance in ("fixed_large", "fixed_small"):
             process = GaussianDiffusion(d.schedule, d.prediction, variance)

@@ -25,9 +25,9 @@ def bits_per_dim(net, d, images, terms: int = 32, seed: int = 0, batch: int = 64
     "Unbiased estimates of the bound of each image, and of its first term (chapter 9)."
     import torch
 
+    from ddpm_nb.engine.cli import _inference
     from ddpm_nb.evaluation import likelihood
-    def model(x, t):
-        with torch.autocast("cpu", torch.bfloat16): return net(x, t)
+    model = _inference(net, batch, "bf16", False)
     with torch.inference_mode():
         return likelihood(d, model, images, terms, batch, torch.Generator().manual_seed(seed),
                           progress=True)

@@ -43,10 +43,9 @@ def draw_batch(net, d, n: int, steps: int, kept: list[int], seed: int):
     import torch
 
     from ddpm_nb import to_uint8
-    device, g = d.device.type, torch.Generator().manual_seed(seed)
-    def halved(x, t):
-        with torch.autocast(device, torch.bfloat16): return net(x, t).float()
-    c = net.config
+    from ddpm_nb.engine.cli import _inference
+    g = torch.Generator().manual_seed(seed)
+    halved, c = _inference(net, n, "bf16", False), net.config
     states = d.trajectory(halved, (n, c.in_channels, c.image_size, c.image_size), "ddpm", steps, g)
     guesses = {s.t: to_uint8(s.x0).cpu() for s in states if s.t in kept}
     return torch.stack([guesses[i] for i in kept])

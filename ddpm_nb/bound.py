@@ -6,15 +6,15 @@ __all__ = ['DECODERS', 'ReverseStep', 'gaussian_kl', 'gaussian_log_likelihood', 
 
 # %% ../nbs/03_bound.ipynb #6d642c93
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .diffusion import ForwardProcess, randn
-from .schedules import look_up
+from .diffusion import ForwardProcess, Generators, _check_data, randn
+from .schedules import look_up, whole_number
 
 # %% ../nbs/03_bound.ipynb #eb2830ef
 class ReverseStep(NamedTuple):
@@ -159,6 +159,14 @@ def decoder_nll(x0: Tensor,                     # data, shape (B, ...)
     return _bits_per_dim(-log_likelihood(x0, mean, log_variance.expand_as(x0) / 2))
 
 # %% ../nbs/03_bound.ipynb #3cc29b84
+def _noises(x0: Tensor, n: int, generator: Generators | None) -> Tensor:    # (n * B, ...)
+    "Noise for `n` steps, the first step's first."
+    if not isinstance(generator, Sequence):
+        return randn((n * len(x0), *x0.shape[1:]), x0, generator)
+    # an item's own goes down the steps as the sum below does: however many at once, it is the same
+    return torch.cat([randn(x0.shape, x0, generator) for _ in range(n)][::-1])
+
+
 _Reverse = Callable[[Tensor, Tensor], ReverseStep]    # reverse(x_t, t)
 
 
@@ -167,13 +175,13 @@ def _some_terms(process: ForwardProcess,
                 x0: Tensor,                          # data, shape (B, ...)
                 steps: range,                        # the indices t to compute, n of them
                 decoder: str,
-                generator: torch.Generator | None,
+                generator: Generators | None,
                 ) -> tuple[Tensor, Tensor]:          # bits/dim; mean square of x0-hat - x_0: (B, n)
     "L_t for some of the steps, each from one draw of x_t."
     B, n = len(x0), len(steps)
     t = torch.arange(steps.start, steps.stop, device=x0.device).repeat_interleave(B)
     x = x0.repeat(n, *(1,) * (x0.ndim - 1))
-    x_t = process.q_sample(x, t, randn(x.shape, x, generator))
+    x_t = process.q_sample(x, t, _noises(x0, n, generator))
     mean, _, log_variance, x0_hat = reverse(x_t, t)
     log_variance = log_variance.expand_as(x)
     bits = posterior_kl(process, x, x_t, t, mean, log_variance)
@@ -201,7 +209,7 @@ def variational_bound(process: ForwardProcess,      # the forward process
                       x0: Tensor,                   # data, (B, ...); k/127.5 - 1 if discretized
                       decoder: str = "discretized", # a name in `DECODERS`
                       chunk: int | None = None,     # steps at once; by default 128 items a call
-                      generator: torch.Generator | None = None,   # for the noise
+                      generator: Generators | None = None,    # for the noise: one, or one an item
                       progress: bool = False,       # show a bar
                       ) -> dict[str, Tensor]:       # "total", "prior": (B,); "vb", "mse": (B, T)
     """The bound on -log p(x_0) in bits/dim, all T + 1 terms, each from one draw of x_t (eq. 5).
@@ -209,7 +217,8 @@ def variational_bound(process: ForwardProcess,      # the forward process
     `total` is `prior` + the sum of `vb`; `mse` is that of x0-hat. Memory does not grow with T.
     """
     look_up("decoder", decoder, DECODERS)                            # refused before any work
-    if chunk is not None and chunk < 1: raise ValueError(f"chunk must be 1 or more, got {chunk}")
+    if chunk is not None: chunk = whole_number("chunk", chunk)
+    _check_data(x0)
     B, T = len(x0), process.T
     process.check(x0, torch.zeros(B, dtype=torch.long, device=x0.device))
     if decoder == "discretized": _check_levels(x0)

@@ -18,17 +18,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .diffusion import one_generator
+from .schedules import lies, whole_number
+
+# %% ../nbs/07_data.ipynb #0b330691
+#| code-fold: true
+#| code-summary: A NumPy array will do for a tensor, here and in the measures of chapter 9
+Array = Tensor | np.ndarray
+
+
+def as_tensor(name: str,   # of the argument, as the caller knows it
+              x: Array,    # what came
+              ) -> Tensor: # of an array, in its memory if it may be written to
+    "A tensor as it is, an array as a tensor; anything else is refused in words."
+    if isinstance(x, Tensor): return x
+    if not isinstance(x, np.ndarray):
+        raise ValueError(f"{name} must be a tensor or a NumPy array, got {type(x).__name__}")
+    try: return torch.from_numpy(np.require(x, requirements=["C", "W"]))
+    except TypeError: raise ValueError(f"{name} must hold numbers, got {x.dtype}") from None
+
 # %% ../nbs/07_data.ipynb #1464cbc0
-def to_model(x: Tensor,  # whole numbers 0 .. 255, any shape, uint8
+def to_model(x: Array,   # whole numbers 0 .. 255, any shape, uint8
             ) -> Tensor: # the same shape, float32, in [-1, 1]
     "Pixels as the network sees them: 0 .. 255 spread evenly over [-1, 1], both ends included."
+    x = as_tensor("x", x)
     if x.dtype != torch.uint8: raise ValueError(f"to_model takes uint8 images, got {x.dtype}")
     return x.float() / 127.5 - 1
 
 
-def to_uint8(x: Tensor,  # numbers meant to lie in [-1, 1], any shape, any float dtype
+def to_uint8(x: Array,   # numbers meant to lie in [-1, 1], any shape, any float dtype
             ) -> Tensor: # the same shape, uint8, 0 .. 255
     "The nearest pixel value; what lies outside [-1, 1] goes to the nearer end."
+    x = as_tensor("x", x)
     if not x.is_floating_point():
         raise ValueError(f"to_uint8 takes floating-point images, got {x.dtype}")
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
@@ -48,8 +69,7 @@ def digits(train: bool | None = None,  # True: the first 1,500; False: the 297 o
            size: int = 16,             # height and width; 8 is the original
           ) -> tuple[Tensor, Tensor]:  # uint8 (N, 1, size, size), long (N,) in 0 .. 9
     "Handwritten digits that come with the package; above size 8 enlarged, with a black margin."
-    if not isinstance(size, int) or size < 8:
-        raise ValueError(f"size must be a whole number, 8 or more, got {size!r}")
+    size = whole_number("size", size, 8)
     if train not in (True, False, None):
         raise ValueError(f"train must be one of True, False, None, got {train!r}")
     stored = files("ddpm_nb") / "assets" / "digits.npz"
@@ -90,10 +110,16 @@ def _missing_files(folder: Path) -> list[str]:
     return [name for name in _TRAIN_FILES + _TEST_FILES if not (folder / name).is_file()]
 
 
+def _check_train(train: bool) -> None:
+    "Refuse a name, such as test: it would be taken for True."
+    if train not in (True, False): raise ValueError(f"train must be True or False, got {train!r}")
+
+
 def read_cifar10(folder: str | Path,         # the archive, unpacked: cifar-10-batches-bin
                  train: bool = True,         # the 50,000 training images, or the 10,000 test images
                 ) -> tuple[Tensor, Tensor]:  # uint8 (N, 3, 32, 32), long (N,) in 0 .. 9
     "CIFAR-10 from the files of its official binary archive."
+    _check_train(train)
     folder = Path(folder)
     if names := _missing_files(folder):
         raise FileNotFoundError(f"CIFAR-10 is not in {folder} (missing: {', '.join(names)}); "
@@ -104,10 +130,15 @@ def read_cifar10(folder: str | Path,         # the archive, unpacked: cifar-10-b
     return torch.cat(images), torch.cat(labels)
 
 # %% ../nbs/07_data.ipynb #3703101b
+def _hashed(key: object) -> int:  # 0 .. 2^56 - 1
+    "A seed of its own for each key, as `str` writes it."
+    digest = hashlib.blake2b(str(key).encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big")
+
+
 def _seeded(*key: int | str) -> torch.Generator:  # on the CPU
     "Random numbers that depend on `key` alone, on no draw before them."
-    digest = hashlib.blake2b(" ".join(map(str, key)).encode(), digest_size=7).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    return torch.Generator().manual_seed(_hashed(" ".join(map(str, key))))
 
 
 @lru_cache(maxsize=4)                             # a pass lasts for many batches
@@ -148,6 +179,13 @@ class Images(Protocol):
     def ndim(self) -> int: ...
     def __len__(self) -> int: ...
     def __getitem__(self, indices: Tensor, /) -> Tensor: ...   # long (B,) -> (B, C, H, W)
+
+# %% ../nbs/07_data.ipynb #4bd6f529
+def as_images(x: Array | Images) -> Tensor | Images:
+    "Images as they are, held or read; of an array a tensor."
+    if isinstance(x, np.ndarray): return as_tensor("images", x)
+    if isinstance(getattr(x, "dtype", None), torch.dtype): return x
+    raise ValueError(f"images must be a tensor or a NumPy array, got {type(x).__name__}")
 
 # %% ../nbs/07_data.ipynb #790ceefa
 class _Held:
@@ -222,10 +260,13 @@ def _check_batches(images: Tensor | Images, batch_size: int, flip: bool, rank: i
     "Refuse what no batch can be made of."
     n = len(images)
     if n == 0: raise ValueError("there is no image to make batches of")
-    if batch_size < 1 or batch_size % world:
+    if images.dtype != torch.uint8 and not images.dtype.is_floating_point:
+        raise ValueError(f"images must be uint8, or floats as they are, got {images.dtype}")
+    if whole_number("batch_size", batch_size) % whole_number("world", world):
         raise ValueError(f"batch_size must be a positive multiple of the {world} processes, "
                          f"got {batch_size}")
-    if not 0 <= rank < world: raise ValueError(f"rank must lie in 0 .. {world - 1}, got {rank}")
+    if not isinstance(rank, int) or not 0 <= rank < world:
+        raise ValueError(f"rank must lie in 0 .. {world - 1}, got {rank!r}")
     if flip and images.ndim != 4:
         raise ValueError(f"flip needs images (N, C, H, W), got {tuple(images.shape)}: "
                          f"set flip=False")
@@ -241,15 +282,17 @@ class Batches(_Stream):
     """
 
     def __init__(self,
-                 images: Tensor | Images,      # (N, ...): uint8 images, or floats taken as they are
+                 images: Array | Images,       # (N, ...): uint8 images, or floats taken as they are
                  batch_size: int,              # of all processes together
                  seed: int = 0,                # of the order and the mirroring
                  flip: bool = False,           # mirror each left to right with probability 1/2
                  device: str | torch.device = "cpu",  # where the batches are made
                  rank: int = 0,                # this process, 0 .. world - 1
                  world: int = 1,               # processes; their number must divide `batch_size`
-                 labels: Tensor | None = None, # long (N,): what each image is, handed out with it
+                 labels: Array | None = None,  # long (N,): what each image is, handed out with it
                 ):
+        images = as_images(images)
+        labels = None if labels is None else as_tensor("labels", labels)
         _check_batches(images, batch_size, flip, rank, world, labels)
         super().__init__(len(images), batch_size, seed, rank, world)
         self.flip: bool = flip
@@ -292,6 +335,8 @@ def swiss_roll(n: int,                                     # points
                noise: float = 0.05,                        # standard deviation across the roll
               ) -> Tensor:                                 # (n, 2), float32, about unit variance
     "Points on a spiral of one and a half turns."
+    n, generator = whole_number("n", n, 0), one_generator(generator)
+    if not lies(noise, 0): raise ValueError(f"noise must be 0 or more, and finite, got {noise!r}")
     angle = 1.5 * math.pi * (1 + 2 * torch.rand(n, generator=generator))
     x = torch.stack([angle * angle.cos(), angle * angle.sin()], dim=1) / (2.25 * math.pi)
     return x + noise * torch.randn(n, 2, generator=generator)
@@ -301,36 +346,45 @@ class _MixtureDensity:
     "What a mixture of equal round Gaussians is made of, and its density."
 
     def __init__(self,
-                 means: Tensor,  # the centres, (K, D)
+                 means: Array,   # the centres, (K, D)
                  std: float,     # of each, in every direction
                 ):
-        if means.ndim != 2 or not std > 0:
+        means = as_tensor("means", means)
+        if means.ndim != 2 or 0 in means.shape or not lies(std, 0) or std == 0:
             raise ValueError(f"means must be (K, D) and std above 0, "
-                             f"got {tuple(means.shape)} and {std}")
+                             f"got {tuple(means.shape)} and {std!r}")
+        if not (means.is_floating_point() and means.isfinite().all()):
+            raise ValueError(f"means must be floating point and finite, got {means}")
         self.means: Tensor = means
         self.std: float = float(std)
 
     def _log_terms(self, x: Tensor) -> Tensor:  # (B, D) -> (B, K), nats
         "The logarithm of each term of the sum."
+        if x.shape[1:] != self.means.shape[1:] or not x.is_floating_point():
+            raise ValueError(f"x must be floating point, of shape (B, {self.means.shape[1]}), got "
+                             f"{x.dtype} of shape {tuple(x.shape)}")
         square = (x[:, None] - self.means.to(x)).square().sum(-1)
         log_z = x.shape[1] / 2 * math.log(2 * math.pi * self.std**2) + math.log(len(self.means))
         return -square / (2 * self.std**2) - log_z
 
-    def log_prob(self, x: Tensor) -> Tensor:    # (B, D) -> (B,), nats
+    def log_prob(self, x: Array) -> Tensor:     # (B, D) -> (B,), nats
         "The logarithm of the density."
-        return self._log_terms(x).logsumexp(1)
+        return self._log_terms(as_tensor("x", x)).logsumexp(1)
 
 # %% ../nbs/07_data.ipynb #d48e9e5e
 class Mixture(_MixtureDensity):
     "Equal round Gaussians in the plane, or any space: a distribution known to the last detail."
 
-    def score(self, x: Tensor) -> Tensor:  # (B, D) -> (B, D)
+    def score(self, x: Array) -> Tensor:   # (B, D) -> (B, D)
         "The gradient of `log_prob`."
+        x = as_tensor("x", x)
         weight = self._log_terms(x).softmax(1)
         return (weight @ self.means.to(x) - x) / self.std**2
 
     def noised(self, alpha_bar: float) -> "Mixture":
         "The distribution of x_t when x_0 is drawn from this one (eq. 4): again such a mixture."
+        if not lies(alpha_bar, 0, 1):
+            raise ValueError(f"alpha_bar must lie in [0, 1], got {alpha_bar!r}")
         variance = alpha_bar * self.std**2 + 1 - alpha_bar
         return Mixture(math.sqrt(alpha_bar) * self.means, math.sqrt(variance))
 
@@ -339,6 +393,7 @@ class Mixture(_MixtureDensity):
                generator: torch.Generator | None = None,  # for the draws
               ) -> Tensor:                                # (n, D), dtype of `means`
         "Independent points: a centre each, and noise around it."
+        n, generator = whole_number("n", n, 0), one_generator(generator)
         k = torch.randint(len(self.means), (n,), generator=generator)
         shape, dtype = (n, self.means.shape[1]), self.means.dtype
         return self.means[k] + self.std * torch.randn(shape, generator=generator, dtype=dtype)
@@ -346,11 +401,11 @@ class Mixture(_MixtureDensity):
     @classmethod
     def ring(cls, k: int = 8, radius: float = 1.5, std: float = 0.1) -> "Mixture":
         "k centres on a circle."
-        angle = torch.arange(k) * (2 * math.pi / k)
+        angle = torch.arange(whole_number("k", k)) * (2 * math.pi / k)
         return cls(radius * torch.stack([angle.cos(), angle.sin()], dim=1), std)
 
     @classmethod
     def grid(cls, k: int = 5, spacing: float = 0.75, std: float = 0.08) -> "Mixture":
         "k x k centres on a square lattice."
-        line = spacing * (torch.arange(k) - (k - 1) / 2)
+        line = spacing * (torch.arange(whole_number("k", k)) - (k - 1) / 2)
         return cls(torch.cartesian_prod(line, line), std)

@@ -48,8 +48,9 @@ def _check_data(x: Tensor) -> None:
 def same_shape(x: Tensor, **others: Tensor) -> None:
     "Refuse tensors whose shape is not that of `x`, by name."
     for name, other in others.items():
-        if other.shape != x.shape:
-            raise ValueError(f"{name} must have shape {tuple(x.shape)}, got {tuple(other.shape)}")
+        got = tuple(other.shape) if isinstance(other, Tensor) else type(other).__name__
+        if got != tuple(x.shape):
+            raise ValueError(f"{name} must have shape {tuple(x.shape)}, got {got}")
 
 # %% ../nbs/02_diffusion.ipynb #0c83ee80
 def noise_like(x: Tensor,              # data, floating point
@@ -58,21 +59,29 @@ def noise_like(x: Tensor,              # data, floating point
     "The noise that was handed in, if it fits; fresh noise if there is none."
     if noise is None: return torch.randn_like(x)
     same_shape(x, noise=noise)
+    if not noise.is_floating_point():
+        raise ValueError(f"noise must be floating point, standard normal, got {noise.dtype}")
     return noise.to(x.dtype)
 
 # %% ../nbs/02_diffusion.ipynb #4e910041
 Generators = torch.Generator | Sequence[torch.Generator]    # one for all items, or one for each
 
 
-def _one_each(generator: Generators | None, items: int) -> Sequence[torch.Generator]:
+def one_generator(generator: Generators | None, also: str = "") -> torch.Generator | None:
+    "What is one for all items, or none at all."
+    if generator is None or isinstance(generator, torch.Generator): return generator
+    raise ValueError(f"generator must be a torch.Generator, got {generator!r}; "
+                     f"torch.Generator().manual_seed(0) makes one{also}")
+
+
+def one_each(generator: Generators | None, items: int) -> Sequence[torch.Generator]:
     "The generators of a batch whose items have one each; none if they share what there is."
-    if generator is None or isinstance(generator, torch.Generator): return ()
     if isinstance(generator, Sequence) and all(isinstance(g, torch.Generator) for g in generator):
         if len(generator) == items: return generator
         raise ValueError(f"generator must be one for all, or one for each of the {items} items, "
                          f"got {len(generator)}")
-    raise ValueError(f"generator must be a torch.Generator, got {generator!r}; "
-                     "torch.Generator().manual_seed(0) makes one (a list has one for each item)")
+    one_generator(generator, also=" (a list has one for each item)")
+    return ()
 
 # %% ../nbs/02_diffusion.ipynb #7398b1f4
 def randn(shape: tuple[int, ...],                # what to draw
@@ -80,7 +89,7 @@ def randn(shape: tuple[int, ...],                # what to draw
           generator: Generators | None = None,   # its device is where the numbers are drawn
           ) -> Tensor:                           # standard normal
     "Standard normal noise. A CPU generator gives the same numbers whatever the device of `like`."
-    own = _one_each(generator, shape[0] if shape else 0)
+    own = one_each(generator, shape[0] if shape else 0)
     one = None if isinstance(generator, Sequence) else generator
     device = like.device if (first := own[0] if own else one) is None else first.device
     pinned = device.type == "cpu" and like.device.type == "cuda"     # so that nobody waits

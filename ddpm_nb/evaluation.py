@@ -6,7 +6,7 @@ __all__ = ['Statistics', 'frechet_distance', 'inception_score']
 # %% ../nbs/09_evaluation.ipynb #8e878718
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import NamedTuple, Protocol, cast
@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .bound import _check_levels, _to_double, decoder_nll, posterior_kl, prior_bits_per_dim
-from .data import Images, to_model
-from .diffusion import randn
+from .data import Array, Images, _check_train, as_images, as_tensor, to_model
+from .diffusion import Generators, _check_data, one_each, randn
 from .objective import ReverseProcess, _Watched
+from .schedules import whole_number
 
 # %% ../nbs/09_evaluation.ipynb #2649b446
 def strata(T: int,       # steps of the diffusion
            count: int,   # how many parts, 2 .. T (1, if T is 1)
            ) -> list[tuple[int, int]]:   # `count` intervals low .. high - 1, in order
     "A partition of 0 .. T-1: a quarter of the parts are single steps, the others grow from there."
-    if count not in range(min(2, T), T + 1):
-        raise ValueError(f"terms must be a whole number in {min(2, T)} .. {T}, got {count!r}")
+    count = whole_number("terms", count, min(2, T), T)
     alone = count if count == T else max(1, count // 4)
     edges = list(range(alone + 1))
     for left in range(count - alone, 0, -1):     # a geometric series, as far as whole numbers go
@@ -34,13 +34,15 @@ def strata(T: int,       # steps of the diffusion
     return list(zip(edges[:-1], edges[1:]))
 
 # %% ../nbs/09_evaluation.ipynb #bab2e66b
-def _drawn(low: int, high: int, count: int, generator: torch.Generator | None) -> Tensor:
+def _drawn(low: int, high: int, count: int, generator: Generators | None) -> Tensor:
     "A step of low .. high - 1 for each image, uniform."
+    if isinstance(generator, Sequence):
+        return torch.cat([torch.randint(low, high, (1,), generator=g) for g in generator])
     return torch.randint(low, high, (count,), generator=generator)
 
 
 def _estimate(d: ReverseProcess, model: Callable[[Tensor, Tensor], Tensor], x0: Tensor,
-              parts: list[tuple[int, int]], generator: torch.Generator | None, clip: bool,
+              parts: list[tuple[int, int]], generator: Generators | None, clip: bool,
               ) -> tuple[Tensor, Tensor]:    # bits/dim, float64 (B,): the bound, and its L_0
     "One term of each part, times the number of terms in it."
     total, decoder = prior_bits_per_dim(d, x0).double(), torch.zeros(0)
@@ -75,24 +77,29 @@ class Likelihood(NamedTuple):
 @torch.no_grad()
 def likelihood(d: ReverseProcess,                           # the diffusion
                model: Callable[[Tensor, Tensor], Tensor],   # model(x_t, t), in eval mode
-               images: Tensor,             # (N, ...): uint8, or float in [-1, 1]
+               images: Array,              # (N, ...): uint8, or float in [-1, 1]
                terms: int | None = None,   # drawn for each image, 2 .. T; all T if None
                batch: int = 64,            # images at once
-               generator: torch.Generator | None = None,    # for the noise and the steps
+               generator: Generators | None = None,  # for noise and steps: one, or one an image
                clip: bool = True,          # clip x0-hat to [-1, 1], as the paper's evaluation
                progress: bool = False,     # show a bar
                ) -> Likelihood:            # bits/dim of each image
     "The bound over a data set: the paper's estimator, or a cheap unbiased one (eq. 5)."
+    images, batch = as_tensor("images", images), whole_number("batch", batch)
+    if images.dtype != torch.uint8: _check_data(images)
     if len(images) == 0: raise ValueError("there is no image to measure")
     parts, watched, found = strata(d.T, d.T if terms is None else terms), _Watched(model), []
-    for x in tqdm(images.split(batch), disable=not progress, desc="bits/dim"):
+    own = one_each(generator, len(images))
+    for start in tqdm(range(0, len(images), batch), disable=not progress, desc="bits/dim"):
+        x = images[start:start + batch]
         x0 = (to_model(x) if x.dtype == torch.uint8 else x).to(d.device)
+        draws = own[start:start + batch] or generator
         if terms is None:
-            all_of_it = d.bits_per_dim(watched, x0, None, generator, clip)
+            all_of_it = d.bits_per_dim(watched, x0, None, draws, clip)
             found.append((all_of_it["total"].double(), all_of_it["vb"][:, 0].double()))
         else:
             if d.decoder == "discretized": _check_levels(x0)
-            found.append(_estimate(d, watched, x0, parts, generator, clip))
+            found.append(_estimate(d, watched, x0, parts, draws, clip))
     watched.check()
     total, decoder = (torch.cat(values).cpu() for values in zip(*found))
     return Likelihood(total, decoder, len(parts))
@@ -108,22 +115,23 @@ class Extractor(Protocol):
 
 # %% ../nbs/09_evaluation.ipynb #6e159289
 def extract(extractor: Extractor,       # what to call
-            images: Tensor | Images,    # uint8 (N, C, H, W)
+            images: Array | Images,     # uint8 (N, C, H, W)
             batch: int = 500,           # images at once
             progress: bool = False,     # show a bar
             ) -> tuple[Tensor, Tensor]:   # features (N, D), probabilities (N, K)
     "Features of a whole set of images, batch by batch."
+    images = as_images(images)
     if len(images) == 0: raise ValueError("there is no image to take features of")
-    parts = torch.arange(len(images)).split(batch)
+    parts = torch.arange(len(images)).split(whole_number("batch", batch))
     found = [extractor(images[i]) for i in tqdm(parts, disable=not progress, desc="features")]
     features, probabilities = (torch.cat(values) for values in zip(*found))
     return features, probabilities
 
 # %% ../nbs/09_evaluation.ipynb #4527011e
 def _check_features(features: Tensor) -> None:
-    if not isinstance(features, Tensor) or features.ndim != 2 or 0 in features.shape:
-        got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise ValueError(f"features must be a tensor of shape (N, D), one row an image, got {got}")
+    if features.ndim != 2 or 0 in features.shape:
+        raise ValueError("features must be a tensor of shape (N, D), one row an image, got "
+                         f"{tuple(features.shape)}")
     if not features.is_floating_point():
         raise ValueError(f"features must be floating point, got {features.dtype}")
     bad = int((~features.isfinite().all(1)).sum())
@@ -131,31 +139,38 @@ def _check_features(features: Tensor) -> None:
                              "(NaN or infinity): look at those images, and at the extractor")
 
 
-def _check_moments(mean: Tensor, covariance: Tensor, count: int) -> None:
-    if mean.ndim != 1 or covariance.shape != (len(mean),) * 2:
+def _check_moments(mean: Tensor, covariance: Tensor) -> None:
+    if mean.ndim != 1 or len(mean) == 0 or covariance.shape != (len(mean),) * 2:
         raise ValueError(f"mean and covariance must have shapes (D,) and (D, D), got "
                          f"{tuple(mean.shape)} and {tuple(covariance.shape)}")
     if not (mean.isfinite().all() and covariance.isfinite().all()):
         raise ValueError("mean and covariance must be finite")
-    if count < 1: raise ValueError(f"count must be 1 or more, got {count}")
+    off = (covariance - covariance.T).abs().max().item()
+    if off > 1e-5 * covariance.abs().max().item():
+        raise ValueError(f"a covariance is symmetric, this one is off by {off:.3g}")
 
 # %% ../nbs/09_evaluation.ipynb #215bbc47
 @dataclass(frozen=True, eq=False)
 class Statistics:
     "A set of images as a Gaussian in feature space: all that the Fréchet distance looks at."
-    mean: Tensor           # float64, (D,)
-    covariance: Tensor     # float64, (D, D)
+    mean: Tensor           # (D,), of any dtype, as an array too; kept in float64
+    covariance: Tensor     # (D, D), likewise
     count: int             # images it was made of
     extractor: str = ""    # the name of what computed the features; "" if not known
 
-    def __post_init__(self) -> None: _check_moments(self.mean, self.covariance, self.count)
+    def __post_init__(self) -> None:
+        whole_number("count", self.count)
+        for name in ("mean", "covariance"):
+            object.__setattr__(self, name, _to_double(as_tensor(name, getattr(self, name))))
+        _check_moments(self.mean, self.covariance)
 
     @classmethod
     def of(cls,
-           features: Tensor,       # (N, D), any float dtype, any device
+           features: Array,        # (N, D), any float dtype, any device
            extractor: str = "",    # the name of what computed them
            ) -> "Statistics":      # on the CPU
         "Mean and covariance (over N - 1), in float64; memory does not grow with N."
+        features = as_tensor("features", features)
         _check_features(features)
         n, parts = len(features), features.split(4096)
         mean = torch.stack([_to_double(x).sum(0) for x in parts]).sum(0) / n
@@ -178,6 +193,9 @@ class Statistics:
 
 # %% ../nbs/09_evaluation.ipynb #bd94ef74
 def _check_pair(a: Statistics, b: Statistics) -> None:
+    if other := [type(s).__name__ for s in (a, b) if not isinstance(s, Statistics)]:
+        raise ValueError(f"a distance is between two Statistics, got {other[0]}: Statistics.of"
+                         "(features) makes one")
     if a.extractor and b.extractor and a.extractor != b.extractor:
         raise ValueError(f"these statistics were made by two extractors, {a.extractor!r} and "
                          f"{b.extractor!r}: a distance between them means nothing")
@@ -219,18 +237,16 @@ def expected_bias(truth: Statistics,   # the Gaussian that is drawn from
                   count: int,          # images drawn
                   ) -> float:
     "How far `count` draws of a Gaussian lie from it, on average; to first order in 1/count."
+    count = whole_number("count", count)
     v = torch.linalg.eigvalsh(truth.covariance).clamp(min=0)
     pairs = v[:, None] * v / (v[:, None] + v).clamp(min=1e-300)
     return ((v.sum() + (pairs.sum() + pairs.trace()) / 2) / count).item()
 
 # %% ../nbs/09_evaluation.ipynb #b8c2a6e5
-def _check_probabilities(p: Tensor, splits: int) -> None:
+def _check_probabilities(p: Tensor) -> None:
     if p.ndim != 2 or 0 in p.shape or not p.is_floating_point():
         raise ValueError("probabilities must be floating point, of shape (N, C), one row an image, "
                          f"got {p.dtype} of shape {tuple(p.shape)}")
-    if not isinstance(splits, int) or not 1 <= splits <= len(p):
-        raise ValueError(f"splits must be a whole number in 1 .. {len(p)}, the number of images, "
-                         f"got {splits!r}")
     off = (p.double().sum(1) - 1).abs().max().item()
     if not (p >= 0).all() or not off < 0.01:
         raise ValueError("each row of probabilities must be 0 or more and add up to 1: these are "
@@ -238,13 +254,14 @@ def _check_probabilities(p: Tensor, splits: int) -> None:
                          "of logits, take the softmax")
 
 # %% ../nbs/09_evaluation.ipynb #9cea731b
-def inception_score(probabilities: Tensor,   # (N, C), of the classes; rows in random order
+def inception_score(probabilities: Array,    # (N, C), of the classes; rows in random order
                     splits: int = 10,        # parts of equal size, scored one by one
                     ) -> tuple[float, float]:   # mean and standard deviation over the parts
     "exp of the mean divergence of p(y given x) from its average: 1 at worst, C at best."
-    _check_probabilities(probabilities, splits)
-    scores = torch.stack([_score(_to_double(part))
-                          for part in probabilities.tensor_split(splits)])
+    p = as_tensor("probabilities", probabilities)
+    _check_probabilities(p)
+    splits = whole_number("splits", splits, 1, len(p), ", the number of images")
+    scores = torch.stack([_score(_to_double(part)) for part in p.tensor_split(splits)])
     return scores.mean().item(), scores.std(unbiased=False).item()
 
 
@@ -290,13 +307,15 @@ class Classifier(nn.Module):
         return self.head(self.features(x))
 
 # %% ../nbs/09_evaluation.ipynb #e606f11b
-def _check_pixels(images: Tensor, shape: tuple[int, ...]) -> None:
+def _check_pixels(images: Array, shape: tuple[int, ...]) -> Tensor:
+    images = as_tensor("images", images)
     if images.dtype != torch.uint8:
         raise ValueError(f"images must be uint8, 0 .. 255, got {images.dtype}: turn what lies in "
                          "[-1, 1] back with to_uint8")
     if images.ndim != 4 or images.shape[1:] != shape:
         raise ValueError(f"images must have shape (B, {', '.join(map(str, shape))}), got "
                          f"{tuple(images.shape)}")
+    return images
 
 # %% ../nbs/09_evaluation.ipynb #e9dd32d2
 class _OwnExtractor:
@@ -316,7 +335,7 @@ class _OwnExtractor:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         "uint8 (B, 3, 32, 32) -> features (B, 256), probabilities (B, 10)."
-        _check_pixels(images, (3, 32, 32))
+        images = _check_pixels(images, (3, 32, 32))
         x = to_model(images.to(self.device)).contiguous(memory_format=torch.channels_last)
         features = self.net.features(x)
         return features, self.net.head(features).softmax(1)
@@ -342,6 +361,7 @@ def cifar10_extractor(device: str | torch.device = "cpu",    # where to compute
 def cifar10_statistics(train: bool = True,    # of the 50,000 training images, or the 10,000 others
                        ) -> Statistics:       # in the features of `cifar10_extractor`
     "CIFAR-10 as our classifier sees it; it came with the package, so no image is needed."
+    _check_train(train)
     part = "train" if train else "test"
     stored, name = _asset("statistics.safetensors"), _OwnExtractor.name
     mean, rows = stored[f"{part}.mean"].double(), stored[f"{part}.covariance"].double()
@@ -350,22 +370,25 @@ def cifar10_statistics(train: bool = True,    # of the 50,000 training images, o
     return Statistics(mean, lower + lower.tril(-1).T, 50_000 if train else 10_000, name)
 
 # %% ../nbs/09_evaluation.ipynb #bcc35e54
-def _check_neighbours(queries: Tensor, references: Tensor, k: int) -> None:
-    if 0 in (len(queries), len(references)) or queries.shape[1:] != references.shape[1:]:
+def _check_neighbours(queries: Tensor, references: Tensor) -> None:
+    if 0 in (*queries.shape[:1], *references.shape[:1]) or queries.shape[1:] != references.shape[1:]:
         raise ValueError("queries and references must be items of one shape, one or more of each, "
                          f"got {tuple(queries.shape)} and {tuple(references.shape)}")
-    if not isinstance(k, int) or not 1 <= k <= len(references):
-        raise ValueError(f"k must be a whole number in 1 .. {len(references)}, the number of "
-                         f"references, got {k!r}")
+    for name, x in (("queries", queries), ("references", references)):
+        if x.is_floating_point() and not x.isfinite().all():
+            raise ValueError(f"{name} must be finite")
 
 # %% ../nbs/09_evaluation.ipynb #85043884
-def nearest(queries: Tensor,       # (Q, ...), any dtype: pixels, features, ...
-            references: Tensor,    # (R, ...), items of the same shape
+def nearest(queries: Array,        # (Q, ...), any dtype: pixels, features, ...
+            references: Array,     # (R, ...), items of the same shape
             k: int = 1,            # how many neighbours, 1 .. R
             chunk: int = 4096,     # references at once
             ) -> tuple[Tensor, Tensor]:    # Euclidean distances, float64, and indices: (Q, k)
     "The nearest references of each query, nearest first."
-    _check_neighbours(queries, references, k)
+    queries, references = as_tensor("queries", queries), as_tensor("references", references)
+    _check_neighbours(queries, references)
+    chunk = whole_number("chunk", chunk)
+    k = whole_number("k", k, 1, len(references), ", the number of references")
     q, best, index = queries.flatten(1).float(), [], []
     centre = q.mean(0)
     q = q - centre

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .bound import DECODERS, ReverseStep, decoder_nll, posterior_kl, variational_bound
-from .diffusion import ForwardProcess, extract, noise_like
-from .schedules import NoiseSchedule, look_up
+from .diffusion import ForwardProcess, Generators, extract, noise_like
+from .schedules import NoiseSchedule, lies, look_up
 
 # %% ../nbs/04_objective.ipynb #224d4577
 class _Constants(ForwardProcess):
@@ -285,7 +285,7 @@ class _ReverseChain(_Reading):
                      x0: Tensor,                # data, shape (B, ...), in [-1, 1]; k/127.5 - 1 if
                                                 # the decoder is the discretized one
                      chunk: int | None = None,  # time steps at once; by default, 128 items a call
-                     generator: torch.Generator | None = None,    # for the noise
+                     generator: Generators | None = None,    # for the noise: one, or one an item
                      clip: bool = True,         # clip x0-hat to [-1, 1], as the paper's evaluation
                      progress: bool = False,    # show a bar
                      ) -> dict[str, Tensor]:    # bits/dim: "total", "prior" (B,), "vb" (B, T);
@@ -445,6 +445,7 @@ class _KnownData:
                  t: Tensor,       # long, shape (B,), of the schedule of `d`
                  ) -> Tensor:     # nats, shape (B,)
         "log q(x_t), the density of noisy data."
+        self.d.original.check(x_t, t)
         return self._log_joint(x_t, t).logsumexp(1).to(x_t.dtype)
 
 # %% ../nbs/04_objective.ipynb #c05f96b5
@@ -456,6 +457,7 @@ class _KnownPosterior(_KnownData):
                 t: Tensor,        # long, shape (B,), of the schedule of `d`
                 ) -> tuple[Tensor, Tensor]:    # shape of `x_t`, each
         "Mean and variance of x_0 given x_t, element by element."
+        self.d.original.check(x_t, t)
         x = x_t.to(self.points.dtype)
         return self._mean(x, t).to(x_t.dtype), self._variance(x, t).to(x_t.dtype)
 
@@ -476,10 +478,13 @@ class _KnownPosterior(_KnownData):
 
 # %% ../nbs/04_objective.ipynb #1815347b
 def _check_points(points: Tensor, std: float) -> None:
+    if not isinstance(points, Tensor):
+        raise ValueError(f"points must be a tensor of shape (N, ...), got {type(points).__name__}")
     if points.ndim == 0 or len(points) == 0 or not points.is_floating_point():
         raise ValueError(f"points must be floating point, of shape (N, ...), got {points.dtype} "
                          f"of shape {tuple(points.shape)}")
-    if not std >= 0: raise ValueError(f"std must be 0 or more, got {std}")
+    if not points.isfinite().all(): raise ValueError("points must be finite")
+    if not lies(std, 0): raise ValueError(f"std must be 0 or more, and finite, got {std}")
 
 # %% ../nbs/04_objective.ipynb #596b7f7a
 class IdealDenoiser(_KnownPosterior):
@@ -502,6 +507,7 @@ class IdealDenoiser(_KnownPosterior):
                  t: Tensor,       # long, shape (B,), of the schedule of `d`
                  ) -> Tensor:     # shape of `x_t`, or with a learned variance twice its channels
         "The expectation of the target given x_t: what a perfectly trained network would say."
+        self.d.original.check(x_t, t)
         how, asked = VARIANCES[self.d.variance], PREDICTIONS[self.d.prediction]
         d, x = self.d.original, x_t.to(self.points.dtype)
         x0 = self._mean(x, t)

@@ -5,7 +5,7 @@ __all__ = ['SAMPLERS', 'State', 'GaussianDiffusion']
 
 # %% ../nbs/05_sampling.ipynb #ebf7ec62
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from inspect import signature
 from typing import Any, NamedTuple, Self
 
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .diffusion import Generators, randn, same_shape
+from .diffusion import Generators, _check_data, randn, same_shape
 from .objective import ReverseProcess, _Watched
-from .schedules import SPACINGS, look_up
+from .schedules import SPACINGS, lies, look_up, whole_number
 
 # %% ../nbs/05_sampling.ipynb #4dd6b20e
 class State(NamedTuple):
@@ -67,10 +67,10 @@ def _checked_options(sampler: str, options: dict[str, Any]) -> dict[str, Any]:
     "What to hand to the sampler; eta = 0, no noise besides the sampler's, suits all of them."
     look_up("sampler", sampler, SAMPLERS)
     takes, eta = _options_of(sampler), options.get("eta", 0.0)
-    if not 0 <= eta <= 1 or (eta and "eta" not in takes):
+    if not lies(eta, 0, 1) or (eta and "eta" not in takes):
         others = ", ".join(name for name in SAMPLERS if "eta" in _options_of(name))
         raise ValueError(f"eta must lie in [0, 1], and be 0 with any sampler but {others}, "
-                         f"got eta={eta} with {sampler!r}")
+                         f"got eta={eta!r} with {sampler!r}")
     for name in options:
         if name not in takes and name != "eta":
             raise ValueError(f"sampler {sampler!r} has no option {name!r}, it has "
@@ -80,16 +80,22 @@ def _checked_options(sampler: str, options: dict[str, Any]) -> dict[str, Any]:
 # %% ../nbs/05_sampling.ipynb #e52efff5
 def _first_index(T: int, start: int | None) -> int:
     "The index to begin at: the last, unless another is named."
-    if start is None: return T - 1
-    if not (isinstance(start, int) and 0 <= start < T):
-        raise ValueError(f"start must be a whole number in 0 .. {T - 1}, got {start!r}")
-    return start
+    return T - 1 if start is None else whole_number("start", start, 0, T - 1)
 
 # %% ../nbs/05_sampling.ipynb #0f12f284
+def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    "(B, ...), if it is that."
+    if isinstance(shape, (tuple, list)) and shape:
+        return tuple(whole_number("each number of shape", n, 0) for n in shape)
+    raise ValueError(f"shape must be that of what to sample, (B, ...), got {shape!r}")
+
+
 def _first_state(shape: tuple[int, ...], noise: Tensor | None, device: torch.device,
                  generator: Generators | None) -> Tensor:
     "The noise to begin with; never in half precision."
     if noise is None: noise = randn(shape, torch.empty(0, device=device), generator)
+    if not isinstance(noise, Tensor):
+        raise ValueError(f"noise must be a tensor of shape {shape}, got {type(noise).__name__}")
     if not noise.is_floating_point():
         raise ValueError(f"noise must be floating point, standard normal, got {noise.dtype}")
     if noise.shape != shape:
@@ -132,11 +138,12 @@ class _Trajectories(ReverseProcess):
         FloatingPointError after the last, if an answer of the model was NaN or infinite.
         """
         options = _checked_options(sampler, options)
+        if steps is not None: steps = whole_number("steps", steps, 1, self.T)
         spacing = _spacing_for(sampler, steps, spacing)
         look_up("spacing", spacing, SPACINGS)
         d = self if steps is None else self.respaced(steps, spacing)
         start = _first_index(d.T, start)
-        x = _first_state(tuple(shape), noise, self.device, generator)
+        x = _first_state(_checked_shape(shape), noise, self.device, generator)
         # inference mode is on while the sampler works, off while the caller looks
         run, watched = torch.inference_mode()(SAMPLERS[sampler]), _Watched(model)
         states = run(d, watched, x, start, clip, generator, **options)
@@ -167,7 +174,7 @@ class _Samples(_Trajectories):
         """
         states = self.trajectory(model, shape, sampler, steps, generator, noise=noise, start=start,
                                  clip=clip, spacing=spacing, **options)
-        total = (self.T if steps is None else steps) if start is None else start + 1
+        total = (steps or self.T) if start is None else start + 1
         for state in tqdm(states, total=total, disable=not progress, desc=sampler):
             if callback: callback(state)
         return state.x.clone()    # an ordinary tensor again
@@ -190,8 +197,10 @@ class GaussianDiffusion(_Samples):
                     progress: bool = True,       # show a bar
                     ) -> Tensor:                 # shape of `x0_a`
         "Encode both ends at `t`, mix the latents, and decode by algorithm 2 (figure 8)."
+        _check_data(x0_a)
         same_shape(x0_a, x0_b=x0_b)
-        if not 0 <= weight <= 1: raise ValueError(f"weight must lie in [0, 1], got {weight}")
+        if not lies(weight, 0, 1): raise ValueError(f"weight must lie in [0, 1], got {weight}")
+        t = whole_number("t", t, 0, self.T - 1)
         noises = (randn(x0.shape, x0, generator) for x0 in (x0_a, x0_b))
         a, b = (self.q_sample(x0, _at(t, x0), z) for x0, z in zip((x0_a, x0_b), noises))
         return self.sample(model, x0_a.shape, generator=generator, progress=progress,
@@ -294,7 +303,8 @@ def _multistep(d: ReverseProcess, model: Callable[[Tensor, Tensor], Tensor], x: 
                step: Callable[[Tensor, int, int, _Known], Tensor],       # from index to index
                ) -> Iterator[State]:
     "Predict with the last `order` answers; correct steps shorter than `within` with one more."
-    if order not in (1, 2, 3): raise ValueError(f"order must be 1, 2 or 3, got {order!r}")
+    if isinstance(order, bool | float) or order not in (1, 2, 3):
+        raise ValueError(f"order must be 1, 2 or 3, got {order!r}")
     lambdas, before = _half_log_snr(d), x
     known: _Known = []
     for i in range(start, -1, -1):

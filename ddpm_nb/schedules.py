@@ -7,7 +7,7 @@ __all__ = ['SCHEDULES', 'SPACINGS', 'NoiseSchedule', 'look_up']
 import math
 from collections.abc import Callable, Iterable
 from numbers import Integral
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,8 @@ def _vector(name: str, values: object, dtype: torch.dtype) -> Tensor:
     if v.ndim != 1 or len(v) == 0:
         shape = tuple(v.shape)
         raise ValueError(f"{name} must be a non-empty vector of shape (T,), got shape {shape}")
-    if v.is_complex() or (dtype == torch.long and v.is_floating_point()):
+    rough = dtype == torch.long and v.is_floating_point()
+    if v.is_complex() or v.dtype == torch.bool or rough:
         kind = "whole" if dtype == torch.long else "real"
         raise ValueError(f"{name} must be {kind} numbers, got {v.dtype}")
     return v.detach().to(dtype, copy=True)
@@ -121,12 +122,33 @@ def _constant(T: int, beta_end: float) -> Tensor:
 def _jsd(T: int) -> Tensor: return 1 / torch.arange(T, 0, -1, dtype=torch.float64, device="cpu")
 
 # %% ../nbs/01_schedules.ipynb #af888012
+#| code-fold: true
+#| code-summary: Checks of numbers, for all chapters
+def whole_number(name: str,                 # of the argument, as the caller knows it
+          value: object,             # what came; a bool is no number here
+          low: int = 1,              # the least there may be
+          high: int | None = None,   # the most; None: any
+          what: str = "",            # ... and what that is, in words
+          ) -> int:
+    "A whole number in a range, of Python's kind; anything else is refused in words."
+    if isinstance(value, Integral) and not isinstance(value, bool) and low <= value:
+        if high is None or value <= high: return int(value)
+    span = f", {low} or more" if high is None else f" in {low} .. {high}"
+    raise ValueError(f"{name} must be a whole number{span}{what}, got {value!r}")
+
+
+def lies(value: Any, low: float, high: float = math.inf) -> bool:
+    "Does a number lie in low .. high? One that is infinite does not, nor does what is no number."
+    try: return not isinstance(value, bool) and bool(low <= value <= high and value < math.inf)
+    except (TypeError, ValueError, RuntimeError): return False
+
+
 def _check(T: int, **betas: float) -> None:
     "Refuse a wrong number of steps, and betas outside (0, 1]."
-    if not (isinstance(T, Integral) and T >= 1):
-        raise ValueError(f"T must be a whole number, 1 or more, got {T!r}")
+    whole_number("T", T)
     for name, beta in betas.items():
-        if not 0 < beta <= 1: raise ValueError(f"{name} must lie in (0, 1], got {beta}")
+        if not lies(beta, 0, 1) or beta == 0:
+            raise ValueError(f"{name} must lie in (0, 1], got {beta}")
 
 # %% ../nbs/01_schedules.ipynb #89eb0620
 class _PaperSchedules(_Tables):
@@ -190,7 +212,7 @@ class NoiseSchedule(_PaperSchedules):
                ) -> Self:
         "Nichol and Dhariwal's schedule: alpha_bar is a squared cosine, beta at most `max_beta`."
         _check(T, max_beta=max_beta)
-        if not 0 <= s < math.inf: raise ValueError(f"s must be 0 or more, and finite, got {s}")
+        if not lies(s, 0): raise ValueError(f"s must be 0 or more, and finite, got {s}")
         return cls(_cosine(T, s, max_beta))
 
     @classmethod
@@ -205,8 +227,7 @@ class NoiseSchedule(_PaperSchedules):
                  spacing: str = "even",   # which: a name in `SPACINGS`
                  ) -> Self:    # schedule of `steps` steps, whose `timesteps` point into this one
         "The same process seen at `steps` of its times; alpha_bars there are unchanged."
-        if not (isinstance(steps, Integral) and 1 <= steps <= self.T):
-            raise ValueError(f"steps must be a whole number in 1 .. {self.T}, got {steps!r}")
+        steps = whole_number("steps", steps, high=self.T)
         last = _increasing(look_up("spacing", spacing, SPACINGS)(self, steps), steps)
         if last[-1] != self.T - 1:
             raise ValueError(f"spacing {spacing!r} must end at index {self.T - 1}, where the noise "

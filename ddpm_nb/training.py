@@ -4,7 +4,7 @@
 __all__ = ['TrainConfig', 'EMA', 'TrainState', 'Update', 'train']
 
 # %% ../nbs/08_training.ipynb #dbf3dd7f
-import contextlib, copy, hashlib, math
+import contextlib, copy, math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple, get_type_hints
@@ -12,9 +12,10 @@ from typing import Any, NamedTuple, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from .data import _hashed
 from .diffusion import randn
 from .sampling import SAMPLERS, GaussianDiffusion
-from .schedules import look_up
+from .schedules import lies, look_up
 
 # %% ../nbs/08_training.ipynb #7fa8ffeb
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def _check(c: TrainConfig) -> None:
             raise ValueError(f"{name} must be of type {kind.__name__}, got {value!r}")
         least = int(kind is int and name != "warmup" and getattr(TrainConfig, name) > 0)
         if kind in (int, float) and not least <= value < math.inf:
-            raise ValueError(f"{name} must be {least} or more, got {value!r}")
+            finite = "" if math.isfinite(value) else ", and finite"
+            raise ValueError(f"{name} must be {least} or more{finite}, got {value!r}")
     if c.ema_decay >= 1: raise ValueError(f"ema_decay must lie in [0, 1), got {c.ema_decay}")
     look_up("precision", c.precision, PRECISIONS)
     look_up("sampler", c.sampler, SAMPLERS)
@@ -89,7 +91,8 @@ class EMA:
     "A copy of a model, its weights the exponential moving average of the model's."
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, warmup: bool = False):
-        if not 0 <= decay < 1: raise ValueError(f"decay must lie in [0, 1), got {decay}")
+        if not lies(decay, 0, 1) or decay == 1:
+            raise ValueError(f"decay must lie in [0, 1), got {decay!r}")
         self.decay, self.warmup = decay, warmup
         self.model: nn.Module = copy.deepcopy(model).eval().requires_grad_(False)
 
@@ -119,17 +122,12 @@ class LossByT:
         parts = torch.stack([self.sums, self.counts]).cpu().tensor_split(bins or len(self.sums), 1)
         return torch.div(*torch.stack([part.sum(1) for part in parts], 1))
 
-# %% ../nbs/08_training.ipynb #2addca50
-def _hashed(*parts: int | str) -> int:  # 0 .. 2^56 - 1
-    "A seed of its own for each list of words and numbers."
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
-
 # %% ../nbs/08_training.ipynb #740bd446
 def draw(x0: Tensor, T: int,     # this process's share of a batch, (B, ...); the diffusion's steps
          seed: int, step: int, rank: int = 0, world: int = 1,
         ) -> tuple[Tensor, Tensor]:  # t, long (B,), and noise, shape and dtype of `x0`
     "Lines 2 and 3: t and the noise after `step` updates, for process `rank` of `world`."
-    generator = torch.Generator().manual_seed(_hashed("t and noise", seed, step))
+    generator = torch.Generator().manual_seed(_hashed(("t and noise", seed, step)))
     mine = slice(len(x0) * rank, len(x0) * (rank + 1))
     t = torch.randint(T, (len(x0) * world,), generator=generator, device="cpu")
     noise = randn((len(t), *x0.shape[1:]), x0, generator)
@@ -178,10 +176,15 @@ def _unpacked(batch: Any, device: torch.device) -> tuple[Tensor, Tensor | None]:
     return x0, labels
 
 # %% ../nbs/08_training.ipynb #0efbe90f
+def losses_of(net: nn.Module, diffusion: GaussianDiffusion, x0, t, noise, labels=None) -> Tensor:
+    "The loss of each item, (B,); labels reach the network as its third argument."
+    model = net if labels is None else lambda x_t, t: net(x_t, t, labels)
+    return diffusion.losses(model, x0, t, noise)
+
+
 def _gradient(net: nn.Module, diffusion: GaussianDiffusion, x0, t, noise, labels) -> Tensor:
     "Leave the gradient of the mean loss in the weights' `.grad`; answer the loss of each item."
-    model = net if labels is None else lambda x_t, t: net(x_t, t, labels)
-    losses = diffusion.losses(model, x0, t, noise)
+    losses = losses_of(net, diffusion, x0, t, noise, labels)
     losses.mean().backward()
     return losses.detach()
 
@@ -203,7 +206,7 @@ def train(net: nn.Module,                 # net(x_t, t), or net(x_t, t, labels);
         x0, labels = _unpacked(batch, device)                             # line 1
         t, noise = draw(x0, diffusion.T, seed, step, rank, world)         # lines 2 and 3
         state.optimizer.zero_grad()
-        with _seeded(_hashed("dropout", seed, step, rank), device):
+        with _seeded(_hashed(("dropout", seed, step, rank)), device):
             losses = gradient(x0, t, noise, labels)                       # line 4: the gradient ...
         norm = nn.utils.clip_grad_norm_(net.parameters(), config.grad_clip or math.inf)
         lr = learning_rate(step, config)

@@ -334,12 +334,10 @@ def test_evaluate_prints_the_bound_and_its_standard_error(run, capsys):
     words = capsys.readouterr().out.split()
     bits, error = float(words[0]), float(words[2])
     model, d = runs.load_run(run)
-    generator = torch.Generator().manual_seed(0)
     images = data.digits(False)[0]
-    x0 = data.to_model(images[torch.randperm(len(images), generator=generator)[:6]])
-    with torch.no_grad():
-        parts = [d.bits_per_dim(model, x, generator=generator)["total"] for x in x0.split(3)]
-    total = torch.cat(parts)
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:6]
+    own = generators(0, chosen.tolist())
+    total = d.bits_per_dim(model, data.to_model(images[chosen]), generator=own)["total"]
     assert bits == pytest.approx(total.mean().item(), abs=1e-3)
     assert error == pytest.approx(total.std().item() / 6**0.5, abs=1e-3)
 
@@ -348,6 +346,20 @@ def evaluated(capsys, *words):
     capsys.readouterr()
     assert main(["evaluate", *map(str, words), "--quiet", "--device", "cpu"]) == 0
     return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("terms", [[], ["--terms", "4"]])
+def test_evaluate_gives_an_image_the_same_number_in_any_batch_and_company(run, capsys, terms):
+    "To rounding; another seed is another draw."
+    def found(n, batch, seed="0"):
+        words = ["--n", n, "--batch", batch, "--seed", seed, "--json", *terms]
+        told = json.loads(evaluated(capsys, run, *words))
+        return {image["index"]: image["bits_per_dim"] for image in told["images"]}
+    whole = found("8", "8")
+    for part in (found("8", "1"), found("8", "3"), found("5", "2")):
+        assert all(abs(bits - whole[i]) < 1e-4 for i, bits in part.items())
+    other = found("297", "99", "1")
+    assert min(abs(other[i] - bits) for i, bits in whole.items()) > 1e-4
 
 
 def test_evaluate_says_the_same_as_json_image_by_image(run, tmp_path, capsys):
@@ -460,6 +472,9 @@ def test_a_recipe_of_a_file_is_trained(run, tmp_path, capsys, monkeypatch):
     fails(capsys, ["train", "--config", "none.json"], "there is no file none.json")
     Path("bad.json").write_text('{"data": "digits"}')
     fails(capsys, ["train", "--config", "bad.json"], "bad.json is damaged (it has no 'unet')")
+    Path("bad.json").write_text(json.dumps(before | {"lr": 1, "split": "by hand"}))
+    fails(capsys, ["train", "--config", "bad.json"],
+          "unknown keys ['lr']; allowed: data, unet, train, diffusion, root, split, budget")
 
 
 def test_minutes_settle_the_updates(tmp_path, capsys):
@@ -715,6 +730,8 @@ def test_wrong_words_take_one_line(capsys):
      ["unknown key 'diffusion.beta_end'", "diffusion.s,"]),
     (["digits", "--set", "model.depth=1"], ["unknown key 'model.depth'", "unet.KEY"]),
     (["digits", "--set", "batch_size=many"], ["batch_size must be of type int, got 'many'"]),
+    (["digits", "--minutes", "inf"], ["minutes must be 0 or more, and finite, got inf"]),
+    (["digits", "--minutes", "nan"], ["minutes must be 0 or more, and finite, got nan"]),
     (["digits", "--set", "sampler=euler"], [f"one of {', '.join(sampling.SAMPLERS)}, got 'euler'"]),
     (["digits", "--set", "precision=fp8"], ["one of fp32, bf16, fp16"]),
     (["digits", "--set", "diffusion.schedule=sigmoid"],

@@ -277,6 +277,45 @@ def test_wrong_arguments_are_refused_in_words():
     with pytest.raises(ValueError, match="no image"): Batches(IMAGES[:0], 4)
 
 
+@pytest.mark.parametrize("call, match", [
+    (lambda: swiss_roll(9, generator=0), "generator must be a torch.Generator, got 0; .*seed"),
+    (lambda: swiss_roll(9.5), "n must be a whole number, 0 or more, got 9.5"),
+    (lambda: swiss_roll(9, noise=-1), "noise must be 0 or more, and finite, got -1"),
+    (lambda: swiss_roll(9, noise=math.nan), "noise must be 0 or more, and finite, got nan"),
+    (lambda: Mixture.ring().sample(9, 0), "generator must be a torch.Generator, got 0"),
+    (lambda: Mixture.ring(2.5), "k must be a whole number, 1 or more, got 2.5"),
+    (lambda: Mixture.ring(radius=math.nan), "means must be floating point and finite"),
+    (lambda: Mixture(torch.zeros(2, 2), math.inf), r"std above 0, got \(2, 2\) and inf"),
+    (lambda: Mixture(torch.zeros(2, 2, dtype=torch.long), 1.0), "means must be floating point"),
+    (lambda: Mixture.ring().noised(2.0), r"alpha_bar must lie in \[0, 1\], got 2.0"),
+    (lambda: Mixture.ring().score(torch.zeros(4, 2, dtype=torch.long)), "x must be floating point"),
+    (lambda: Mixture.ring().log_prob(torch.zeros(4, 3)), r"shape \(B, 2\), .* \(4, 3\)"),
+    (lambda: digits(size=16.0), "size must be a whole number, 8 or more, got 16.0"),
+    (lambda: read_cifar10("nowhere", "test"), "train must be True or False, got 'test'"),
+    (lambda: to_model([1, 2]), "x must be a tensor or a NumPy array, got list"),
+    (lambda: Batches(IMAGES.long(), 4), "images must be uint8, or floats as .*, got torch.int64"),
+    (lambda: Batches(IMAGES, 4.0), "batch_size must be a whole number, 1 or more, got 4.0"),
+    (lambda: Batches(IMAGES, 4, world=0), "world must be a whole number, 1 or more, got 0"),
+])
+def test_what_is_no_number_array_or_generator_is_refused_in_words(call, match):
+    with pytest.raises(ValueError, match=match): call()
+
+
+def test_arrays_are_taken_for_tensors():
+    "Without a copy where they may be written to."
+    x = np.arange(256, dtype=np.uint8)
+    assert torch.equal(to_model(x), to_model(torch.from_numpy(x)))
+    assert np.array_equal(to_uint8(to_model(x).numpy()).numpy(), x)
+    assert data.as_tensor("x", x).data_ptr() == x.ctypes.data
+    labels = torch.arange(len(IMAGES))
+    pairs = [next(Batches(*v, labels=y)) for v, y in (((IMAGES, 4), labels),
+                                                      ((IMAGES.numpy(), 4), labels.numpy()))]
+    assert all(torch.equal(a, b) for a, b in zip(*pairs))
+    m, y = Mixture.ring(), swiss_roll(5)
+    assert torch.equal(m.score(y.numpy()), m.score(y))
+    assert torch.equal(Mixture(m.means.numpy(), m.std).log_prob(y.numpy()), m.log_prob(y))
+
+
 def test_fingerprints_tell_data_sets_apart():
     assert fingerprint(IMAGES) == fingerprint(IMAGES.clone()) != fingerprint(IMAGES.flip(0))
 

@@ -120,6 +120,77 @@ def test_a_likelihood_refuses_in_words():
         likelihood(d, lambda x, t: x * float("nan"), x, 4)
 
 
+@pytest.mark.parametrize("terms", [None, 4])
+def test_an_image_with_a_generator_of_its_own_costs_the_same_in_any_batch(terms):
+    "And in any company; another generator is another draw, and one for all goes on as it did."
+    d = GaussianDiffusion(NoiseSchedule.linear(150, 1e-3, 0.1), "x0")
+    model, x = (lambda x, t: 0.9 * x), images(7)
+    own = lambda *seeds: [generator(seed) for seed in seeds]
+    whole = likelihood(d, model, x, terms, 7, own(*range(7)))
+    for batch in (1, 3, 8):
+        part = likelihood(d, model, x, terms, batch, own(*range(7)))
+        close(part.total, whole.total, rtol=0, atol=1e-5)
+        close(part.decoder, whole.decoder, rtol=0, atol=1e-5)
+    pair = likelihood(d, model, x[5:], terms, 2, own(5, 6))
+    close(pair.total, whole.total[5:], rtol=0, atol=1e-5)
+    other = likelihood(d, model, x, terms, 7, own(*range(7, 14)))
+    assert (other.total - whole.total).abs().min() > 1e-4
+    with refused("one for each of the 7 items, got 2"): likelihood(d, model, x, terms, 7, own(0, 1))
+
+
+def test_arrays_are_measured_as_the_tensors_that_they_hold():
+    "Read-only and reversed ones too; what is not made of numbers is refused."
+    d = GaussianDiffusion(NoiseSchedule.linear(6, 1e-3, 0.3), "x0")
+    x = images(5)
+    for y in (x, to_model(x)):
+        got, want = (likelihood(d, constant, v, 3, 2, generator()) for v in (y.numpy(), y))
+        assert torch.equal(got.total, want.total)
+    f = normal(50, 4)
+    locked = f.numpy()[::-1]
+    locked.flags.writeable = False
+    a, b = Statistics.of(locked), Statistics.of(f.flip(0))
+    assert torch.equal(a.mean, b.mean) and torch.equal(a.covariance, b.covariance)
+    own = Statistics(f.numpy().mean(0), np.cov(f.numpy(), rowvar=False).astype(np.float32), 50)
+    assert own.mean.dtype == own.covariance.dtype == torch.float64
+    assert frechet_distance(own, a) < 1e-10
+    p = torch.randn(40, 5).softmax(1)
+    assert inception_score(p.numpy(), 4) == inception_score(p, 4)
+    for got, want in zip(nearest(f.numpy(), f[:9].numpy(), 2), nearest(f, f[:9], 2)):
+        assert torch.equal(got, want)
+    squares = lambda x: (x.double().flatten(1), torch.full((len(x), 2), 0.5))
+    assert torch.equal(extract(squares, x.numpy(), 2)[0], extract(squares, x, 2)[0])
+    with refused("features must hold numbers, got object"): Statistics.of(np.array([[None]]))
+    with refused("features must be a tensor or a NumPy array, got list"): Statistics.of([[1.0]])
+
+
+F, P = torch.randn(20, 3), torch.full((20, 2), 0.5)
+WHERE = GaussianDiffusion(NoiseSchedule.linear(10))
+
+
+@pytest.mark.parametrize("call, match", [
+    (lambda: likelihood(WHERE, constant, images(2), 2.0), r"terms must be .* 2 \.\. 10, got 2.0"),
+    (lambda: likelihood(WHERE, constant, images(2), True), r"terms must be .* got True"),
+    (lambda: likelihood(WHERE, constant, images(2), batch=0), "batch must be a whole .* got 0"),
+    (lambda: likelihood(WHERE, constant, images(2).long(), 4), "floating point, .* torch.int64"),
+    (lambda: likelihood(WHERE, constant, images(2), 4, generator=0), "a torch.Generator, got 0"),
+    (lambda: extract(lambda x: (F, P), images(2), 0), "batch must be a whole number, 1 or more"),
+    (lambda: extract(lambda x: (F, P), "photos"), "images must be a tensor or a NumPy array"),
+    (lambda: nearest(F, F, True), r"k must be a whole number in 1 \.\. 20, .* got True"),
+    (lambda: nearest(F, F, chunk=0), "chunk must be a whole number, 1 or more, got 0"),
+    (lambda: nearest(F, F * math.nan), "references must be finite"),
+    (lambda: nearest(F[0, 0], F), "items of one shape"),
+    (lambda: inception_score(P, True), r"splits must be .* 1 \.\. 20, .* got True"),
+    (lambda: Statistics(torch.zeros(2), torch.eye(2), 2.5), "count must be a whole number"),
+    (lambda: Statistics(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.0, 1.0]]), 9),
+     "a covariance is symmetric, this one is off by 0.5"),
+    (lambda: frechet_distance(F, F), "two Statistics, got Tensor: Statistics.of"),
+    (lambda: expected_bias(Statistics.of(F), 0), "count must be a whole number, 1 or more"),
+    (lambda: cifar10_statistics("test"), "train must be True or False, got 'test'"),
+])
+def test_a_measure_refuses_in_words(call, match):
+    with refused(match): call()
+
+
 # --- statistics -----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])

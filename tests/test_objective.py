@@ -1,6 +1,7 @@
 "Properties of the objective: parameterizations, losses, the bound, and the ideal denoiser."
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -521,6 +522,33 @@ def test_an_empty_batch_has_no_bound_and_no_loss(shape):
     assert d.losses(zeros, draw(*shape)).shape == (0,)
 
 
+def test_an_item_with_a_generator_of_its_own_has_the_same_bound_in_any_chunk_and_company():
+    d, x = GaussianDiffusion(SHORT), levels(3, 2)
+    own = lambda: [gen(4), gen(5), gen(6)]
+    whole = d.bits_per_dim(Affine(2, 2), x, generator=own())
+    for chunk in (1, 3, 7):
+        close(d.bits_per_dim(Affine(2, 2), x, chunk, own())["vb"], whole["vb"])
+    close(d.bits_per_dim(Affine(2, 2), x[1:2], 2, [gen(5)])["vb"], whole["vb"][1:2])
+    other = d.bits_per_dim(Affine(2, 2), x, generator=own()[::-1])
+    assert not torch.equal(other["vb"], whole["vb"])
+    with refused("one for each of the 3 items, got 2"): d.bits_per_dim(zeros, x, 1, own()[:2])
+
+
+@pytest.mark.parametrize("chunk", [0, -1, 2.0, True, "all"])
+def test_a_chunk_is_a_whole_number(chunk):
+    with refused("chunk must be a whole number, 1 or more, got"):
+        GaussianDiffusion(SHORT).bits_per_dim(zeros, levels(2, 3), chunk)
+
+
+@pytest.mark.parametrize("noise, match", [
+    (np.zeros((2, 3)), r"noise must have shape \(2, 3\), got ndarray"), (0, "got int"),
+    (torch.zeros(2, 3, dtype=torch.long), "noise must be floating point, standard normal")])
+def test_noise_that_is_none_is_refused(noise, match):
+    d, x, t = GaussianDiffusion(SHORT), draw(2, 3), torch.tensor([0, 4])
+    with refused(match): d.loss(zeros, x, t, noise)
+    with refused(match): d.q_sample(x, t, noise)
+
+
 @pytest.mark.parametrize("wrong", [0, 7, "cpu", 0.5])
 def test_a_generator_that_is_none_is_refused_with_the_cure(wrong):
     d, words = GaussianDiffusion(SHORT), "generator must be a torch.Generator, got .*manual_seed"
@@ -834,9 +862,19 @@ def test_eps_weights_are_for_a_fixed_variance():
 @pytest.mark.parametrize("points,std,match", [
     (torch.zeros(0, 2), 0, "points must be"), (torch.tensor(1.0), 0, "points must be"),
     (torch.zeros(3, 2, dtype=torch.long), 0, "points must be"),
-    (torch.zeros(3, 2), -1, "std must be"), (torch.zeros(3, 2), math.nan, "std must be")])
+    (torch.zeros(3, 2), -1, "std must be"), (torch.zeros(3, 2), math.nan, "std must be"),
+    (torch.zeros(3, 2), math.inf, "and finite"), (np.zeros((3, 2)), 0, "a tensor .*, got ndarray"),
+    (torch.full((3, 2), math.nan), 0, "points must be finite")])
 def test_the_ideal_denoiser_refuses_what_is_no_data_set(points, std, match):
     with refused(match): IdealDenoiser(ReverseProcess(SHORT), points, std)
+
+
+def test_the_ideal_denoiser_answers_no_whole_numbers_for_whole_numbers():
+    "It took the dtype of x_t, and cut its answer to 0 or 1."
+    ideal, t = IdealDenoiser(ReverseProcess(SHORT), draw(3, 2)), torch.tensor([4])
+    for call in (ideal, ideal.moments, ideal.log_prob):
+        with refused("data must be floating point"): call(torch.ones(1, 2, dtype=torch.long), t)
+        with refused("t must be a long tensor"): call(draw(1, 2), t.numpy())
 
 
 # --- what a reader adds ---------------------------------------------------------------------------

@@ -3,6 +3,7 @@ import gc
 import math
 import types
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -715,6 +716,13 @@ def test_a_cpu_generator_serves_another_device():
     (dict(noise=torch.zeros(4, 3)), r"noise must have shape \(4, 2\), got \(4, 3\)"),
     (dict(noise=torch.zeros(4, 2, dtype=torch.uint8)),
      "noise must be floating point, standard normal, got torch.uint8"),
+    (dict(noise=np.zeros((4, 2))), r"noise must be a tensor of shape \(4, 2\), got ndarray"),
+    (dict(eta="x", sampler="ddim"), "eta must lie in .*, got eta='x'"),
+    (dict(eta=True, sampler="ddim"), "eta must lie in .*, got eta=True"),
+    (dict(steps=True), "steps must be a whole number in 1 .. 20, got True"),
+    (dict(steps="ten"), "steps must be a whole number in 1 .. 20, got 'ten'"),
+    (dict(start=True), "start must be a whole number in 0 .. 19, got True"),
+    (dict(start="last"), "start must be a whole number in 0 .. 19, got 'last'"),
 ])
 def test_a_wrong_argument_is_refused_before_anything_runs(wrong, match, capsys):
     d, calls = GaussianDiffusion(SHORT), []
@@ -754,6 +762,14 @@ def test_interpolation_refuses_what_does_not_fit():
     with refused("x0_b must have shape"): d.interpolate(tame, x, x[:2], 0.5, 9)
     with refused(r"weight must lie in \[0, 1\]"): d.interpolate(tame, x, x, 1.5, 9)
     with refused("0 .. 19"): d.interpolate(tame, x, x, 0.5, 20)
+    with refused("t must be a whole .* 0 .. 19, got 3.5"): d.interpolate(tame, x, x, 0.5, 3.5)
+    with refused("weight must lie in"): d.interpolate(tame, x, x, "half", 9)
+    with refused("data must be a tensor"): d.interpolate(tame, x.numpy(), x, 0.5, 9)
+
+
+@pytest.mark.parametrize("shape", [4, "x", (), (4, 2.0), (4, -2), (True, 2)])
+def test_a_shape_that_is_none_is_refused(shape):
+    with refused("shape must be"): GaussianDiffusion(SHORT).sample(tame, shape, progress=False)
 
 
 def test_a_sampler_is_a_function_that_anyone_can_add(monkeypatch):

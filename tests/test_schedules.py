@@ -245,12 +245,15 @@ def test_bad_timesteps_are_refused(timesteps):
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("T", (0, -3, 10.0, "10", None, math.nan))
+@pytest.mark.parametrize("T", (0, -3, 10.0, "10", None, math.nan, True))
 def test_bad_T_is_refused(name, T):
     with pytest.raises(ValueError, match="T must be a whole number"): make(name, T)
 
 
 @pytest.mark.parametrize("call", (
+    lambda: NoiseSchedule.linear(10, beta_start="x"), lambda: NoiseSchedule.cosine(10, s=None),
+    lambda: NoiseSchedule.from_betas(torch.ones(3, dtype=torch.bool)),
+    lambda: NoiseSchedule.linear(10).respaced(True),
     lambda: NoiseSchedule.linear(10, beta_start=-1), lambda: NoiseSchedule.linear(10, beta_end=2),
     lambda: NoiseSchedule.quadratic(10, beta_start=-1),
     lambda: NoiseSchedule.quadratic(10, beta_end=math.nan), lambda: NoiseSchedule.constant(10, 0),

@@ -174,11 +174,11 @@ def test_train_is_a_plain_loop_with_mirroring_dropout_clipping_warm_up_and_an_av
     for step in range(3):
         update = next(updates)
         x0 = next(source)
-        g = torch.Generator().manual_seed(_hashed("t and noise", 7, step))
+        g = torch.Generator().manual_seed(_hashed(("t and noise", 7, step)))
         t = torch.randint(100, (8,), generator=g)
         eps = torch.randn(8, 1, 16, 16, generator=g)
         abar = abars[t].float().view(-1, 1, 1, 1)
-        torch.manual_seed(_hashed("dropout", 7, step, 0))
+        torch.manual_seed(_hashed(("dropout", 7, step, 0)))
         answer = model(abar.sqrt() * x0 + (1 - abar).sqrt() * eps, t)
         loss = ((answer - eps) ** 2).mean()
         adam.zero_grad()

@@ -161,7 +161,7 @@ faults(
     ("h / (2 * last_h)", "h / last_h", "sampling::dpm_solver_agrees_with_diffusers"),
     ("last_x0, last_h = x0, h", "last_x0, last_h = x0, 1.0",
      "sampling::dpm_solver_agrees_with_diffusers"),
-    ("if start is None: return T - 1", "if start is None: return T - 2",
+    ("return T - 1 if start is None", "return T - 2 if start is None",
      "sampling::callback_sees_each_state_once_in_order"),
     ("    watched.check()", "    pass",
      "sampling::samples_from_a_network_that_is_not_finite_are_an_error"))
@@ -217,7 +217,7 @@ faults(
     ("noise: float = 0.05", "noise: float = 0.06", "wired::the_toys_usual_numbers"),
     ("return x + noise * torch", "return x + 0.5 * noise * torch",
      "data::swiss_roll_lies_on_its_spiral_up_to_the_noise"),
-    ("(torch.arange(k) - (k - 1) / 2)", "(torch.arange(k) - k / 2)",
+    ("(torch.arange(whole_number(\"k\", k)) - (k - 1) / 2)", "(torch.arange(k) - k / 2)",
      "wired::the_toys_usual_numbers"),
     ("radius: float = 1.5", "radius: float = 1.4", "wired::the_toys_usual_numbers"),
     ("std: float = 0.1)", "std: float = 0.2)", "wired::the_toys_usual_numbers"),
@@ -244,10 +244,10 @@ faults(
     ("[*model.parameters()], 1 - decay)", "[*model.parameters()], decay)", "wired"),
     ("mine.copy_(theirs)", "pass", "wired::the_averages_buffers_are_the_networks_own"),
     ("copy.deepcopy(model).eval()", "copy.deepcopy(model)", "training"),
-    ("_hashed(\"t and noise\", seed, step)", "_hashed(\"t and noise\", 0, step)", "wired"),
-    ("_hashed(\"t and noise\", seed, step)", "_hashed(\"t and noise\", seed, 0)", "wired"),
-    ("_hashed(\"dropout\", seed, step, rank)", "_hashed(\"dropout\", 0, step, rank)", "wired"),
-    ("_hashed(\"dropout\", seed, step, rank)", "_hashed(\"dropout\", seed, 0, rank)", "wired"),
+    ("_hashed((\"t and noise\", seed, step))", "_hashed((\"t and noise\", 0, step))", "wired"),
+    ("_hashed((\"t and noise\", seed, step))", "_hashed((\"t and noise\", seed, 0))", "wired"),
+    ("_hashed((\"dropout\", seed, step, rank))", "_hashed((\"dropout\", 0, step, rank))", "wired"),
+    ("_hashed((\"dropout\", seed, step, rank))", "_hashed((\"dropout\", seed, 0, rank))", "wired"),
     ("for g in generators: g.manual_seed(seed)", "pass", "wired"),
     ("g.set_state(state)", "pass",
      "training::other_users_of_torchs_random_numbers_do_not_matter_and_are_left_alone"),
@@ -486,7 +486,7 @@ faults(
      "evaluation::the_distance_of_diagonal_and_of_commuting_covariances"),
     ("(pairs.sum() + pairs.trace()) / 2", "pairs.sum() / 2",
      "evaluation::the_bias_of_few_samples_is_what_the_formula_says"),
-    ("probabilities.tensor_split(splits)", "probabilities.flip(0).split(len(probabilities))",
+    ("p.tensor_split(splits)", "p.flip(0).split(len(p))",
      "evaluation::the_score_is_taken_part_by_part_in_order"),
     ("least.indices + start", "least.indices",
      "evaluation::neighbours_are_those_of_brute_force_for_any_chunk"))
@@ -558,6 +558,24 @@ faults(
      "recipes::held_out_images_are_refused_where_an_older_run_may_have_trained_on_them"),
     ("at = next((w for w in widths() if w <= 16), widths()[-1])", "at = widths()[0]",
      "recipes::a_recipe_for_another_size_has_the_levels_and_the_attention_that_it_needs"))
+
+faults(
+    "bound.py",
+    ("for _ in range(n)][::-1])", "for _ in range(n)])",
+     "objective::an_item_with_a_generator_of_its_own_has_the_same_bound_in_any_chunk_and_company"))
+
+faults(
+    "evaluation.py",
+    ("draws = own[start:start + batch] or generator", "draws = own[:len(x)] or generator",
+     "evaluation::an_image_with_a_generator_of_its_own_costs_the_same_in_any_batch"),
+    ("    if off > 1e-5 * covariance", "    if off > 1e9 * covariance",
+     "evaluation::a_measure_refuses_in_words"))
+
+faults(
+    "engine/cli.py",
+    ("args.terms, batch, own,", "args.terms, batch, own[0],",
+     "cli::evaluate_gives_an_image_the_same_number_in_any_batch_and_company"))
+
 
 
 def ids(tests):

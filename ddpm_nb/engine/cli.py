@@ -792,7 +792,7 @@ def _evaluate_arguments(p: _Parser) -> None:
     p.add_argument("--seed", type=_seed, default=0,
                    help="of the choice of images and of the noise (default: 0)")
     p.add_argument("--batch", type=_positive_int,
-                   help="images measured at once, with noise that depends on it (default: 16; "
+                   help="images measured at once; the numbers do not depend on it (default: 16; "
                         "with --fid 64)")
     _sampler_arguments(p.add_argument_group("samples, for --fid"))
     _device_arguments(p)
@@ -844,15 +844,17 @@ def _bits_line(bits: Tensor, of: str) -> str:  # (N,), float64
 def _bits(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     "The bound on real images: all of it as JSON can hold it, and in words."
     import torch
+    from ddpm_nb.engine.many import generators
     from ddpm_nb.evaluation import likelihood
     model, diffusion = _load_model(args.model, args.weights == "averaged", _device(args.device))
     name, images = _images(args, _image_shape(args.model, model))
     split = args.split or "test"
-    generator = torch.Generator().manual_seed(args.seed)
-    chosen = torch.randperm(len(images), generator=generator)[:args.n or 64]
+    shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))
+    chosen = shuffled[:args.n or 64]
+    own = generators(args.seed, chosen.tolist())     # an image's noise is its own, in any company
     batch, start = min(args.batch or 16, len(chosen)), time.monotonic()
     net = _inference(model, batch, args.precision, args.compile)
-    found = likelihood(diffusion, net, images[chosen], args.terms, batch, generator,
+    found = likelihood(diffusion, net, images[chosen], args.terms, batch, own,
                        progress=not args.quiet)
     seconds, bits = time.monotonic() - start, found.total
     error = None if len(bits) == 1 else found.standard_error
@@ -861,7 +863,7 @@ def _bits(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
                             f"{seconds:.0f} s on {diffusion.device}")
     return {"measure": "bits/dim, an upper bound", "value": found.mean, "standard_error": error,
             "n": len(bits), "data": name, "split": split, "terms": args.terms or diffusion.T,
-            "seed": args.seed, "batch": batch, "seconds": round(seconds, 1),
+            "seed": args.seed, "seconds": round(seconds, 1),
             "device": str(diffusion.device), "images": each}, line
 
 # %% ../../nbs/engine/cli.ipynb #00b464f6

@@ -14,17 +14,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data import Images, fingerprint
+from ..data import Array, Images, as_tensor, fingerprint
 from .files import replacing
 from .images import cache_folder, cifar10
 from .pretrained import _read_pickle, _read_safetensors
 from ..evaluation import (Extractor, Statistics, _check_pixels, _OwnExtractor,
                                 cifar10_statistics, extract, frechet_distance, inception_score)
-from ..schedules import look_up
+from ..schedules import look_up, whole_number
 
 # %% ../../nbs/engine/metrics.ipynb #72a34b00
 INCEPTION = "inception-v3-2015-12-05"      # FID and the Inception Score are defined by it
@@ -41,7 +42,7 @@ class _Inception:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         "uint8 (B, 3, H, W) -> features (B, 2048), probabilities (B, 1008)."
-        _check_pixels(images, (3, *images.shape[2:]))
+        images = _check_pixels(images, (3, *images.shape[2:]))
         features, logits = self.net(images.to(self.device))
         return features, logits.softmax(1)
 
@@ -137,7 +138,7 @@ def _cifar10_reference(extractor: Extractor, part: str, root: str | Path | None,
     return reference_statistics(extractor, images, f"cifar10-{part}", progress=progress), words
 
 # %% ../../nbs/engine/metrics.ipynb #6252c00c
-def sample_quality(samples: Tensor | Iterable[Tensor],    # uint8 (N, C, H, W); or batches of it
+def sample_quality(samples: Array | Iterable[Tensor],     # uint8 (N, C, H, W); or batches of it
                    extractor: Extractor | None = None,    # Inception, fetched, if None
                    reference: str | Statistics = "train", # or "test", of CIFAR-10; or your data's
                    splits: int = 10,                      # of the class score
@@ -149,6 +150,8 @@ def sample_quality(samples: Tensor | Iterable[Tensor],    # uint8 (N, C, H, W); 
     extractor = inception_extractor() if extractor is None else extractor
     if isinstance(reference, Statistics): name = f"{reference.count:,} images"
     else: reference, name = _cifar10_reference(extractor, reference, root, progress)
+    batch, splits = whole_number("batch", batch), whole_number("splits", splits)
+    if isinstance(samples, np.ndarray): samples = as_tensor("samples", samples)
     parts = samples.split(batch) if isinstance(samples, Tensor) else samples
     found = [extractor(x) for x in tqdm(parts, disable=not progress, desc="features")]
     if not sum(len(x) for x, _ in found): raise ValueError("there is no sample to measure")

@@ -9,7 +9,7 @@ __all__ = ['DATASETS', 'RECIPES', 'Recipe', 'recipe']
 import hashlib, json, os, warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace as replaced
+from dataclasses import dataclass, fields, replace as replaced
 from inspect import signature
 from pathlib import Path
 from typing import Any, Self
@@ -143,7 +143,10 @@ class _Plan:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        "The recipe that `to_dict` wrote."
+        "The recipe that `to_dict` wrote; a key that it does not write is refused."
+        allowed = [f.name for f in fields(cls)] + ["split", "budget"]     # in a run's run.json
+        if unknown := [k for k in values if k not in allowed]:
+            raise ValueError(f"unknown keys {unknown}; allowed: {', '.join(allowed)}")
         unet, train = UNetConfig.from_dict(values["unet"]), _today(values["train"])
         return cls(values["data"], unet, TrainConfig.from_dict(train), values["diffusion"],
                    values.get("root"))

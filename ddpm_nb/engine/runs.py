@@ -26,7 +26,7 @@ from ..objective import VARIANCES
 from ..sampling import GaussianDiffusion
 from ..schedules import NoiseSchedule
 from ..training import PRECISIONS, EMA, LossByT, TrainConfig, TrainState, Update
-from ..training import learning_rate, train
+from ..training import learning_rate, losses_of, train
 from ..unet import UNet, UNetConfig
 
 # %% ../../nbs/engine/runs.ipynb #93faab1b
@@ -85,8 +85,7 @@ class _Objective(nn.Module):
 
     def forward(self, x0: Tensor, t: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         "The loss of each item, (B,); labels reach the network as its third argument."
-        model = self.model if labels is None else lambda x_t, t: self.model(x_t, t, labels)
-        return self.diffusion.losses(model, x0, t, noise)
+        return losses_of(self.model, self.diffusion, x0, t, noise, labels)
 
 # %% ../../nbs/engine/runs.ipynb #184b39c8
 class _Gradient:
