@@ -13,7 +13,6 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
-from run_downloads import build_wheel, environment
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "ddpm_nb").rglob("*.py"))
@@ -29,14 +28,22 @@ def names(requirements):
     return {re.match(r"[\w.-]+", r)[0] for r in requirements}
 
 
+def needed_to_build():
+    "The tool that builds the wheel, where what it uses is installed."
+    for name in ("build", "wheel"): pytest.importorskip(name)
+    return pytest.importorskip("run_downloads", reason="Jupyter is not here")
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
+    build_wheel = needed_to_build().build_wheel
     return zipfile.ZipFile(build_wheel(tmp_path_factory.mktemp("dist")))
 
 
 @pytest.fixture(scope="module")
 def source_archive(tmp_path_factory):
     "Built from a copy of what the project commits, but for what is not in it anyway."
+    needed_to_build()
     folder = tmp_path_factory.mktemp("source")
     shutil.copytree(ROOT, folder / "project", ignore=shutil.ignore_patterns(
         ".*", "docs", "runs", "build", "dist", "*.egg-info", "__pycache__", "data"))
@@ -104,6 +111,7 @@ def test_the_oldest_versions_are_those_that_the_settings_declare():
 
 
 def test_the_index_takes_both_archives_as_they_are(wheel, source_archive):
+    pytest.importorskip("twine")
     command = [sys.executable, "-m", "twine", "check", "--strict", wheel.filename, source_archive]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.count("PASSED") == 2, done.stdout + done.stderr
@@ -116,7 +124,7 @@ def test_the_source_archives_tests_run_where_the_wheel_is_installed(
     (unpacked,) = tmp_path.iterdir()
     shutil.rmtree(unpacked / "ddpm_nb")             # else that would be imported
     needs = [*CONFIG["requirements"].split(), "pytest", "hypothesis", "scipy"]
-    python = environment(tmp_path / "env", needs, wheel.filename)
+    python = needed_to_build().environment(tmp_path / "env", needs, wheel.filename)
     command = [python, "-m", "pytest", *(f"tests/test_{o}.py" for o in ("bound", "files", "plain"))]
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, cwd=unpacked, env=env, capture_output=True, text=True)

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from plain import NBS, ROOT, notebooks, plain, plain_code
@@ -107,9 +106,11 @@ def run(page, nb, scratch, env):
     client = NotebookClient(nbformat.reads(text, 4), timeout=900, kernel_name="alone",
                             resources={"metadata": {"path": str(folder)}})
     client.create_kernel_manager().kernel_spec_manager.kernel_dirs = [str(scratch / "kernels")]
-    try: client.execute(env=env)
-    except CellExecutionError as e:
-        if e.ename != "SystemExit": return print(f"{page}: FAILED\n{e}", flush=True)
+    try: client.execute(env=env, stderr=subprocess.DEVNULL)
+    except Exception as e:          # of a cell; or it took too long, or the kernel died
+        if getattr(e, "ename", "") != "SystemExit":
+            text = re.sub(r"\x1b\[[\d;]*m", "", str(e))       # without colours
+            return print(f"{page}: FAILED\n{text}", flush=True)
         said = f", stops: {e.evalue}"
     print(f"{page}: {time.time() - start:.0f} s{said}", flush=True)
     return True
