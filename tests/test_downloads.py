@@ -47,11 +47,12 @@ def notebook(*sources):
 @pytest.mark.parametrize("page, sources, ok, said", [
     ("fails", ("x = 1", "import fastcore"), False, "No module named 'fastcore'"),
     ("wrong", ("from fastcore.test import test_eq", "test_eq(1, 2)"), False, "1 is not 2"),
-    ("stops", ("raise SystemExit('Run it in a checkout.')", "1 / 0"), True, "in a checkout"),
+    ("appendix/stops", ("raise SystemExit('A checkout!')", "1 / 0"), True, "stops: A checkout!"),
+    ("stops", ("raise SystemExit('A checkout!')",), False, "FAILED"),
     ("runs", ("import os, torch, ddpm_nb", "assert sorted(os.listdir()) == ['alone.ipynb']",
               "assert not torch.cuda.is_available()"), True, "runs: "),
 ], ids=lambda o: o if isinstance(o, str) else "")
-def test_a_page_that_fails_is_reported_and_one_that_stops_in_words_is_not(
+def test_a_page_that_fails_is_reported_and_one_of_the_appendix_that_stops_in_words_is_not(
         bare, page, sources, ok, said, capsys):
     nb = notebook(*sources)
     nb["cells"].insert(0, dict(cell_type="markdown", id="title", metadata={}, source="# A page"))
