@@ -17,6 +17,7 @@ import notation  # noqa: E402
 import paper_map  # noqa: E402
 import student  # noqa: E402
 
+pytest.importorskip("nbdev", reason="the build of the site needs nbdev: pip install .[dev]")
 spec = importlib.util.spec_from_file_location("book_site_of_reading", ROOT / "tools" / "site.py")
 SITE = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(SITE)

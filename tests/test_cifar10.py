@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
 import torch
 
@@ -15,6 +14,7 @@ from ddpm_nb import GaussianDiffusion, NoiseSchedule, UNetConfig, load_pretraine
 from ddpm_nb.engine.recipes import recipe
 from ddpm_nb.evaluation import strata
 
+nbformat = pytest.importorskip("nbformat")
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "nbs/experiments/cifar10.ipynb"
 RECORD = ROOT / "nbs/experiments/cifar10_small"

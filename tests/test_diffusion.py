@@ -65,7 +65,8 @@ def test_q_sample_equals_numpy(shape, dtype, tolerance):
 
 def test_q_sample_equals_diffusers():
     "eq. 4. Their tables are float32, so their first steps are off by 1e-4 of a small number."
-    from diffusers import DDIMScheduler, DDPMScheduler
+    diffusers = pytest.importorskip("diffusers")
+    DDIMScheduler, DDPMScheduler = diffusers.DDIMScheduler, diffusers.DDPMScheduler
     torch.manual_seed(0)
     q, t = process(), torch.arange(0, 1000, 37)
     x0, noise = torch.rand(len(t), 3, 8, 8) * 2 - 1, torch.randn(len(t), 3, 8, 8)
@@ -84,7 +85,7 @@ def test_posterior_equals_a_step_of_diffusers(t, dtype):
     Their tables are float32, in which 1 - alpha_bar and 1 - alpha_t lose digits; given ours, in
     float64, they agree to 1e-12.
     """
-    from diffusers import DDPMScheduler
+    DDPMScheduler = pytest.importorskip("diffusers").DDPMScheduler
     torch.manual_seed(0)
     theirs = DDPMScheduler(1000, beta_start=1e-4, beta_end=0.02, variance_type="fixed_small",
                            clip_sample=False)

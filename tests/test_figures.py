@@ -8,13 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
 import torch
 
 from ddpm_nb import (GaussianDiffusion, NoiseSchedule, TrainConfig, Trainer, UNet, UNetConfig,
                      rate_distortion, save_pretrained)
 
+nbformat = pytest.importorskip("nbformat")
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "nbs/experiments/figures.ipynb"
 RECORD = ROOT / "nbs/experiments/figures_record"

@@ -1,7 +1,6 @@
 "Files that appear at once and whole or not at all, and the lock of a folder."
 import errno
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from ddpm_nb.engine import files
 from ddpm_nb.engine.files import FolderLock, check_writable, replacing
 
 ROOT = Path(files.__file__).parents[2]
+
+POSIX = pytest.mark.skipif(os.name == "nt", reason="POSIX's signals and modes")
 
 
 def run_python(code, *args):
@@ -40,6 +41,7 @@ def test_a_block_that_fails_leaves_what_was_there_and_nothing_else(tmp_path, fol
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path):
+    resource = pytest.importorskip("resource")
     (tmp_path / "x").write_text("old")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
@@ -61,6 +63,7 @@ def test_the_part_is_hidden_beside_its_place_with_its_ending_and_a_name_of_its_o
     assert (tmp_path / long).exists()
 
 
+@POSIX
 @pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
 def test_the_mode_is_the_one_the_umask_gives(tmp_path, umask, mode):
     before = os.umask(umask)
@@ -121,6 +124,7 @@ with replacing(Path(sys.argv[1])) as part:
 """
 
 
+@POSIX
 def test_a_kill_in_the_middle_leaves_the_old_file_whole(tmp_path):
     (tmp_path / "x").write_text("old")
     assert run_python(KILLED, tmp_path / "x").wait(timeout=60) == -signal.SIGKILL
@@ -148,14 +152,15 @@ with FolderLock(sys.argv[1]):
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_lock_keeps_other_processes_out_and_ends_with_its_own(tmp_path, number):
+@POSIX
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+def test_a_lock_keeps_other_processes_out_and_ends_with_its_own(tmp_path, name):
     holder = run_python(HOLDS, tmp_path / "run")
     assert holder.stdout.readline() == "taken\n"
     for _ in range(2):
         with pytest.raises(OSError, match=rf"run is in use .* \(process {holder.pid}\)"):
             FolderLock(tmp_path / "run").__enter__()
-    holder.send_signal(number)
+    holder.send_signal(getattr(signal, name))
     holder.wait(timeout=60)
     with FolderLock(tmp_path / "run"): pass
     assert names(tmp_path / "run") == []

@@ -1,10 +1,12 @@
 """The package as others install it: what the wheel holds and needs, what importing it costs."""
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from configparser import ConfigParser
 from email.parser import Parser
@@ -19,7 +21,6 @@ CONFIG.read(ROOT / "settings.ini", encoding="utf-8")
 CONFIG = CONFIG["DEFAULT"]
 RUN_TIME = {"torch", "einops", "numpy", "matplotlib", "tqdm", "safetensors", "accelerate",
             "huggingface_hub", "filelock", "pillow"}
-IGNORED = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
 HEAVY = {"matplotlib", "PIL", "accelerate", "huggingface_hub", "scipy", "sklearn", "pandas"}
 
 
@@ -27,27 +28,37 @@ def names(requirements):
     return {re.match(r"[\w.-]+", r)[0] for r in requirements}
 
 
+def needed_to_build():
+    "The tool that builds the wheel, where what it uses is installed."
+    for name in ("build", "wheel"): pytest.importorskip(name)
+    return pytest.importorskip("run_downloads", reason="Jupyter is not here")
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    "The wheel, built from a copy of what the project commits: nothing is left in the tree."
-    folder = tmp_path_factory.mktemp("a folder with spaces")
-    for name in ("setup.py", "settings.ini", "MANIFEST.in", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "ddpm_nb", folder / "ddpm_nb", ignore=IGNORED)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation",
-               "--outdir", folder / "dist", folder]
+    build_wheel = needed_to_build().build_wheel
+    return zipfile.ZipFile(build_wheel(tmp_path_factory.mktemp("dist")))
+
+
+@pytest.fixture(scope="module")
+def source_archive(tmp_path_factory):
+    "Built from a copy of what the project commits, but for what is not in it anyway."
+    needed_to_build()
+    folder = tmp_path_factory.mktemp("source")
+    shutil.copytree(ROOT, folder / "project", ignore=shutil.ignore_patterns(
+        ".*", "docs", "runs", "build", "dist", "*.egg-info", "__pycache__", "data"))
+    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir",
+               folder / "dist", folder / "project"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    (path,) = (folder / "dist").glob("*.whl")
-    archive = zipfile.ZipFile(path)
-    files = (p for p in (folder / "ddpm_nb").rglob("*") if p.is_file())
-    archive.expected = {p.relative_to(folder).as_posix() for p in files}
-    return archive
+    return next((folder / "dist").glob("*.tar.gz"))
 
 
 def test_the_wheel_holds_every_module_and_all_embedded_data_and_nothing_else(wheel):
     held = {n for n in wheel.namelist() if ".dist-info/" not in n}
-    assert held == wheel.expected
+    left_out = {"__pycache__", ".ipynb_checkpoints"}
+    files = [p.relative_to(ROOT) for p in (ROOT / "ddpm_nb").rglob("*") if p.is_file()]
+    assert held == {p.as_posix() for p in files if left_out.isdisjoint(p.parts)}
     assert {"ddpm_nb/py.typed", "ddpm_nb/__main__.py", "ddpm_nb/engine/cli.py"} <= held
 
 
@@ -99,17 +110,30 @@ def test_the_oldest_versions_are_those_that_the_settings_declare():
     assert names(done.stdout.split()) == RUN_TIME and "safetensors==0.4.4\n" in done.stdout
 
 
-def test_the_source_archive_holds_what_its_tests_need(tmp_path):
-    import tarfile
-    copy = tmp_path / "project"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(
-        ".*", "docs", "runs", "build", "dist", "*.egg-info", "__pycache__", "data"))
-    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir",
-               tmp_path / "dist", copy]
+def test_the_index_takes_both_archives_as_they_are(wheel, source_archive):
+    pytest.importorskip("twine")
+    command = [sys.executable, "-m", "twine", "check", "--strict", wheel.filename, source_archive]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    (path,) = (tmp_path / "dist").glob("*.tar.gz")
-    held = {n.split("/", 1)[-1] for n in tarfile.open(path).getnames()}
+    assert done.returncode == 0 and done.stdout.count("PASSED") == 2, done.stdout + done.stderr
+
+
+def test_the_source_archives_tests_run_where_the_wheel_is_installed(
+        wheel, source_archive, tmp_path):
+    "In an environment that knows nothing of this tree; some that are quick, from three shelves."
+    with tarfile.open(source_archive) as tar: tar.extractall(tmp_path, filter="data")
+    (unpacked,) = tmp_path.iterdir()
+    shutil.rmtree(unpacked / "ddpm_nb")             # else that would be imported
+    needs = [*CONFIG["requirements"].split(), "pytest", "hypothesis", "scipy"]
+    python = needed_to_build().environment(tmp_path / "env", needs, wheel.filename)
+    command = [python, "-m", "pytest", *(f"tests/test_{o}.py" for o in ("bound", "files", "plain"))]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=unpacked, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:] + done.stderr
+
+
+def test_the_source_archive_holds_what_its_tests_need(source_archive):
+    with tarfile.open(source_archive) as tar:
+        held = {n.split("/", 1)[-1] for n in tar.getnames()}
     needed = {p.relative_to(ROOT).as_posix() for folder in ("tests", "tools", "ddpm_nb/assets")
               for p in (ROOT / folder).rglob("*") if p.is_file() and p.suffix != ".pyc"}
     assert needed | {"pytest.ini", "settings.ini", "nbs/01_schedules.ipynb"} <= held

@@ -248,7 +248,7 @@ LINES = {   # in chapter 10's cells: what is right, and a slip
 def discrete_world():
     "The two cells of chapter 10 that evaluate the lines, and what they use."
     import torch
-    from fastcore.test import test_close
+    test_close = pytest.importorskip("fastcore.test").test_close
 
     from ddpm_nb.compression import _Paths, exact_bound
     path = ROOT / "nbs" / "10_compression.ipynb"

@@ -58,31 +58,3 @@ def test_a_badge_leads_to_colab_where_the_project_has_an_address_and_nowhere_els
     assert PLAIN.colab("", "01_schedules") == ""
     badge = PLAIN.colab("https://github.com/someone/ddpm_nb", "engine/runs")
     assert "github/someone/ddpm_nb/blob/main/docs/notebooks/engine/runs.ipynb" in badge
-
-
-ALONE = """
-import json, sys
-from importlib.machinery import PathFinder
-there = PathFinder.find_spec
-PathFinder.find_spec = classmethod(lambda cls, name, path=None, target=None:
-    None if name.split(".")[0] in {names} else there(name, path, target))
-from IPython.core.interactiveshell import InteractiveShell
-shell = InteractiveShell.instance()
-for cell in json.load(open({path!r}))["cells"]:
-    if cell["cell_type"] != "code": continue
-    done = shell.run_cell("".join(cell["source"]))
-    if not done.success: sys.exit("".join(cell["source"]) + str(done.error_in_exec))
-"""
-FOR_DEVELOPERS = ("fastcore", "nbdev", "execnb", "diffusers", "scipy", "sklearn", "pytest", "onnx",
-                  "onnxruntime", "onnxscript", "tensorboard", "hypothesis", "transformers")
-
-
-@pytest.mark.parametrize("page", ["01_schedules", "07_data", "engine/recipes"])
-def test_one_notebook_alone_runs_with_what_the_package_itself_requires(page, tmp_path):
-    "In an empty folder, with the packages that only developers have hidden."
-    alone = tmp_path / "alone.ipynb"
-    alone.write_text(json.dumps(made(NBS / f"{page}.ipynb")), encoding="utf-8")
-    program = ALONE.format(names=FOR_DEVELOPERS, path=str(alone))
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True,
-                          text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -37,8 +37,8 @@ def samples(model):
 @pytest.fixture(scope="module")
 def readers(real):
     "Two classifiers that share nothing with the chapter's, nor with each other."
-    from sklearn.neighbors import KNeighborsClassifier
-    from sklearn.svm import SVC
+    KNeighborsClassifier = pytest.importorskip("sklearn.neighbors").KNeighborsClassifier
+    SVC = pytest.importorskip("sklearn.svm").SVC
     x, y = real[0].flatten(1).numpy(), real[1]
     return [c.fit(x, y) for c in (SVC(gamma="scale", C=5.0), KNeighborsClassifier(3))]
 

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from browser import EXECUTABLE, browser
 
+pytest.importorskip("nbdev", reason="the build of the site needs nbdev: pip install .[dev]")
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.html")

@@ -58,10 +58,18 @@ def site():
     return run(sys.executable, "tools/site.py", "--check")
 
 
+def downloads():
+    "every notebook runs alone, with the package's own requirements only"
+    return run(sys.executable, "tools/run_downloads.py")
+
+
 def notebooks(gpu):
-    "every notebook runs, top to bottom"
-    flags = ["--flags", "cuda slow"] if gpu else []
-    return run(BIN / "nbdev_test", "--n_workers", "2", "--timing", *flags)
+    "notebooks that do more in a checkout, or on a GPU, run there too"
+    chosen = ["--flags", "cuda slow"]
+    if not gpu:
+        from run_downloads import more
+        chosen = ["--file_re", f"^({'|'.join(page.split('/')[-1] for page in more())})\\.ipynb$"]
+    return run(BIN / "nbdev_test", "--n_workers", "2", "--timing", *chosen)
 
 
 def tests(gpu):
@@ -82,8 +90,8 @@ def main():
     os.environ.update(PYTHONUNBUFFERED="1", MPLBACKEND="agg")
     os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     steps = [style, exports, site]
-    if not args.quick: steps += [lambda: notebooks(args.gpu), lambda: tests(args.gpu)]
-    names = [f.__doc__ for f in (style, exports, site, notebooks, tests)]
+    if not args.quick: steps += [downloads, lambda: notebooks(args.gpu), lambda: tests(args.gpu)]
+    names = [f.__doc__ for f in (style, exports, site, downloads, notebooks, tests)]
     failed = []
     for step, name in zip(steps, names):
         print(f"\n=== {name}", flush=True)

@@ -24,7 +24,12 @@ CHECKS = {
     "test_eq": '''\
 def test_eq(a, b):
     "Are the two equal? AssertionError if not."
-    assert np.array_equal(np.asarray(a), np.asarray(b)), f"{a!r} is not {b!r}"''',
+    def same(a, b):
+        if hasattr(a, "shape") or hasattr(b, "shape"):
+            return np.array_equal(np.asarray(a), np.asarray(b))
+        if not isinstance(a, (list, tuple)) or not isinstance(b, (list, tuple)): return a == b
+        return len(a) == len(b) and all(map(same, a, b))
+    assert same(a, b), f"{a!r} is not {b!r}"''',
     "test_close": '''\
 def test_close(a, b, eps=1e-5):
     "Are the two equal to within `eps`? AssertionError if not."
