@@ -302,15 +302,16 @@ def _multistep(d: ReverseProcess, model: Callable[[Tensor, Tensor], Tensor], x: 
                answer: Callable[[Tensor, Tensor, int], Tensor],          # of x, x0-hat and index
                step: Callable[[Tensor, int, int, _Known], Tensor],       # from index to index
                ) -> Iterator[State]:
-    "Predict with the last `order` answers; correct steps shorter than `within` with one more."
+    "Predict with the last `order` answers; if all steps are shorter than `within`, correct them."
     if isinstance(order, bool | float) or order not in (1, 2, 3):
         raise ValueError(f"order must be 1, 2 or 3, got {order!r}")
     lambdas, before = _half_log_snr(d), x
     known: _Known = []
+    corrects = _longest_step(lambdas[:start + 1]) < within
     for i in range(start, -1, -1):
         x0 = d.p_mean_variance(model, x, _at(i, x), clip).x0
         now = lambdas[i], answer(x, x0, i)
-        if known and lambdas[i] - lambdas[i + 1] < within:
+        if known and corrects:
             x = step(before, i + 1, i, [known[0], now, *known[1:order]])
         known, before = [now, *known[:order - 1]], x
         x = x0 if i == 0 else step(x, i, i - 1, known)     # the last jump ends in x0-hat itself
@@ -320,6 +321,12 @@ def _multistep(d: ReverseProcess, model: Callable[[Tensor, Tensor], Tensor], x: 
 def _half_log_snr(d: ReverseProcess) -> list[float]:
     "lambda at each index, falling; finite where there is no signal, so that integrals are."
     return [max(v, -12 - i / d.T) for i, v in enumerate((d.schedule.log_snr / 2).tolist())]
+
+
+def _longest_step(lambdas: list[float]) -> float:
+    "Of a way in lambda, falling; what has less than 0.4 % signal is all alike."
+    lambdas = [max(v, -5.5) for v in lambdas]
+    return max((a - b for a, b in zip(lambdas, lambdas[1:])), default=0.0)
 
 # %% ../nbs/05_sampling.ipynb #0858e11a
 def unipc(d: ReverseProcess,                            # the process whose steps are undone
@@ -351,12 +358,16 @@ def adams(d: ReverseProcess,                            # the process whose step
           clip: bool,                                   # clip x0-hat to [-1, 1]
           generator: Generators | None,            # not used: the solver is deterministic
           order: int = 3,                               # of the predictor, 1 .. 3
-          within: float = 0.6,                          # correct steps of lambda shorter than this
+          within: float = 0.75,                         # correct, if all steps of lambda are shorter
           ) -> Iterator[State]:                         # one state a step, as predicted
     "Adams' method on the circle: the velocities of the last steps, integrated over the angle."
     (alphas, sigmas), lambdas = _scales(d), _half_log_snr(d)
     def density(u: np.ndarray) -> np.ndarray: return -0.5 / np.cosh(u)
     def step(x: Tensor, i: int, j: int, known: _Known) -> Tensor:
+        if len(known) == 1:      # of one velocity: on around the circle, which is DDIM's step
+            cos = alphas[i] * alphas[j] + sigmas[i] * sigmas[j]
+            sin = sigmas[j] * alphas[i] - alphas[j] * sigmas[i]
+            return cos * x + sin * known[0][1]
         weights = _weights(density, lambdas[i], lambdas[j], [place for place, _ in known])
         return x + _weighted(weights, known)
     def velocity(x: Tensor, x0: Tensor, i: int) -> Tensor:

@@ -270,10 +270,10 @@ def _apart(at: Tensor, T: int) -> Tensor:
     return at.minimum(k + T - len(at)).index_fill(0, k[-1], T - 1)
 
 
-def _even_in(rising: Tensor, steps: int) -> Tensor:
-    "The indices where a rising table is nearest to equal steps, long, shape (steps,)."
+def _even_in(rising: Tensor, steps: int, first: float = -math.inf) -> Tensor:
+    "The indices where a rising table is nearest to equal steps, from `first` on; (steps,)."
     halfway = (rising[1:] + rising[:-1]) / 2
-    wanted = _even(rising[0].item(), rising[-1].item(), steps)
+    wanted = _even(max(rising[0].item(), first), rising[-1].item(), steps)
     return _apart(torch.bucketize(wanted, halfway), len(rising))
 
 # %% ../nbs/01_schedules.ipynb #b8d66598
@@ -285,10 +285,12 @@ def _even_in_log_snr(s: NoiseSchedule, steps: int) -> Tensor:
 
 
 def _even_between(s: NoiseSchedule, steps: int) -> Tensor:
-    "In equal steps of the mean of two shares, that of t and that of log-SNR, long, (steps,)."
-    noise = -s.log_snr.clamp(min=-11.0)
-    share = (noise - noise[0]) / (noise[-1] - noise[0]).clamp(min=1e-9)
-    return _even_in(share + _even(0, 1, s.T), steps)
+    "In equal steps of error, the jump from the first index to the data one of them; (steps,)."
+    lambdas = s.log_snr.clamp(min=-11.0) / 2
+    jump = 2 * (2 * (-lambdas[:1]).exp()).sqrt()       # of order 1; the other steps of order 4
+    way = -lambdas.diff() / torch.cosh((lambdas[1:] + lambdas[:-1]) / 2)**0.2
+    error = torch.cat([jump, way]).cumsum(0)
+    return _even_in(error, steps, error[-1].item() / steps)
 
 # %% ../nbs/01_schedules.ipynb #3818c407
 # by name; open to a spacing of your own: the indices to keep, in order, the last one T-1

@@ -125,7 +125,7 @@ def test_every_spacing_keeps_distinct_times_the_last_and_their_alpha_bars(betas,
     steps = data.draw(st.integers(1, s.T))
     r = s.respaced(steps, spacing)
     assert r.T == steps and (r.timesteps.diff() > 0).all() and r.timesteps[-1] == s.T - 1
-    if spacing != "even" and steps > 1: assert r.timesteps[0] == 0
+    if spacing == "log_snr" and steps > 1: assert r.timesteps[0] == 0
     torch.testing.assert_close(r.alpha_bars, s.alpha_bars[r.timesteps], rtol=1e-12, atol=4e-16)
     assert s.respaced(s.T, spacing) == s
 
@@ -138,10 +138,23 @@ def test_steps_even_in_log_snr_are_the_nearest_whole_times(steps):
     for k, t in enumerate(s.respaced(steps, "log_snr").timesteps.tolist()):
         wanted = log_snr[0] + (log_snr[-1] - log_snr[0]) * k / (steps - 1)
         assert t == min(range(1000), key=lambda i: abs(log_snr[i] - wanted))
-    for k, t in enumerate(s.respaced(steps, "between").timesteps.tolist()):
-        share = [(v - log_snr[0]) / (log_snr[-1] - log_snr[0]) + i / 999
-                 for i, v in enumerate(log_snr)]
-        assert t == min(range(1000), key=lambda i: abs(share[i] - 2 * k / (steps - 1)))
+
+
+@pytest.mark.parametrize("steps", (1, 2, 5, 10, 20, 30))
+def test_between_shares_the_error_of_adams_among_the_steps(steps):
+    "Nearest times, with the integrals by scipy: each stretch costs as much, the last jump too."
+    quad = pytest.importorskip("scipy.integrate").quad
+    s = NoiseSchedule.linear()
+    lambdas = (s.log_snr / 2).tolist()
+    costs = [quad(lambda u: math.cosh(u) ** -0.5, lambdas[0], 60)[0]]
+    costs += [quad(lambda u: math.cosh(u) ** -0.2, b, a)[0] for a, b in zip(lambdas, lambdas[1:])]
+    until = np.cumsum(costs)
+    first = max(until[0], until[-1] / steps)                 # few steps begin late, with one of all
+    times = s.respaced(steps, "between").timesteps.tolist()
+    assert len(times) == steps and times[-1] == 999 and (times[0] == 0) == (steps > 25)
+    for k, t in enumerate(times[:-1]):
+        wanted = first + (until[-1] - first) * k / (steps - 1)
+        assert abs(until - wanted).argmin() == t
 
 
 def test_a_spacing_of_ones_own_must_end_where_the_noise_is(monkeypatch):

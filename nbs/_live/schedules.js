@@ -35,25 +35,30 @@ export function schedule(betas, timesteps = betas.map((_, i) => i)) {
 }
 
 // Where the stretches end that become one step each, among 1 .. T: even in t, in log SNR, or in the
-// mean of the two. What lies below a log SNR of -11, 0.4 % signal, is all alike.
+// error of a good solver. What lies below a log SNR of -11, 0.4 % signal, is all alike.
 export const SPACINGS = {
   even: (s, steps) => Array.from({ length: steps }, (_, k) => halfToEven((k + 1) * s.T / steps)),
   log_snr(s, steps) {
     const lowest = Math.max(-11, s.logSnr.findLast(v => v > -Infinity));
     return evenIn(s.logSnr.map(v => -Math.max(v, lowest)), steps);
   },
-  between(s, steps) {
-    const noise = s.logSnr.map(v => -Math.max(v, -11)), times = even(0, 1, s.T);
-    const range = Math.max(noise.at(-1) - noise[0], 1e-9);
-    return evenIn(noise.map((v, i) => (v - noise[0]) / range + times[i]), steps);
+  between(s, steps) {     // of order 4 on the way, of order 1 in the jump to the data
+    const lambdas = s.logSnr.map(v => Math.max(v, -11) / 2);
+    let sum = 2 * Math.sqrt(2 * Math.exp(-lambdas[0]));
+    const error = lambdas.map((b, i) => {
+      const a = i ? lambdas[i - 1] : b;
+      return sum += (a - b) / Math.cosh((a + b) / 2) ** 0.2;
+    });
+    return evenIn(error, steps, sum / steps);
   },
 };
 
-// Where a rising table is nearest to equal steps.
-function evenIn(rising, steps) {
+// Where a rising table is nearest to equal steps, from `first` on.
+function evenIn(rising, steps, first = -Infinity) {
   const nearest = v => 1 + rising.reduce(
     (best, u, i) => Math.abs(u - v) < Math.abs(rising[best] - v) ? i : best, 0);
-  return distinct(Array.from(even(rising[0], rising.at(-1), steps), nearest), rising.length);
+  const wanted = even(Math.max(rising[0], first), rising.at(-1), steps);
+  return distinct(Array.from(wanted, nearest), rising.length);
 }
 
 const halfToEven = v => v % 1 === 0.5 ? 2 * Math.round(v / 2) : Math.round(v);   // as PyTorch
