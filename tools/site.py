@@ -315,7 +315,8 @@ def only_checks(source):
     "Whether a cell does nothing but define how arguments are checked."
     try: body = ast.parse(source).body
     except SyntaxError: return False
-    said = lambda n: n.name.startswith("_check") or (ast.get_docstring(n) or "").startswith("Refuse")
+    doc = lambda n: ast.get_docstring(n) or ""
+    said = lambda n: n.name.startswith("_check") or doc(n).startswith("Refuse")
     refuses = lambda n: isinstance(n, ast.FunctionDef) and (n.name.startswith("_") or said(n)) and (
         any(isinstance(o, ast.Raise) for o in ast.walk(n)))
     return all(map(refuses, body)) and any(map(said, body))
