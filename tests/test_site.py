@@ -151,6 +151,10 @@ if TYPE_CHECKING: from torch import Tensor""",
     "checks": """#| export
 def _check(size: int) -> None:
     if size < 1: raise ValueError(f"size must be above 0, got {size}")""",
+    "refused": """#| exporti
+def _same_size(a: int, b: int) -> None:
+    "Refuse a size that is another."
+    if a != b: raise ValueError(f"the size must be {a}, got {b}")""",
     "base": """#| export
 class _Start:
     "A step of the definition."
@@ -186,11 +190,12 @@ def built(tmp_path, monkeypatch):
 def test_a_fold_has_the_title_that_the_notebook_gives_it_and_imports_and_checks_are_folded(built):
     folds = [c for c in built.notebook.cells if "mystnb" in c.metadata]
     assert [c.source.split("\n")[0] for c in folds] == [
-        "import math", "import math", "1 + 1", "def _check(size: int) -> None:"]
+        "import math", "import math", "1 + 1", "def _check(size: int) -> None:",
+        "def _same_size(a: int, b: int) -> None:"]
     assert [tuple(c.metadata["mystnb"].values()) for c in folds] == [
         ("The pictures' helpers",) * 2, ("Imports",) * 2,
         ("Show the code and its result", "Hide the code and its result"),
-        ("What is refused, and in which words",) * 2]
+        *[("What is refused, and in which words",) * 2] * 2]
 
 
 def test_the_documentation_of_a_class_has_the_steps_of_its_definition(built):

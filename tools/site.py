@@ -316,9 +316,11 @@ def only_checks(source):
     "Whether a cell does nothing but define how arguments are checked."
     try: body = ast.parse(source).body
     except SyntaxError: return False
-    refuses = lambda n: isinstance(n, ast.FunctionDef) and n.name.startswith("_") and any(
-        isinstance(o, ast.Raise) for o in ast.walk(n))
-    return all(map(refuses, body)) and any(n.name.startswith("_check") for n in body)
+    doc = lambda n: ast.get_docstring(n) or ""
+    said = lambda n: n.name.startswith("_check") or doc(n).startswith("Refuse")
+    refuses = lambda n: isinstance(n, ast.FunctionDef) and (n.name.startswith("_") or said(n)) and (
+        any(isinstance(o, ast.Raise) for o in ast.walk(n)))
+    return all(map(refuses, body)) and any(map(said, body))
 
 
 def fold_title(cell):
