@@ -371,7 +371,8 @@ def cifar10_statistics(train: bool = True,    # of the 50,000 training images, o
 
 # %% ../nbs/09_evaluation.ipynb #bcc35e54
 def _check_neighbours(queries: Tensor, references: Tensor) -> None:
-    if 0 in (*queries.shape[:1], *references.shape[:1]) or queries.shape[1:] != references.shape[1:]:
+    some = queries.numel() and references.numel() and queries.ndim and references.ndim
+    if not some or queries.shape[1:] != references.shape[1:]:
         raise ValueError("queries and references must be items of one shape, one or more of each, "
                          f"got {tuple(queries.shape)} and {tuple(references.shape)}")
     for name, x in (("queries", queries), ("references", references)):

@@ -71,7 +71,7 @@ def _check(c: TrainConfig) -> None:
             raise ValueError(f"{name} must be of type {kind.__name__}, got {value!r}")
         least = int(kind is int and name != "warmup" and getattr(TrainConfig, name) > 0)
         if kind in (int, float) and not least <= value < math.inf:
-            finite = "" if math.isfinite(value) else ", and finite"
+            finite = ", and finite" if value != value or value == math.inf else ""
             raise ValueError(f"{name} must be {least} or more{finite}, got {value!r}")
     if c.ema_decay >= 1: raise ValueError(f"ema_decay must lie in [0, 1), got {c.ema_decay}")
     look_up("precision", c.precision, PRECISIONS)

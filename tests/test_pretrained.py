@@ -563,7 +563,7 @@ class Trap:
     "schedule": (edit(FILES[3], beta_schedule="sigmoid"),
         "one of linear, scaled_linear, squaredcos_cap_v2"),
     "betas": (edit(FILES[3], trained_betas=[0.1, 2.0], num_train_timesteps=2), "betas must lie in"),
-    "no beta": (edit(FILES[3], beta_start=None), r"beta_start must lie in \\(0, 1\\], got None"),
+    "no beta": (edit(FILES[3], beta_start=None), r"beta_start must lie in \(0, 1\], got None"),
     "beta count": (edit(FILES[3], trained_betas=[0.1, 0.2]),
         "2 entries, num_train_timesteps is 20"),
     "steps": (edit(FILES[3], num_train_timesteps="many"), "scheduler_config.json: T must be"),
