@@ -33,7 +33,9 @@ def test_eq(a, b):
     "test_close": '''\
 def test_close(a, b, eps=1e-5):
     "Are the two equal to within `eps`? AssertionError if not."
-    number = lambda v: np.asarray([*map(float, v)] if isinstance(v, (list, tuple)) else v)
+    def number(v):
+        if isinstance(v, (list, tuple)): return np.array([*map(float, v)])
+        return np.asarray(v.detach() if hasattr(v, "detach") else v)
     a, b = number(a), number(b)
     assert np.abs(a - b).max() <= eps, f"{a} is not within {eps} of {b}"''',
     "test_fail": '''\
