@@ -21,9 +21,7 @@ from torch import Tensor
 from .diffusion import one_generator
 from .schedules import lies, whole_number
 
-# %% ../nbs/07_data.ipynb #0b330691
-#| code-fold: true
-#| code-summary: A NumPy array will do for a tensor, here and in the measures of chapter 9
+# %% ../nbs/07_data.ipynb #477d6c0f
 Array = Tensor | np.ndarray
 
 
@@ -180,7 +178,9 @@ class Images(Protocol):
     def __len__(self) -> int: ...
     def __getitem__(self, indices: Tensor, /) -> Tensor: ...   # long (B,) -> (B, C, H, W)
 
-# %% ../nbs/07_data.ipynb #4bd6f529
+# %% ../nbs/07_data.ipynb #b8b7146b
+#| code-fold: true
+#| code-summary: Either of them, or an array, as images
 def as_images(x: Array | Images) -> Tensor | Images:
     "Images as they are, held or read; of an array a tensor."
     if isinstance(x, np.ndarray): return as_tensor("images", x)

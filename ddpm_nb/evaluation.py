@@ -81,7 +81,7 @@ def likelihood(d: ReverseProcess,                           # the diffusion
                terms: int | None = None,   # drawn for each image, 2 .. T; all T if None
                batch: int = 64,            # images at once
                generator: Generators | None = None,  # for noise and steps: one, or one an image
-               clip: bool = True,          # clip x0-hat to [-1, 1], as the paper's evaluation
+               clip: bool = True,          # clip x0-hat to [-1, 1], as the paper's code
                progress: bool = False,     # show a bar
                ) -> Likelihood:            # bits/dim of each image
     "The bound over a data set: the paper's estimator, or a cheap unbiased one (eq. 5)."

@@ -220,7 +220,7 @@ class _Reading(_Variances):
              output: Tensor,        # of the network, shape of `x_t`, or twice its channels
              x_t: Tensor,           # noisy data, shape (B, ...)
              t: Tensor,             # long, shape (B,)
-             clip: bool = True,     # clip x0-hat to [-1, 1], as the paper does
+             clip: bool = True,     # clip x0-hat to [-1, 1], as the paper's code does
              ) -> ReverseStep:      # the Gaussian p(x_{t-1} given x_t), and its x0-hat
         "Turn the network's output into a reverse step (eq. 1, 11, 15)."
         how, asked = VARIANCES[self.variance], PREDICTIONS[self.prediction]
@@ -286,7 +286,7 @@ class _ReverseChain(_Reading):
                                                 # the decoder is the discretized one
                      chunk: int | None = None,  # time steps at once; by default, 128 items a call
                      generator: Generators | None = None,    # for the noise: one, or one an item
-                     clip: bool = True,         # clip x0-hat to [-1, 1], as the paper's evaluation
+                     clip: bool = True,         # clip x0-hat to [-1, 1], as the paper's code
                      progress: bool = False,    # show a bar
                      ) -> dict[str, Tensor]:    # bits/dim: "total", "prior" (B,), "vb" (B, T);
                                                 # and "mse" (B, T), of x0-hat

@@ -122,8 +122,6 @@ def _constant(T: int, beta_end: float) -> Tensor:
 def _jsd(T: int) -> Tensor: return 1 / torch.arange(T, 0, -1, dtype=torch.float64, device="cpu")
 
 # %% ../nbs/01_schedules.ipynb #af888012
-#| code-fold: true
-#| code-summary: Checks of numbers, for all chapters
 def whole_number(name: str,                 # of the argument, as the caller knows it
           value: object,             # what came; a bool is no number here
           low: int = 1,              # the least there may be
