@@ -179,8 +179,6 @@ class Images(Protocol):
     def __getitem__(self, indices: Tensor, /) -> Tensor: ...   # long (B,) -> (B, C, H, W)
 
 # %% ../nbs/07_data.ipynb #b8b7146b
-#| code-fold: true
-#| code-summary: Either of them, or an array, as images
 def as_images(x: Array | Images) -> Tensor | Images:
     "Images as they are, held or read; of an array a tensor."
     if isinstance(x, np.ndarray): return as_tensor("images", x)
