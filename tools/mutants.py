@@ -559,6 +559,20 @@ faults(
     ("at = next((w for w in widths() if w <= 16), widths()[-1])", "at = widths()[0]",
      "recipes::a_recipe_for_another_size_has_the_levels_and_the_attention_that_it_needs"))
 
+faults(
+    "sampling.py",
+    ("        if len(known) == 1:", "        if len(known) == 0:",
+     "sampling::adams_of_order_1_is_ddim"),
+    ("        if known and corrects:", "        if known:",
+     "sampling::adams_corrects_all_steps_or_none"))
+
+faults(
+    "schedules.py",
+    ("lambdas[:-1]) / 2)**0.2", "lambdas[:-1]) / 2)**0.3",
+     "schedules::between_shares_the_error_of_adams_among_the_steps"),
+    ("_even_in(error, steps, error[-1].item() / steps)", "_even_in(error, steps)",
+     "schedules::between_shares_the_error_of_adams_among_the_steps"))
+
 
 def ids(tests):
     "What pytest calls them."
