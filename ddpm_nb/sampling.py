@@ -348,7 +348,7 @@ def adams(d: ReverseProcess,                            # the process whose step
           clip: bool,                                   # clip x0-hat to [-1, 1]
           generator: Generators | None,            # not used: the solver is deterministic
           order: int = 3,                               # of the predictor, 1 .. 3
-          within: float = 0.75,                         # correct, if all steps of lambda are shorter
+          within: float = 0.75,                         # correct, if all steps are shorter
           ) -> Iterator[State]:                         # one state a step, as predicted
     "Adams' method on the circle: the velocities of the last steps, integrated over the angle."
     (alphas, sigmas), lambdas = _scales(d), _half_log_snr(d)
