@@ -33,13 +33,20 @@ ANGLES = torch.tensor([0.3, 1.6, 2.8, 4.0, 5.2], dtype=torch.float64)
 MIXTURES = {"five spots": 0.7 * torch.stack([ANGLES.cos(), ANGLES.sin()], 1),
             "two spots": torch.tensor([[-0.8, 0.0], [0.8, 0.4]], dtype=torch.float64)}
 NETWORKS = {"digits": "digits", "cifar10-small": "cifar10-small"}
-MANY = {"five spots": 20_000, "two spots": 20_000, "digits": 64, "cifar10-small": 4}
+MANY = {"five spots": 20_000, "two spots": 20_000, "digits": 32, "cifar10-small": 8}
+
+
+def in_bf16(network):
+    "The same network by products in bfloat16; what it says in float32."
+    def answer(x, t):
+        with torch.autocast("cpu", torch.bfloat16): return network(x, t).float()
+    return answer
 
 
 class Problem:
     "A diffusion, a model, whether guesses are clipped, and the noise to begin with."
 
-    def __init__(self, name: str, n: int) -> None:
+    def __init__(self, name: str, n: int, bf16: bool = False) -> None:
         g = torch.Generator().manual_seed(3)
         self.clip = name in NETWORKS
         if self.clip:
@@ -47,6 +54,7 @@ class Problem:
             self.model, self.d = load_pretrained(folder)
             c = self.model.config
             self.noise = torch.randn(n, c.in_channels, c.image_size, c.image_size, generator=g)
+            if bf16: self.model = in_bf16(self.model)
         else:
             self.d = GaussianDiffusion(PAPER)
             self.model = IdealDenoiser(self.d, MIXTURES[name], 0.08)
@@ -115,9 +123,9 @@ def keep(out: Path, record: dict) -> None:
 def run(a) -> None:
     record = json.loads(a.out.read_text()) if a.out.exists() else {}
     for name in a.problems:
-        n = a.n or MANY[name]
-        problem = Problem(name, n)
-        entry = record.setdefault(name, {"n": n, "truth": a.truth or 1000,
+        n, bf16 = a.n or MANY[name], a.bf16 and name in NETWORKS
+        problem = Problem(name, n, bf16)
+        entry = record.setdefault(name, {"n": n, "truth": a.truth or 1000, "bf16": bf16,
                                          "evaluations": list(a.budgets), "rms": {}})
         rows = list(itertools.chain(our_rows(), their_rows()))
         rows = [(label, f) for label, f in rows if label not in entry["rms"]
@@ -169,6 +177,7 @@ if __name__ == "__main__":
     p.add_argument("--n", type=int, help=f"samples (default: {MANY})")
     p.add_argument("--budgets", nargs="+", type=int, default=BUDGETS)
     p.add_argument("--only", nargs="+", help="these rows alone")
+    p.add_argument("--bf16", action="store_true", help="the networks' products in bfloat16")
     p.add_argument("--truth", type=int, help="steps of the solution (default: all 1,000)")
     p.add_argument("--out", type=Path, default=ROOT / "nbs" / "samplers.json")
     p.add_argument("--times", action="store_true", help="compare what the network is told")

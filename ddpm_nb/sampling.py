@@ -54,7 +54,7 @@ _SPACINGS: dict[str, str] = {"ddpm": "even"}
 
 def _spacing_for(sampler: str, steps: int | None, spacing: str | None = None) -> str:
     "Where a sampler's steps are put: as asked, or where it does best."
-    few = steps is not None and steps < 5     # so few reach no other spacing's end
+    few = steps is not None and steps < 6     # so few do best where images are decided
     return spacing or ("even" if few else _SPACINGS.get(sampler, "even"))
 
 # %% ../nbs/05_sampling.ipynb #972c75df
@@ -358,7 +358,7 @@ def adams(d: ReverseProcess,                            # the process whose step
           clip: bool,                                   # clip x0-hat to [-1, 1]
           generator: Generators | None,            # not used: the solver is deterministic
           order: int = 3,                               # of the predictor, 1 .. 3
-          within: float = 0.75,                         # correct, if all steps of lambda are shorter
+          within: float = 0.75,                         # correct, if all steps are shorter
           ) -> Iterator[State]:                         # one state a step, as predicted
     "Adams' method on the circle: the velocities of the last steps, integrated over the angle."
     (alphas, sigmas), lambdas = _scales(d), _half_log_snr(d)

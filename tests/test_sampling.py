@@ -296,6 +296,43 @@ def test_the_solvers_converge_at_their_order(sampler, options, order):
         assert abs(math.log2(coarse / fine) - order) < 0.1 * order
 
 
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_adams_of_order_1_is_ddim(spacing):
+    "With one velocity it goes round the circle, and leaves no noise behind."
+    d, x = GaussianDiffusion(PAPER), draw(5, 3)
+    a, b = (d.sample(tame, x.shape, sampler, 7, None, False, noise=x, spacing=spacing, **options)
+            for sampler, options in (("adams", dict(order=1, within=0.0)), ("ddim", {})))
+    close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_adams_in_very_few_steps_is_as_near_as_ddim(spacing, steps):
+    "On x0 ~ N(0, s^2), where the solution is x / std = constant; s from fine detail to large."
+    d, one = GaussianDiffusion(PAPER), torch.ones(1, 1, dtype=torch.float64)
+    off = {"adams": 0.0, "ddim": 0.0}
+    for s in (0.1, 0.3, 0.5, 1.0, 2.0):
+        true = s / (PAPER.alpha_bars[-1] * s**2 + PAPER.one_minus_alpha_bars[-1]).sqrt()
+        for sampler in off:
+            x = d.sample(gaussian(d, s), (1, 1), sampler, steps, None, False, noise=one,
+                         clip=False, spacing=spacing)
+            off[sampler] += ((x - true) / s).square().item()
+    assert off["adams"] < 1.001 * off["ddim"]
+
+
+@pytest.mark.parametrize("steps,corrected", [(22, False), (23, True)])
+def test_adams_corrects_all_steps_or_none(steps, corrected):
+    "The longest of 22 is 0.82 in half log-SNR, of 23 it is 0.70; the limit is 0.75."
+    d, x = GaussianDiffusion(PAPER), draw(3, 2)
+    longest = -(d.respaced(steps, "between").schedule.log_snr / 2).diff().min()
+    assert (longest < 0.75) == corrected
+    def states(**options):
+        run = d.trajectory(tame, x.shape, "adams", steps, noise=x, spacing="between", **options)
+        return torch.stack([state.x for state in run])
+    usual, never, ever = states(), states(within=0.0), states(within=9.0)
+    assert torch.equal(usual, ever if corrected else never) and not torch.equal(ever, never)
+
+
 # --- schedules ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -373,7 +410,7 @@ def test_the_spacing_is_the_samplers_best_unless_named(monkeypatch):
             kept = PAPER.respaced(10, spacing).timesteps.tolist()
             assert times(sampler, spacing=spacing) == kept
             assert (times(sampler) == kept) == (spacing == _SPACINGS[sampler])
-    assert sampling._spacing_for("adams", 4) == "even" != sampling._spacing_for("adams", 5)
+    assert sampling._spacing_for("adams", 5) == "even" != sampling._spacing_for("adams", 6)
     monkeypatch.setitem(SPACINGS, "last ones", lambda s, steps: torch.arange(s.T - steps, s.T))
     assert times("ddim", spacing="last ones") == list(range(990, 1000))
     monkeypatch.setitem(SAMPLERS, "mine", lambda *a: SAMPLERS["ddim"](*a))

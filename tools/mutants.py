@@ -576,6 +576,19 @@ faults(
     ("args.terms, batch, own,", "args.terms, batch, own[0],",
      "cli::evaluate_gives_an_image_the_same_number_in_any_batch_and_company"))
 
+faults(
+    "sampling.py",
+    ("        if len(known) == 1:", "        if len(known) == 0:",
+     "sampling::adams_of_order_1_is_ddim"),
+    ("        if known and corrects:", "        if known:",
+     "sampling::adams_corrects_all_steps_or_none"))
+
+faults(
+    "schedules.py",
+    ("lambdas[:-1]) / 2)**0.2", "lambdas[:-1]) / 2)**0.3",
+     "schedules::between_shares_the_error_of_adams_among_the_steps"),
+    ("_even_in(error, steps, error[-1].item() / steps)", "_even_in(error, steps)",
+     "schedules::between_shares_the_error_of_adams_among_the_steps"))
 
 
 def ids(tests):
