@@ -47,7 +47,7 @@ export function digits(place) {
   const spacing = choice("spacing", Object.keys(SPACINGS));
   let xs = [], guesses = [], times = [], run = 0;
   const way = slider("t", { min: 0, max: 0, value: 0, show: k => times[k] ?? "" }, show);
-  const few = () => STEPS[steps.input.value] < 5;     // for so few, steps even in t are the best
+  const few = () => STEPS[steps.input.value] < 6;     // for so few, steps even in t are the best
   let suited = "";
   const suit = () => suited = spacing.input.value = few() ? "even" : BEST[sampler.input.value];
   sampler.input.value = "adams";

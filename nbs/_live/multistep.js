@@ -27,19 +27,21 @@ function integrals(density, a, b, nodes) {
   return sums;
 }
 
-// Predict with the last `order` answers, and correct steps of half log-SNR below `within` with one
-// more. An answer is what `value` makes of x and x0-hat. `step` goes from index i to index j; its
+// Predict with the last `order` answers; if all steps of half log-SNR are shorter than `within`,
+// correct them with one more. An answer is what `value` makes of x and x0-hat. `step` goes from index i to index j; its
 // mix(weights) gives, pixel by pixel, the known answers in that mixture.
 function* multistep(d, model, x, order, within, value, step) {
   const { T, logSnr } = d.schedule, lambdas = logSnr.map((v, i) => Math.max(v / 2, -12 - i / T));
   const walk = (x, i, j, known) => step(x, i, j, weightsOf => {
     const weights = weightsOf(lambdas[i], lambdas[j], known.map(o => o.at));
     return n => known.reduce((sum, { value }, k) => sum + weights[k] * value[n], 0);
-  });
+  }, known);
+  const clipped = lambdas.map(v => Math.max(v, -5.5));       // 0.4 % signal: below, all is alike
+  const corrects = clipped.every((v, i) => !i || clipped[i - 1] - v < within);
   let known = [], before = x;
   for (let i = T - 1; i >= 0; i--) {
     const x0 = d.guess(model, x, i), now = { at: lambdas[i], value: value(x, x0, i) };
-    if (known.length && lambdas[i] - lambdas[i + 1] < within)
+    if (known.length && corrects)
       x = walk(before, i + 1, i, [known[0], now, ...known.slice(1, order)]);
     known = [now, ...known.slice(0, order - 1)];
     before = x;
@@ -69,7 +71,12 @@ export function* adams(d, model, x) {
   const [signals, sigmas] = roots(d.schedule);
   const angle = (a, b, nodes) => integrals(u => -0.5 / Math.cosh(u), a, b, nodes);
   const velocity = (x, x0, i) => x.map((v, n) => (signals[i] * v - x0[n]) / sigmas[i]);
-  yield* multistep(d, model, x, 3, 0.6, velocity, (x, i, j, mix) => {
+  yield* multistep(d, model, x, 3, 0.75, velocity, (x, i, j, mix, known) => {
+    if (known.length === 1) {                   // of one velocity: on around the circle, as ddim
+      const cos = signals[i] * signals[j] + sigmas[i] * sigmas[j];
+      const sin = sigmas[j] * signals[i] - signals[j] * sigmas[i];
+      return x.map((v, n) => cos * v + sin * known[0].value[n]);
+    }
     const turned = mix(angle);
     return x.map((v, n) => v + turned(n));
   });

@@ -89,6 +89,6 @@ function* dpmSolverPP2M(d, model, x) {          // x0-hat extrapolated from the 
 
 export const SAMPLERS = { ddpm, ddim, "dpm++": dpmSolverPP2M, unipc, adams };
 
-// The spacing of the steps that suits each best, from five steps on (chapter 5).
+// The spacing of the steps that suits each best, from six steps on (chapter 5).
 export const BEST = { ddpm: "even", ddim: "even", "dpm++": "between", unipc: "between",
                       adams: "between" };
