@@ -25,7 +25,8 @@ document.addEventListener("DOMContentLoaded", () => {
     fold.removeAttribute("aria-label");
   // what scrolls sideways can be reached, and scrolled, from the keyboard
   const reach = () => {
-    const wide = "div.math, mjx-container, div.cell_output, div.highlight pre, .api table";
+    const wide = "div.math, span.math, mjx-container, div.cell_output, div.highlight pre, " +
+      ".api table";
     for (const part of document.querySelectorAll(wide)) {
       const scrolls = part.scrollWidth > part.clientWidth + 1 &&
         getComputedStyle(part).overflowX !== "visible";

@@ -101,6 +101,93 @@ function normals(seed) {
 return { normals };
 })();
 
+modules["multistep.js"] = (() => {
+// Chapter 5: UniPC and Adams' method: predict each step, and correct it with the next answer.
+
+// Gauss' quadrature from -1 to 1: the zeros of Legendre's polynomial, by Newton's method, each with
+// its share.
+const POINTS = 32, GAUSS = Array.from({ length: POINTS }, (_, k) => {
+  let u = Math.cos(Math.PI * (k + 0.75) / (POINTS + 0.5)), slope = 0;
+  for (let round = 0; round < 5; round++) {
+    let [before, p] = [1, u];
+    for (let n = 2; n <= POINTS; n++)
+      [before, p] = [p, ((2 * n - 1) * u * p - (n - 1) * before) / n];
+    slope = POINTS * (u * p - before) / (u * u - 1);
+    u -= p / slope;
+  }
+  return [u, 2 / ((1 - u * u) * slope * slope)];
+});
+
+// The integrals from a to b of a density times the polynomials that are 1 at one of the nodes and 0
+// at the others.
+function integrals(density, a, b, nodes) {
+  const sums = nodes.map(() => 0), half = (b - a) / 2;
+  for (const [place, share] of GAUSS) {
+    const u = a + half * (place + 1), mass = half * share * density(u);
+    nodes.forEach((node, j) => {
+      sums[j] += nodes.reduce((p, v) => v === node ? p : p * (u - v) / (node - v), mass);
+    });
+  }
+  return sums;
+}
+
+// Predict with the last `order` answers; if all steps of half log-SNR are shorter than `within`,
+// correct them with one more. An answer is what `value` makes of x and x0-hat. `step` goes from
+// index i to index j; its mix(weights) gives, pixel by pixel, the known answers in that mixture.
+function* multistep(d, model, x, order, within, value, step) {
+  const { T, logSnr } = d.schedule, lambdas = logSnr.map((v, i) => Math.max(v / 2, -12 - i / T));
+  const walk = (x, i, j, known) => step(x, i, j, weightsOf => {
+    const weights = weightsOf(lambdas[i], lambdas[j], known.map(o => o.at));
+    return n => known.reduce((sum, { value }, k) => sum + weights[k] * value[n], 0);
+  }, known);
+  const clipped = lambdas.map(v => Math.max(v, -5.5));       // 0.4 % signal: below, all is alike
+  const corrects = clipped.every((v, i) => !i || clipped[i - 1] - v < within);
+  let known = [], before = x;
+  for (let i = T - 1; i >= 0; i--) {
+    const x0 = d.guess(model, x, i), now = { at: lambdas[i], value: value(x, x0, i) };
+    if (known.length && corrects)
+      x = walk(before, i + 1, i, [known[0], now, ...known.slice(1, order)]);
+    known = [now, ...known.slice(0, order - 1)];
+    before = x;
+    x = i ? walk(x, i, i - 1, known) : x0;        // the last jump ends in x0-hat itself
+    yield { i, x, x0 };
+  }
+}
+
+const roots = ({ alphaBars, sigmas2 }) => [alphaBars.map(Math.sqrt), sigmas2.map(Math.sqrt)];
+
+// x0-hat, integrated over half log-SNR; for two answers with the usual weights, B_2.
+function* unipc(d, model, x) {
+  const [signals, sigmas] = roots(d.schedule);
+  const toward = (a, b, nodes) => {
+    if (nodes.length !== 2) return integrals(u => Math.exp(u - b), a, b, nodes);
+    const whole = -Math.expm1(a - b), slope = whole / 2 * (b - a) / (nodes[1] - a);
+    return [whole - slope, slope];
+  };
+  yield* multistep(d, model, x, 2, Infinity, (x, x0) => x0, (x, i, j, mix) => {
+    const lead = mix(toward);
+    return x.map((v, n) => sigmas[j] / sigmas[i] * v + signals[j] * lead(n));
+  });
+}
+
+// The velocity on the circle x = cos x0-hat + sin eps, integrated over the angle.
+function* adams(d, model, x) {
+  const [signals, sigmas] = roots(d.schedule);
+  const angle = (a, b, nodes) => integrals(u => -0.5 / Math.cosh(u), a, b, nodes);
+  const velocity = (x, x0, i) => x.map((v, n) => (signals[i] * v - x0[n]) / sigmas[i]);
+  yield* multistep(d, model, x, 3, 0.75, velocity, (x, i, j, mix, known) => {
+    if (known.length === 1) {                   // of one velocity: on around the circle, as ddim
+      const cos = signals[i] * signals[j] + sigmas[i] * sigmas[j];
+      const sin = sigmas[j] * signals[i] - signals[j] * sigmas[i];
+      return x.map((v, n) => cos * v + sin * known[0].value[n]);
+    }
+    const turned = mix(angle);
+    return x.map((v, n) => v + turned(n));
+  });
+}
+return { unipc, adams };
+})();
+
 modules["schedules.js"] = (() => {
 // Chapter 1: the betas, and all that follows from them alone. Numbers are double precision.
 
@@ -139,25 +226,30 @@ function schedule(betas, timesteps = betas.map((_, i) => i)) {
 }
 
 // Where the stretches end that become one step each, among 1 .. T: even in t, in log SNR, or in the
-// mean of the two. What lies below a log SNR of -11, 0.4 % signal, is all alike.
+// error of a good solver. What lies below a log SNR of -11, 0.4 % signal, is all alike.
 const SPACINGS = {
   even: (s, steps) => Array.from({ length: steps }, (_, k) => halfToEven((k + 1) * s.T / steps)),
   log_snr(s, steps) {
     const lowest = Math.max(-11, s.logSnr.findLast(v => v > -Infinity));
     return evenIn(s.logSnr.map(v => -Math.max(v, lowest)), steps);
   },
-  between(s, steps) {
-    const noise = s.logSnr.map(v => -Math.max(v, -11)), times = even(0, 1, s.T);
-    const range = Math.max(noise.at(-1) - noise[0], 1e-9);
-    return evenIn(noise.map((v, i) => (v - noise[0]) / range + times[i]), steps);
+  between(s, steps) {     // of order 4 on the way, of order 1 in the jump to the data
+    const lambdas = s.logSnr.map(v => Math.max(v, -11) / 2);
+    let sum = 2 * Math.sqrt(2 * Math.exp(-lambdas[0]));
+    const error = lambdas.map((b, i) => {
+      const a = i ? lambdas[i - 1] : b;
+      return sum += (a - b) / Math.cosh((a + b) / 2) ** 0.2;
+    });
+    return evenIn(error, steps, sum / steps);
   },
 };
 
-// Where a rising table is nearest to equal steps.
-function evenIn(rising, steps) {
+// Where a rising table is nearest to equal steps, from `first` on.
+function evenIn(rising, steps, first = -Infinity) {
   const nearest = v => 1 + rising.reduce(
     (best, u, i) => Math.abs(u - v) < Math.abs(rising[best] - v) ? i : best, 0);
-  return distinct(Array.from(even(rising[0], rising.at(-1), steps), nearest), rising.length);
+  const wanted = even(Math.max(rising[0], first), rising.at(-1), steps);
+  return distinct(Array.from(wanted, nearest), rising.length);
 }
 
 const halfToEven = v => v % 1 === 0.5 ? 2 * Math.round(v / 2) : Math.round(v);   // as PyTorch
@@ -183,6 +275,7 @@ return { SCHEDULES, schedule, SPACINGS, respaced };
 
 modules["samplers.js"] = (() => {
 // Chapters 2, 4 and 5: from noise to data. x is a list of numbers, whatever they are of.
+const { adams, unipc } = modules["multistep.js"];
 const { respaced, schedule, SCHEDULES } = modules["schedules.js"];
 
 // What a network's answer says of x_0, by what it was trained to say (chapter 4).
@@ -270,40 +363,11 @@ function* dpmSolverPP2M(d, model, x) {          // x0-hat extrapolated from the 
   }
 }
 
-// The integrals over a step of half log-SNR, from a to b, of exp(u - b) times the polynomials that
-// are 1 at one of the nodes and 0 at the others; a is the first node. For two, the usual B_2.
-function towardsData(a, b, nodes) {
-  const h = b - a, [, p, q] = nodes.map(u => u - a);
-  const m0 = -Math.expm1(-h), m1 = h - m0, m2 = h * h - 2 * m1;    // of 1, u - a, (u - a)^2
-  if (nodes.length === 1) return [m0];
-  if (nodes.length === 2) return [m0 - m0 / 2 * h / p, m0 / 2 * h / p];
-  return [(m2 - (p + q) * m1) / (p * q) + m0, (m2 - q * m1) / (p * (p - q)),
-          (m2 - p * m1) / (q * (q - p))];
-}
+const SAMPLERS = { ddpm, ddim, "dpm++": dpmSolverPP2M, unipc, adams };
 
-function* unipc(d, model, x) {      // with the next x0-hat, correct the step before going on
-  const signals = d.schedule.alphaBars.map(Math.sqrt), sigmas = d.schedule.sigmas2.map(Math.sqrt);
-  const { T, logSnr } = d.schedule, lambdas = logSnr.map((v, i) => Math.max(v / 2, -12 - i / T));
-  const step = (x, i, j, known) => {
-    const weights = towardsData(lambdas[i], lambdas[j], known.map(o => o.at));
-    const toward = n => known.reduce((sum, { x0 }, k) => sum + weights[k] * x0[n], 0);
-    return x.map((v, n) => sigmas[j] / sigmas[i] * v + signals[j] * toward(n));
-  };
-  let known = [], before = x;
-  for (let i = T - 1; i >= 0; i--) {
-    const x0 = d.guess(model, x, i), now = { at: lambdas[i], x0 };
-    if (known.length) x = step(before, i + 1, i, [known[0], now, ...known.slice(1)]);
-    known = [now, ...known.slice(0, 1)];
-    before = x;
-    x = i ? step(x, i, i - 1, known) : x0;
-    yield { i, x, x0 };
-  }
-}
-
-const SAMPLERS = { ddpm, ddim, "dpm++": dpmSolverPP2M, unipc };
-
-// The spacing of the steps that suits each best (chapter 5).
-const BEST = { ddpm: "even", ddim: "even", "dpm++": "between", unipc: "between" };
+// The spacing of the steps that suits each best, from six steps on (chapter 5).
+const BEST = { ddpm: "even", ddim: "even", "dpm++": "between", unipc: "between",
+                      adams: "between" };
 return { diffusion, SAMPLERS, BEST };
 })();
 
@@ -564,10 +628,17 @@ function digits(place) {
   const spacing = choice("spacing", Object.keys(SPACINGS));
   let xs = [], guesses = [], times = [], run = 0;
   const way = slider("t", { min: 0, max: 0, value: 0, show: k => times[k] ?? "" }, show);
-  const use = name => spacing.input.value = BEST[sampler.input.value = name];
-  use("ddim");
-  steps.input.onchange = spacing.input.onchange = () => sample();
-  sampler.input.onchange = () => { use(sampler.input.value); return sample(); };
+  const few = () => STEPS[steps.input.value] < 6;     // for so few, steps even in t are the best
+  let suited = "";
+  const suit = () => suited = spacing.input.value = few() ? "even" : BEST[sampler.input.value];
+  sampler.input.value = "adams";
+  suit();
+  spacing.input.onchange = () => sample();
+  sampler.input.onchange = () => { suit(); return sample(); };
+  steps.input.onchange = () => {
+    if (spacing.input.value === suited) suit();      // unless the reader has chosen another
+    return sample();
+  };
 
   function show(k) {
     if (!xs.length) return;

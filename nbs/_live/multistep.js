@@ -28,8 +28,8 @@ function integrals(density, a, b, nodes) {
 }
 
 // Predict with the last `order` answers; if all steps of half log-SNR are shorter than `within`,
-// correct them with one more. An answer is what `value` makes of x and x0-hat. `step` goes from index i to index j; its
-// mix(weights) gives, pixel by pixel, the known answers in that mixture.
+// correct them with one more. An answer is what `value` makes of x and x0-hat. `step` goes from
+// index i to index j; its mix(weights) gives, pixel by pixel, the known answers in that mixture.
 function* multistep(d, model, x, order, within, value, step) {
   const { T, logSnr } = d.schedule, lambdas = logSnr.map((v, i) => Math.max(v / 2, -12 - i / T));
   const walk = (x, i, j, known) => step(x, i, j, weightsOf => {
