@@ -27,6 +27,8 @@ document.addEventListener("DOMContentLoaded", () => {
   const reach = () => {
     const wide = "div.math, span.math, mjx-container, div.cell_output, div.highlight pre, " +
       ".api table";
+    for (const part of document.querySelectorAll("span.math"))      // in a line: most fit it
+      part.classList.toggle("fits", part.offsetWidth < part.parentElement.clientWidth - 1);
     for (const part of document.querySelectorAll(wide)) {
       const scrolls = part.scrollWidth > part.clientWidth + 1 &&
         getComputedStyle(part).overflowX !== "visible";
