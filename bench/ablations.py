@@ -141,9 +141,8 @@ def variances(a) -> list[dict]:
     import torch
     from ddpm_nb import GaussianDiffusion, load_pretrained
     from ddpm_nb.engine.cli import _inference
-    from ddpm_nb.engine.faster import compiled
     net, d = load_pretrained("cifar10-small")
-    model, rows = _inference(compiled(net), a.chunk, "bf16", False), []
+    model, rows = _inference(net, a.chunk, "bf16", True), []
     for steps in (5, 10, 25, 50, 100):
         for variance in ("fixed_large", "fixed_small"):
             process = GaussianDiffusion(d.schedule, d.prediction, variance)

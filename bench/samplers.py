@@ -36,17 +36,10 @@ NETWORKS = {"digits": "digits", "cifar10-small": "cifar10-small"}
 MANY = {"five spots": 20_000, "two spots": 20_000, "digits": 32, "cifar10-small": 8}
 
 
-def in_bf16(network):
-    "The same network by products in bfloat16; what it says in float32."
-    def answer(x, t):
-        with torch.autocast("cpu", torch.bfloat16): return network(x, t).float()
-    return answer
-
-
 class Problem:
     "A diffusion, a model, whether guesses are clipped, and the noise to begin with."
 
-    def __init__(self, name: str, n: int, bf16: bool = False) -> None:
+    def __init__(self, name: str, n: int) -> None:
         g = torch.Generator().manual_seed(3)
         self.clip = name in NETWORKS
         if self.clip:
@@ -54,7 +47,6 @@ class Problem:
             self.model, self.d = load_pretrained(folder)
             c = self.model.config
             self.noise = torch.randn(n, c.in_channels, c.image_size, c.image_size, generator=g)
-            if bf16: self.model = in_bf16(self.model)
         else:
             self.d = GaussianDiffusion(PAPER)
             self.model = IdealDenoiser(self.d, MIXTURES[name], 0.08)
@@ -123,9 +115,9 @@ def keep(out: Path, record: dict) -> None:
 def run(a) -> None:
     record = json.loads(a.out.read_text()) if a.out.exists() else {}
     for name in a.problems:
-        n, bf16 = a.n or MANY[name], a.bf16 and name in NETWORKS
-        problem = Problem(name, n, bf16)
-        entry = record.setdefault(name, {"n": n, "truth": a.truth or 1000, "bf16": bf16,
+        n = a.n or MANY[name]
+        problem = Problem(name, n)
+        entry = record.setdefault(name, {"n": n, "truth": a.truth or 1000,
                                          "evaluations": list(a.budgets), "rms": {}})
         rows = list(itertools.chain(our_rows(), their_rows()))
         rows = [(label, f) for label, f in rows if label not in entry["rms"]
@@ -177,7 +169,6 @@ if __name__ == "__main__":
     p.add_argument("--n", type=int, help=f"samples (default: {MANY})")
     p.add_argument("--budgets", nargs="+", type=int, default=BUDGETS)
     p.add_argument("--only", nargs="+", help="these rows alone")
-    p.add_argument("--bf16", action="store_true", help="the networks' products in bfloat16")
     p.add_argument("--truth", type=int, help="steps of the solution (default: all 1,000)")
     p.add_argument("--out", type=Path, default=ROOT / "nbs" / "samplers.json")
     p.add_argument("--times", action="store_true", help="compare what the network is told")

@@ -123,11 +123,11 @@ def _jsd(T: int) -> Tensor: return 1 / torch.arange(T, 0, -1, dtype=torch.float6
 
 # %% ../nbs/01_schedules.ipynb #af888012
 def whole_number(name: str,                 # of the argument, as the caller knows it
-          value: object,             # what came; a bool is no number here
-          low: int = 1,              # the least there may be
-          high: int | None = None,   # the most; None: any
-          what: str = "",            # ... and what that is, in words
-          ) -> int:
+                 value: object,             # what came; a bool is no number here
+                 low: int = 1,              # the least there may be
+                 high: int | None = None,   # the most; None: any
+                 what: str = "",            # ... and what that is, in words
+                 ) -> int:
     "A whole number in a range, of Python's kind; anything else is refused in words."
     if isinstance(value, Integral) and not isinstance(value, bool) and low <= value:
         if high is None or value <= high: return int(value)

@@ -27,8 +27,9 @@ document.addEventListener("DOMContentLoaded", () => {
   const reach = () => {
     const wide = "div.math, span.math, mjx-container, div.cell_output, div.highlight pre, " +
       ".api table";
-    for (const part of document.querySelectorAll("span.math"))      // in a line: most fit it
-      part.classList.toggle("fits", part.offsetWidth < part.parentElement.clientWidth - 1);
+    const lines = [...document.querySelectorAll("span.math")];      // most fit their line
+    const fit = lines.map(part => part.offsetWidth < part.parentElement.clientWidth - 1);
+    lines.forEach((part, i) => part.classList.toggle("fits", fit[i]));    // measured all at once
     for (const part of document.querySelectorAll(wide)) {
       const scrolls = part.scrollWidth > part.clientWidth + 1 &&
         getComputedStyle(part).overflowX !== "visible";
