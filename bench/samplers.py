@@ -11,6 +11,7 @@ that all solve one equation.
     python bench/samplers.py                      what is missing in nbs/samplers.json
     python bench/samplers.py --problems digits --n 256 --out fresh.json
     python bench/samplers.py --times              which time to tell the network
+    python bench/samplers.py --distances          how good the pictures are, by evaluations
 
 Every row is on disk before the next begins; a run that was stopped goes on where it was.
 """
@@ -34,6 +35,9 @@ MIXTURES = {"five spots": 0.7 * torch.stack([ANGLES.cos(), ANGLES.sin()], 1),
             "two spots": torch.tensor([[-0.8, 0.0], [0.8, 0.4]], dtype=torch.float64)}
 NETWORKS = {"digits": "digits", "cifar10-small": "cifar10-small"}
 MANY = {"five spots": 20_000, "two spots": 20_000, "digits": 32, "cifar10-small": 8}
+
+JUDGED = ("adams between", "unipc between", "ddim even", "diffusers UniPC Karras",
+          "diffusers DPM++ 2M Karras")
 
 
 class Problem:
@@ -131,6 +135,34 @@ def run(a) -> None:
             keep(a.out, record)
 
 
+def distances(a) -> None:
+    """The distance of samples from the training set of CIFAR-10 (chapter 9), for some of the rows.
+
+    The network runs in bfloat16, compiled, for all alike; `real` is that of as many test images.
+    """
+    from cifar10_again import distance, half
+
+    from ddpm_nb import cifar10, to_uint8
+    from ddpm_nb.engine.faster import compiled
+    record, n = json.loads(a.out.read_text()), a.n or 500
+    problem = Problem("cifar10-small", n)
+    problem.model, noise = half(compiled(problem.model)), problem.noise
+    test = cifar10(train=False)[0]
+    real = test[torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:n]]
+    entry = record["cifar10-small"].setdefault("distances", {
+        "n": n, "evaluations": list(a.budgets), "real": round(distance(real), 2), "of": {}})
+    for label, f in itertools.chain(our_rows(), their_rows()):
+        if label not in (a.only or JUDGED) or label in entry["of"]: continue
+        found = []
+        for k in a.budgets:
+            images = []
+            for problem.noise in noise.split(125): images.append(to_uint8(f(problem, k)))
+            found.append(round(distance(torch.cat(images)), 2))
+        entry["of"][label] = found
+        print(f"{label:28}" + "".join(f"{v:8.2f}" for v in found), flush=True)
+        keep(a.out, record)
+
+
 def fractional(spacing: str, steps: int):
     "Times, not whole ones, in equal steps of log-SNR; and the schedule that is seen there."
     lambdas = PAPER.log_snr
@@ -172,5 +204,6 @@ if __name__ == "__main__":
     p.add_argument("--truth", type=int, help="steps of the solution (default: all 1,000)")
     p.add_argument("--out", type=Path, default=ROOT / "nbs" / "samplers.json")
     p.add_argument("--times", action="store_true", help="compare what the network is told")
+    p.add_argument("--distances", action="store_true", help="judge the samples themselves")
     a = p.parse_args()
-    (times if a.times else run)(a)
+    (times if a.times else distances if a.distances else run)(a)

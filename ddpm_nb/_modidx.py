@@ -200,6 +200,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'ddpm_nb.engine.cli._train_arguments': ('engine/cli.html#_train_arguments', 'ddpm_nb/engine/cli.py'),
                                     'ddpm_nb.engine.cli._trained_on': ('engine/cli.html#_trained_on', 'ddpm_nb/engine/cli.py'),
                                     'ddpm_nb.engine.cli._tree': ('engine/cli.html#_tree', 'ddpm_nb/engine/cli.py'),
+                                    'ddpm_nb.engine.cli._usual': ('engine/cli.html#_usual', 'ddpm_nb/engine/cli.py'),
                                     'ddpm_nb.engine.cli._with_settings': ('engine/cli.html#_with_settings', 'ddpm_nb/engine/cli.py'),
                                     'ddpm_nb.engine.cli._write_animation': ('engine/cli.html#_write_animation', 'ddpm_nb/engine/cli.py'),
                                     'ddpm_nb.engine.cli._write_gif': ('engine/cli.html#_write_gif', 'ddpm_nb/engine/cli.py'),

@@ -50,6 +50,7 @@ def to_uint8(x: Array,   # numbers meant to lie in [-1, 1], any shape, any float
     x = as_tensor("x", x)
     if not x.is_floating_point():
         raise ValueError(f"to_uint8 takes floating-point images, got {x.dtype}")
+    if x.isnan().any(): raise ValueError("to_uint8: NaN has no nearest pixel value")
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 # %% ../nbs/07_data.ipynb #c096e745

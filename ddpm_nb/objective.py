@@ -246,6 +246,8 @@ class _Watched:
     "A model, and a note of where its answers were not finite."
 
     def __init__(self, model: Callable[[Tensor, Tensor], Tensor]) -> None:
+        if not callable(model):
+            raise ValueError(f"model must be callable, model(x_t, t), got {type(model).__name__}")
         self.model: Callable[[Tensor, Tensor], Tensor] = model
         self.bad_t: Tensor | None = None      # the largest such t, which came first; -1 for none
 

@@ -303,8 +303,7 @@ def _multistep(d: ReverseProcess, model: Callable[[Tensor, Tensor], Tensor], x: 
                step: Callable[[Tensor, int, int, _Known], Tensor],       # from index to index
                ) -> Iterator[State]:
     "Predict with the last `order` answers; if all steps are shorter than `within`, correct them."
-    if isinstance(order, bool | float) or order not in (1, 2, 3):
-        raise ValueError(f"order must be 1, 2 or 3, got {order!r}")
+    order = whole_number("order", order, 1, 3)
     lambdas, before = _half_log_snr(d), x
     known: _Known = []
     corrects = _longest_step(lambdas[:start + 1]) < within

@@ -41,8 +41,8 @@ class TrainConfig:
     keep_every: int = 0         # keep those at multiples of this for good; 0: none
     sample_every: int = 0       # updates between two grids of samples; 0: none
     sample_count: int = 64      # images in a grid
-    sampler: str = "ddim"       # how they are sampled: a name in `SAMPLERS`
-    sample_steps: int = 50      # in how many steps
+    sampler: str = "adams"      # how they are sampled: a name in `SAMPLERS`
+    sample_steps: int = 20      # in how many steps
     tracker: str = ""           # log there as well: tensorboard, wandb, ...; "": nowhere
 
     def __post_init__(self) -> None: _check(self)

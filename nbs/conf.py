@@ -103,11 +103,18 @@ def documented_at(text, docname, links):
     return (page, f"#api-{name}") if page == docname or re.search(r"[A-Z_(]", text) else None
 
 
+def within(node, *kinds):
+    "Whether a node lies inside one of these kinds, however deep."
+    while (node := node.parent) is not None:
+        if isinstance(node, kinds): return True
+    return False
+
+
 def link_symbols(app, doctree, docname):
     "Link `names` of the package, where the prose mentions them, to their documentation."
     from docutils import nodes
     for node in list(doctree.findall(nodes.literal)):
-        if isinstance(node.parent, (nodes.reference, nodes.title)): continue
+        if within(node, nodes.reference, nodes.title): continue
         if not (found := documented_at(node.astext(), docname, app.links)): continue
         uri = app.builder.get_relative_uri(docname, found[0]) + found[1]
         node.replace_self(nodes.reference("", "", node.deepcopy(), internal=True, refuri=uri,

@@ -155,18 +155,98 @@ def test_what_is_drawn_on_a_laptop_is_the_packaged_network_but_for_one_strip(cel
     assert "which are not FID's" in printed(cells)
 
 
-@pytest.mark.parametrize("script", ["cifar10_trials", "cifar10_snapshot", "cifar10_speed"])
+@pytest.mark.parametrize("script", ["trials", "again", "snapshot", "speed"])
 def test_the_scripts_explain_themselves(script):
-    words = [sys.executable, ROOT / "bench" / f"{script}.py", "--help"]
+    words = [sys.executable, ROOT / "bench" / f"cifar10_{script}.py", "--help"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "usage" in done.stdout
 
 
-def test_strata_partition_all_steps_and_the_estimate_is_unbiased():
+@pytest.fixture
+def again(monkeypatch):
+    "The script that trained the second edition."
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    import cifar10_again
+    return cifar10_again
+
+
+def test_muon_moves_matrices_as_torchs_does_kernels_as_matrices_and_the_rest_as_adam(again):
+    g = torch.Generator().manual_seed(0)
+    shapes = (24, 40), (40, 24), (24, 8, 5, 1), (16,)
+    ours, theirs = ([torch.nn.Parameter(torch.randn(s, generator=g)) for s in shapes]
+                    for g in (torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)))
+    theirs[2] = torch.nn.Parameter(theirs[2].detach().reshape(24, 40))
+    muon = again.Muon(ours, lr=1e-2)
+    peers = [torch.optim.Muon(theirs[:3], lr=5e-2, weight_decay=0, momentum=0.95,
+                              adjust_lr_fn="match_rms_adamw"),
+             torch.optim.Adam(theirs[3:], lr=1e-2)]
+    start = [p.detach().clone() for p in ours]
+    for _ in range(25):
+        for a, b in zip(ours, theirs):
+            a.grad = torch.randn(a.shape, generator=g)
+            b.grad = a.grad.reshape(b.shape).clone()
+        for o in (muon, *peers): o.step()
+    for a, b, before in zip(ours, theirs, start):
+        moved = (a - before).norm()
+        assert moved / math.sqrt(a.numel()) > 0.02
+        assert (a - b.reshape(a.shape)).norm() < 0.04 * moved      # bfloat16's rounding
+
+
+@pytest.mark.parametrize("rest", [0.0, 0.2, 1.0])
+def test_centred_times_have_a_normal_logarithm_of_the_noise_level_but_for_the_rest(again, rest):
+    truncnorm = pytest.importorskip("scipy.stats").truncnorm
+    level = -NoiseSchedule.linear().log_snr / 2
+    t = again.centred(-2 * level, -1.0, 1.6, rest)
+    assert t.shape == (1000,) and t.dtype == torch.long and 0 <= t.min() and t.max() < 1000
+    if rest == 1: assert t.tolist() == list(range(1000))
+    cuts = torch.linspace(-4, 4, 33, dtype=torch.float64)
+    law = truncnorm((level[0].item() + 1) / 1.6, (level[-1].item() + 1) / 1.6, -1.0, 1.6).cdf
+    want = (1 - rest) * torch.as_tensor(law(cuts.numpy()))
+    want += rest * (level[:, None] <= cuts).double().mean(0)
+    got = (level[t][:, None] <= cuts).double().mean(0)
+    assert (got - want).abs().max() < 0.02
+
+
+def test_the_error_by_t_is_that_of_eps_whatever_the_network_says(again):
+    "With an eps network, L_simple; the same answers put as v change nothing."
+    schedule = NoiseSchedule.linear(T=20)
+    d, other = GaussianDiffusion(schedule), GaussianDiffusion(schedule, "v")
+    g = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (60, 3, 4, 4), dtype=torch.uint8, generator=g)
+    model = lambda x, t: 0.7 * x
+    def as_v(x, t):
+        bar = schedule.alpha_bars[t][:, None, None, None]
+        return ((model(x, t) - (1 - bar).sqrt() * x) / bar.sqrt()).to(x)
+    a, b = again.loss_by_t(model, d, images, 5), again.loss_by_t(as_v, other, images, 5)
+    assert a["t"] == b["t"] == [1.5, 5.5, 9.5, 13.5, 17.5] and a["images"] == 60
+    assert a["by_t"] == pytest.approx(b["by_t"], rel=1e-4)
+    x0, g = to_model(images), torch.Generator().manual_seed(2020)
+    t = (torch.arange(60) * 20 // 60)[torch.randperm(60, generator=g)]
+    plain = d.losses(model, x0, t, torch.randn(x0.shape, generator=g))
+    assert a["mean"] == pytest.approx(plain.mean().item(), rel=1e-5)
+
+
+def test_a_stage_that_was_interrupted_ends_as_if_it_had_not_been(again, tmp_path):
+    from ddpm_nb import cifar10
+    try: cifar10()
+    except (FileNotFoundError, ValueError) as e: pytest.skip(f"CIFAR-10 is not here: {e}")
+    def begin(name):
+        (tmp_path / name).mkdir(exist_ok=True)
+        words = "--start cifar10-small --updates 3 --batch 2 --warmup 0 --no-compile --keep 1"
+        return again.stage(again.words([str(tmp_path / name), *words.split()]))
+    straight, broken = begin("a").train(), begin("b")
+    for _ in range(2): next(broken.steps())
+    broken.save()
+    resumed = begin("b")
+    assert resumed.step == 2 and resumed.train().step == 3
+    for a, b in zip(straight.model.parameters(), resumed.model.parameters()): assert a.equal(b)
+    there = load_pretrained("cifar10-small")[0].parameters()
+    assert not any(a.equal(b) for a, b in zip(there, straight.model.parameters()) if a.ndim > 1)
+
+
+def test_strata_partition_all_steps_and_the_estimate_is_unbiased(again):
     "The record's bits/dim are a sum over intervals: these cover every t once, and weigh it once."
-    sys.path.insert(0, str(ROOT / "bench"))
-    try: from cifar10_snapshot import bits_per_dim
-    finally: sys.path.pop(0)
+    from cifar10_snapshot import bits_per_dim
     covered = [t for low, high in strata(1000, 32) for t in range(low, high)]
     assert covered == list(range(1000)) and len(strata(1000, 32)) == 32
     d = GaussianDiffusion(NoiseSchedule.linear())
@@ -185,24 +265,35 @@ def test_strata_partition_all_steps_and_the_estimate_is_unbiased():
     assert abs(exact.mean() - drawn.mean()) < 4 * error and error < 0.2 * exact.mean()
 
 
-@pytest.mark.skipif(not (RECORD / "record.json").exists(), reason="there is no record here")
-def test_the_record_of_the_small_run_agrees_with_itself():
-    r = json.loads((RECORD / "record.json").read_text())
-    assert r["images"] == r["step"] * r["recipe"]["train"]["batch_size"]
-    assert r["log"][-1]["step"] <= r["step"]
-    net = recipe("cifar10", "small").replace(unet=r["recipe"]["unet"]).network()
-    assert r["weights"] == sum(p.numel() for p in net.parameters())
-    assert 3_000_000 <= r["weights"] <= 6_000_000
-    assert 0 < r["bits"]["standard_error"] < 0.2 and 2 < r["bits"]["mean"] < 8
+def test_the_record_of_the_small_runs_agrees_with_itself():
+    first, r = (json.loads((RECORD / f"{name}.json").read_text()) for name in ("first", "record"))
+    begun = r["stages"][0]
+    assert begun["images"] == first["images"] == first["step"] * begun["batch"]
+    for key in ("images", "hours"):
+        assert r[key] == pytest.approx(sum(s[key] for s in r["stages"]))
+    assert all(s["images"] == s["updates"] * s["batch"] for s in r["stages"])
+    net = UNetConfig.from_dict(r["unet"])
+    assert r["weights"] == sum(p.numel() for p in recipe("cifar10", "small").replace(
+        unet=net.to_dict()).network().parameters()) == first["weights"]
+    assert 0 < r["bits"]["standard_error"] < 0.02 and 3 < r["bits"]["mean"] < 4.5
+    assert r["bits"]["images"] == first["bits"]["images"] == 10_000
     from PIL import Image
-    assert Image.open(RECORD / "samples.png").size == (256, 256)
-    if r["evolution"]:
-        size = Image.open(RECORD / "evolution.png").size
-        assert size == (12 * 32, 32 * len(r["evolution"]))
+    for name in ("first", "samples"): assert Image.open(RECORD / f"{name}.png").size == (256, 256)
+    size = Image.open(RECORD / "evolution.png").size
+    assert size == (12 * 32, 32 * len(r["curve"]))
     assert sum(f.stat().st_size for f in RECORD.iterdir()) < 1e6
 
 
-@pytest.mark.skipif(not MODEL.exists(), reason="the small model is not packaged yet")
+def test_the_second_edition_is_better_than_the_first_where_its_page_says_so():
+    first, r = (json.loads((RECORD / f"{name}.json").read_text()) for name in ("first", "record"))
+    ends = {k: [row for row in r["curve"] if row["edition"] == k][-1] for k in (1, 2)}
+    assert ends[1]["images"] == first["images"] and ends[2]["images"] == r["images"]
+    assert ends[2]["distance"] < 0.8 * ends[1]["distance"]
+    assert r["held_out"]["mean"] < first["held_out"]["mean"]
+    assert r["held_out"]["by_t"][-1] < first["held_out"]["by_t"][-1] / 2
+    assert r["nearest"]["samples"] > 0.7 * r["nearest"]["test"]          # it copies nothing
+
+
 def test_the_packaged_model_loads_samples_and_states_its_limits():
     assert sum(f.stat().st_size for f in MODEL.rglob("*") if f.is_file()) <= 12e6
     net, d = load_pretrained("cifar10-small")
@@ -211,6 +302,7 @@ def test_the_packaged_model_loads_samples_and_states_its_limits():
     x = d.sample(net, (2, 3, 32, 32), "ddim", 2, g, progress=False)
     assert x.shape == (2, 3, 32, 32) and x.isfinite().all()
     card = (MODEL / "README.md").read_text()
-    for word in ("not the paper's model", "bits/dim", "standard error", "hours", "Limits"):
+    for word in ("not the paper's model", "bits/dim", "standard error", "hours", "Limits", "Muon",
+                 "nearest training image"):
         assert word in card, word
 

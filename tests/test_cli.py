@@ -556,7 +556,7 @@ def test_the_keys_of_set_their_defaults_and_meanings_are_the_codes():
     defaults |= {f"diffusion.{k}": v for k, v in diffusion.items()}
     assert {key: default for key, (default, _) in keys.items()} == defaults
     assert all(meaning for _, meaning in keys.values())
-    assert "sampler=ddim" in cli._help_on_set() and "one of ddpm, ddim" in cli._help_on_set()
+    assert "sampler=adams" in cli._help_on_set() and "one of ddpm, ddim" in cli._help_on_set()
 
 
 def test_the_keys_of_the_help_are_those_that_set_takes():

@@ -35,6 +35,12 @@ def test_wrong_dtypes_are_refused():
     with pytest.raises(ValueError, match="floating"): to_uint8(torch.zeros(1, dtype=torch.uint8))
 
 
+def test_nan_is_no_black_pixel():
+    nan, inf = float("nan"), float("inf")
+    with pytest.raises(ValueError, match="NaN has no nearest"): to_uint8(torch.tensor([0.0, nan]))
+    assert to_uint8(torch.tensor([inf, -inf])).tolist() == [255, 0]
+
+
 # Digits
 
 

@@ -198,6 +198,19 @@ def test_a_fold_has_the_title_that_the_notebook_gives_it_and_imports_and_checks_
         *[("What is refused, and in which words",) * 2] * 2]
 
 
+def test_an_exported_cell_tagged_as_plumbing_is_folded_and_another_is_not():
+    "A fold's directives would be copied into the module."
+    import nbformat
+    def shown(tags):
+        cell = nbformat.v4.new_code_cell("#| export\nclass _Store:\n    'Keeps.'")
+        cell.metadata["tags"] = tags
+        return BUILD.code_cell(cell, {"export": []}).metadata
+    assert "mystnb" not in shown([]) and shown([])["tags"] == ["exported"]
+    assert shown(["plumbing"]) == {
+        "tags": ["hide-cell", "exported"],
+        "mystnb": {"code_prompt_show": "Plumbing: Store", "code_prompt_hide": "Plumbing: Store"}}
+
+
 def test_the_documentation_of_a_class_has_the_steps_of_its_definition(built):
     assert built.module == "engine.parts" and [s.name for s in built.symbols] == ["Whole"]
     (card,) = (c.source for c in built.notebook.cells if 'id="api-' in c.source)

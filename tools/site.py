@@ -323,11 +323,22 @@ def only_checks(source):
     return all(map(refuses, body)) and any(map(said, body))
 
 
+def is_plumbing(cell):
+    """Whether an exported cell is tagged as what a reader may pass over.
+
+    A tag, since a fold's directives would be copied into the module.
+    """
+    return "plumbing" in cell.metadata.get("tags", [])
+
+
 def fold_title(cell):
     "What the fold around a cell is called: `#| code-summary: ...`, else what is in it."
     lines = re.findall(r"^#\s*\|\s*code-summary:\s*(.+?)\s*$", cell.source, flags=re.M)
     if lines: return (re.sub(r"""^(["'])(.*)\1$""", r"\2", lines[0]),) * 2
     if only_imports(cell.source): return "Imports", "Imports"
+    if is_plumbing(cell):
+        first = next(o for o in ast.parse(cell.source).body if hasattr(o, "body"))
+        return (f"Plumbing: {first.name.strip('_')}",) * 2
     if only_checks(cell.source): return ("What is refused, and in which words",) * 2
     what = "the code and its result" if cell.outputs else "the code"
     return f"Show {what}", f"Hide {what}"
@@ -346,15 +357,15 @@ def code_cell(cell, directives):
     if directives.keys() & {"hide", "default_exp"} or flag("include", "false"): return None
     fold = flag("code-fold", "true") or (
         not flag("code-fold", "false")
-        and (only_imports(cell.source) or only_checks(cell.source)))
+        and (only_imports(cell.source) or only_checks(cell.source) or is_plumbing(cell)))
+    titles = fold_title(cell)
     tags = {"remove-input": flag("echo", "false"), "hide-cell": fold,
             "remove-output": flag("output", "false"),
             "exported": bool(directives.keys() & {"export", "exporti", "exports"})}
     tags = [tag for tag, on in tags.items() if on]
     cell.metadata = {"tags": tags} if tags else {}
     if "hide-cell" in tags:
-        show, hide = fold_title(cell)
-        cell.metadata["mystnb"] = {"code_prompt_show": show, "code_prompt_hide": hide}
+        cell.metadata["mystnb"] = dict(zip(("code_prompt_show", "code_prompt_hide"), titles))
     cell.source = visible_lines(cell.source)
     widget = "application/vnd.jupyter.widget-view+json"
     cell.outputs = [o for o in cell.outputs if widget not in o.get("data", {})]

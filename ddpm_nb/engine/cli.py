@@ -225,17 +225,21 @@ def _network_arguments(p: _Parser) -> None:
                    help="compile the network first, a minute or more: for many images")
 
 # %% ../../nbs/engine/cli.ipynb #5d273f3e
-_SAMPLER = "adams"                  # where the words name none: nearest in few evaluations
-_STEPS = {"ddim": 50}               # of a sampler; of others 20, of ddpm all T
+_STEPS = {"ddim": 50}     # of a sampler; of ddpm all T, of others as many as in training's grids
+
+
+def _usual(key: str) -> Any:
+    "What training's grids are drawn with, where the words say nothing else."
+    return _options("training", "TrainConfig")[key][0]
 
 
 def _sampler_arguments(p: argparse._ActionsContainer) -> None:
     "How images are drawn."
     p.add_argument("--sampler",
-                   help=f"{_either(list(_table('SAMPLERS')))} (default: {_SAMPLER})")
+                   help=f"{_either(list(_table('SAMPLERS')))} (default: {_usual('sampler')})")
     p.add_argument("--steps", type=_positive_int,
                    help="sampling steps, an evaluation of the network each (NFE) "
-                        "(default: 20; for ddim 50, for ddpm all T)")
+                        f"(default: {_usual('sample_steps')}; for ddim 50, for ddpm all T)")
     p.add_argument("--spacing", choices=list(_table("SPACINGS")),
                    help="where the steps are put: even in t, in the logarithm of the "
                         "signal-to-noise ratio, or between the two (default: what is measured "
@@ -606,7 +610,7 @@ def _check_sample(args: argparse.Namespace) -> None:
     if args.grid_of and folder or not folder and Path(args.out).suffix not in kinds:
         also = "" if args.grid_of else ", or in a slash: a folder"
         raise ValueError(f"--out must end in one of {', '.join(kinds)}{also}, got {args.out}")
-    look_up("sampler", args.sampler or _SAMPLER, SAMPLERS)
+    look_up("sampler", args.sampler or _usual("sampler"), SAMPLERS)
     if not folder and Path(args.out).is_dir():
         raise ValueError(f"--out must be a file, {args.out} is a folder")
     if not folder and int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -633,8 +637,9 @@ def _samples(args: argparse.Namespace,      # the words of `sample` or `evaluate
     "What the model draws, as those words want it."
     from ddpm_nb.engine.many import Samples
     from ddpm_nb.sampling import _spacing_for
-    T, sampler = diffusion.T, args.sampler or _SAMPLER
-    steps = args.steps or (T if sampler == "ddpm" else min(_STEPS.get(sampler, 20), T))
+    T, sampler = diffusion.T, args.sampler or _usual("sampler")
+    usual = T if sampler == "ddpm" else _STEPS.get(sampler, _usual("sample_steps"))
+    steps = args.steps or min(usual, T)
     if steps > T: raise ValueError(f"steps must lie in 1 .. {T}, got {steps}")
     spacing = _spacing_for(sampler, steps, args.spacing)
     options = dict(sampler=sampler, steps=steps, spacing=spacing, clip=not args.no_clip,

@@ -26,12 +26,12 @@ document.addEventListener("DOMContentLoaded", () => {
   // what scrolls sideways can be reached, and scrolled, from the keyboard
   const reach = () => {
     const wide = "div.math, span.math, mjx-container, div.cell_output, div.highlight pre, " +
-      ".api table";
+      ".api table, .pst-scrollable-table-container";
     const lines = [...document.querySelectorAll("span.math")];      // most fit their line
     const fit = lines.map(part => part.offsetWidth < part.parentElement.clientWidth - 1);
     lines.forEach((part, i) => part.classList.toggle("fits", fit[i]));    // measured all at once
     for (const part of document.querySelectorAll(wide)) {
-      const scrolls = part.scrollWidth > part.clientWidth + 1 &&
+      const scrolls = part.scrollWidth > part.clientWidth + 1 && !part.closest("a") &&
         getComputedStyle(part).overflowX !== "visible";
       if (scrolls) part.tabIndex = 0;
       else part.removeAttribute("tabindex");
