@@ -16,6 +16,7 @@ that all solve one equation.
 Every row is on disk before the next begins; a run that was stopped goes on where it was.
 """
 import argparse
+import hashlib
 import itertools
 import json
 import math
@@ -116,13 +117,30 @@ def keep(out: Path, record: dict) -> None:
     with replacing(out) as part: part.write_text(json.dumps(record, indent=1) + "\n")
 
 
+def digest(name: str) -> str:
+    "Which network, or which mixture: the first digits of a hash."
+    files = ROOT / "ddpm_nb" / "assets" / NETWORKS.get(name, "")
+    seen = [f.read_bytes() for f in sorted(files.rglob("*.safetensors"))] if name in NETWORKS else [
+        MIXTURES[name].numpy().tobytes()]
+    return hashlib.sha256(b"".join(seen)).hexdigest()[:12]
+
+
+def entry_of(record: dict, name: str, what: dict) -> dict:
+    "A problem's rows; those that were measured on something else are dropped."
+    there = record.get(name, {})
+    if any(there.get(key) != value for key, value in what.items()):
+        if there: print(f"{name}: the rows that are there are of something else, and go")
+        record[name] = {**what, "rms": {}}
+    return record[name]
+
+
 def run(a) -> None:
     record = json.loads(a.out.read_text()) if a.out.exists() else {}
     for name in a.problems:
         n = a.n or MANY[name]
         problem = Problem(name, n)
-        entry = record.setdefault(name, {"n": n, "truth": a.truth or 1000,
-                                         "evaluations": list(a.budgets), "rms": {}})
+        entry = entry_of(record, name, {"n": n, "truth": a.truth or 1000, "model": digest(name),
+                                        "evaluations": list(a.budgets)})
         rows = list(itertools.chain(our_rows(), their_rows()))
         rows = [(label, f) for label, f in rows if label not in entry["rms"]
                 and (not a.only or label in a.only)]
@@ -149,8 +167,11 @@ def distances(a) -> None:
     problem.model, noise = half(compiled(problem.model)), problem.noise
     test = cifar10(train=False)[0]
     real = test[torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:n]]
-    entry = record["cifar10-small"].setdefault("distances", {
-        "n": n, "evaluations": list(a.budgets), "real": round(distance(real), 2), "of": {}})
+    whole, what = record["cifar10-small"], {"n": n, "evaluations": list(a.budgets)}
+    if whole.get("model") != digest("cifar10-small"): raise SystemExit("measure its rows first")
+    if any(whole.get("distances", {}).get(key) != value for key, value in what.items()):
+        whole["distances"] = {**what, "real": round(distance(real), 2), "of": {}}
+    entry = whole["distances"]
     for label, f in itertools.chain(our_rows(), their_rows()):
         if label not in (a.only or JUDGED) or label in entry["of"]: continue
         found = []
