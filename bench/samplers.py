@@ -70,8 +70,9 @@ class Problem:
         return (x - a.sqrt() * x0) / v.sqrt()
 
     def theirs(self, scheduler, evaluations: int):
-        heun = "Heun" in type(scheduler).__name__       # two evaluations a step, the last has one
-        scheduler.set_timesteps((evaluations + 1) // 2 if heun else evaluations)
+        heun = "Heun" in type(scheduler).__name__
+        # two evaluations a step, but one in the last: an odd number, so an even one gets one more
+        scheduler.set_timesteps(evaluations // 2 + 1 if heun else evaluations)
         x = self.noise * (math.sqrt(float(scheduler.sigmas[0])**2 + 1) if heun else 1)
         for t in scheduler.timesteps:
             noise = self.eps(scheduler.scale_model_input(x, t), float(t))

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm_nb import GaussianDiffusion, UNetConfig, data, sampling, training
+from ddpm_nb import GaussianDiffusion, UNetConfig, data, load_pretrained, sampling, training
 from ddpm_nb.engine import cli, faster, images, many, recipes, runs
 from ddpm_nb.engine.cli import main
 from ddpm_nb.engine.many import generators
@@ -175,6 +175,20 @@ def test_where_the_steps_are_put_is_passed_on(run, tmp_path, spacing):
     assert np.array_equal(got, data.to_uint8(x).permute(0, 2, 3, 1))
 
 
+@pytest.mark.parametrize("steps, variance", [(4, "fixed_small"), (1000, "fixed_large")])
+def test_ancestral_sampling_in_fewer_steps_takes_the_smaller_variance_and_says_so(
+        tmp_path, capsys, monkeypatch, steps, variance):
+    d = load_pretrained("digits")[1]
+    assert d.variance == "fixed_large"
+    shrink = lambda x, t: 0.2 * x
+    monkeypatch.setattr(cli, "_inference", lambda *_: shrink)
+    got = drawn("digits", tmp_path / "x.npz", "--n", 2, "--steps", steps)
+    d, shape = GaussianDiffusion(d.schedule, d.prediction, variance), (2, 1, 16, 16)
+    want = d.sample(shrink, shape, "ddpm", steps, generators(0, range(2)), False)
+    assert np.array_equal(got, data.to_uint8(want).permute(0, 2, 3, 1))
+    assert ("is taken" in capsys.readouterr().err) == (steps == 4)
+
+
 def test_a_folder_holds_a_png_of_each_image_and_goes_on(run, tmp_path, capsys, monkeypatch):
     from PIL import Image
     monkeypatch.chdir(tmp_path)
@@ -308,7 +322,6 @@ def test_fid_of_another_shape_or_of_one_sample_is_refused_before_anything_is_dra
 
 
 def test_half_precision_is_the_networks_under_autocast(tmp_path):
-    from ddpm_nb import load_pretrained
     words = ["sample", "digits", "--n", "4", "--steps", "10", "--device", "cpu", "--quiet"]
     net, d = load_pretrained("digits")
     for precision in ("fp32", "bf16"):

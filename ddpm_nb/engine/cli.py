@@ -628,6 +628,16 @@ def _device(wanted: str | None) -> str:
         torch.cuda.set_device(int(rank) % torch.cuda.device_count())
     return device
 
+# %% ../../nbs/engine/cli.ipynb #f71a2768
+def _for_long_steps(d: GaussianDiffusion, steps: int) -> GaussianDiffusion:
+    "With the smaller of the fixed variances, which measures better in fewer steps than all."
+    from ddpm_nb.sampling import GaussianDiffusion
+    if d.variance != "fixed_large": return d
+    _log(f"note: with {steps} of {d.T} steps the smaller variance, fixed_small, draws better "
+         f"than the model's fixed_large, and is taken")
+    return GaussianDiffusion(
+        d.schedule, d.prediction, "fixed_small", d.loss_type, d.decoder).to(d.device)
+
 # %% ../../nbs/engine/cli.ipynb #f71a2767
 def _samples(args: argparse.Namespace,      # the words of `sample` or `evaluate`
              model: UNet,
@@ -641,6 +651,7 @@ def _samples(args: argparse.Namespace,      # the words of `sample` or `evaluate
     usual = T if sampler == "ddpm" else _STEPS.get(sampler, _usual("sample_steps"))
     steps = args.steps or min(usual, T)
     if steps > T: raise ValueError(f"steps must lie in 1 .. {T}, got {steps}")
+    if sampler == "ddpm" and steps < T: diffusion = _for_long_steps(diffusion, steps)
     spacing = _spacing_for(sampler, steps, args.spacing)
     options = dict(sampler=sampler, steps=steps, spacing=spacing, clip=not args.no_clip,
                    eta=args.eta)
