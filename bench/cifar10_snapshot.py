@@ -132,7 +132,7 @@ def card(record: dict) -> str:
              f"images, {b['terms']} terms of each; an upper bound)",
         loss=f"{h['mean']:.5f} ± {h['standard_error']:.5f}", loss_images=h["images"],
         distance=f"{record['distance']:.1f} of {record['samples']:,} samples from the training set "
-                 f"in the features of our own classifier, where {n['images']:,} test images have "
+                 f"in the features of our own classifier, where as many test images have "
                  f"{record['distance_of_real']:.1f}; not FID",
         nearest=f"of {n['images']:,} samples the nearest training image lies {n['samples']:.2f} "
                 f"away in root mean square over pixels in [-1, 1] (median), of as many test images "

@@ -284,6 +284,12 @@ def test_the_record_of_the_small_runs_agrees_with_itself():
     assert sum(f.stat().st_size for f in RECORD.iterdir()) < 1e6
 
 
+@pytest.mark.parametrize("page", ["09_evaluation", "experiments/figures"])
+def test_pages_that_quote_its_bits_quote_the_record(page):
+    b = json.loads((RECORD / "record.json").read_text())["bits"]
+    assert f"{b['mean']:.3f} ± {b['standard_error']:.3f}" in (ROOT / f"nbs/{page}.ipynb").read_text()
+
+
 def test_the_second_edition_is_better_than_the_first_where_its_page_says_so():
     first, r = (json.loads((RECORD / f"{name}.json").read_text()) for name in ("first", "record"))
     ends = {k: [row for row in r["curve"] if row["edition"] == k][-1] for k in (1, 2)}
