@@ -287,7 +287,8 @@ def test_the_record_of_the_small_runs_agrees_with_itself():
 @pytest.mark.parametrize("page", ["09_evaluation", "experiments/figures"])
 def test_pages_that_quote_its_bits_quote_the_record(page):
     b = json.loads((RECORD / "record.json").read_text())["bits"]
-    assert f"{b['mean']:.3f} ± {b['standard_error']:.3f}" in (ROOT / f"nbs/{page}.ipynb").read_text()
+    quoted = f"{b['mean']:.3f} ± {b['standard_error']:.3f}"
+    assert quoted in (ROOT / f"nbs/{page}.ipynb").read_text()
 
 
 def test_the_second_edition_is_better_than_the_first_where_its_page_says_so():
