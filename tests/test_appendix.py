@@ -225,6 +225,16 @@ def test_a_blank_filled_in_from_the_answers_is_the_chapter_again():
     assert filled == [student.text_of(c) for c in nb["cells"] if c["cell_type"] == "code"]
 
 
+# --- the page for teachers -----------------------------------------------------------------------
+
+def test_the_route_of_three_hours_takes_three_hours_and_begins_with_the_whole():
+    cells = chapter(NBS / "appendix" / "teaching.ipynb")["cells"]
+    text = "\n".join(student.text_of(c) for c in cells if c["cell_type"] == "markdown")
+    route = re.findall(r"^\| (\d+) \| \[.+?\]\(\.\./(\S+)\.ipynb\)", text, flags=re.M)
+    assert sum(int(minutes) for minutes, _ in route) == 180
+    assert "argument" in [page for _, page in route][:2]
+
+
 # --- the page of mistakes ------------------------------------------------------------------------
 
 def test_each_symptom_says_what_to_measure_the_cause_and_the_cure():
