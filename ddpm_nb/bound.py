@@ -30,7 +30,7 @@ def gaussian_kl(mean1: Tensor,          # mean of the first Gaussian, any shape
                 mean2: Tensor,          # mean of the second
                 log_variance2: Tensor,  # its log-variance
                 ) -> Tensor:            # nats, per element, the broadcast shape
-    "KL divergence between diagonal Gaussians, element by element: KL(first || second), in nats."
+    "KL divergence between diagonal Gaussians, element by element: D_KL(first || second), nats."
     d = log_variance1 - log_variance2
     return 0.5 * (torch.expm1(d) - d + (mean1 - mean2) ** 2 * torch.exp(-log_variance2))
 

@@ -315,6 +315,9 @@ def _check_pixels(images: Array, shape: tuple[int, ...]) -> Tensor:
     if images.ndim != 4 or images.shape[1:] != shape:
         raise ValueError(f"images must have shape (B, {', '.join(map(str, shape))}), got "
                          f"{tuple(images.shape)}")
+    if images.is_cpu and len(images) and images.max() <= 1:    # elsewhere, to ask means to wait
+        warnings.warn("no value of these images is above 1, and uint8 goes to 255: they look black."
+                      " Were they floats in [0, 1]? Then give 2 * x - 1 to to_uint8", stacklevel=3)
     return images
 
 # %% ../nbs/09_evaluation.ipynb #e9dd32d2

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from browser import EXECUTABLE, browser
@@ -24,7 +25,7 @@ spec.loader.exec_module(SITE)
 
 SYMBOLS, PLACES = notation.symbols(), notation.labels()
 CHAPTERS = sorted(p for p in NBS.glob("[01]*.ipynb"))
-WORKED = [p for p in CHAPTERS if p.stem[:2] in ("03", "07", "10")]    # as samples
+WORKED = [p for p in CHAPTERS if p.stem[:2] in ("03", "06", "07", "10")]    # as samples
 
 
 def chapter(path): return json.loads(path.read_text(encoding="utf-8"))
@@ -106,6 +107,45 @@ def test_a_blank_keeps_signature_docstring_and_checks_and_takes_the_body():
     with pytest.raises(ValueError, match="negative"): scope["twice"](-1)
 
 
+MODULES = '''#| exporti
+class Half(nn.Module):
+    "Half the size."
+    def forward(self, x: Tensor) -> Tensor: return self.conv(x)
+
+
+class Whole(nn.Module):
+    "All of it."
+    def forward(self,
+                x: Tensor,   # images
+                ) -> Tensor: # as many
+        _check_input(self, x)
+        h = self.half(x)
+        return h + x
+
+
+class _Inner(nn.Module):
+    def forward(self, x): return x'''
+
+
+def test_what_a_module_does_is_to_write_and_stays_callable_in_name():
+    source, names = student.emptied(MODULES)
+    assert names == ["Half.forward", "Whole.forward"]
+    assert "self.conv" not in source and "return h + x" not in source
+    assert "_check_input(self, x)" in source and "def forward(self, x): return x" in source
+    scope = {"nn": SimpleNamespace(Module=object), "Tensor": object, "_check_input": lambda *_: 0}
+    exec(source, scope)
+    for name in ("Half", "Whole"):
+        with pytest.raises(NotImplementedError, match=f"{name}.forward: yours to write"):
+            scope[name]().forward(1)
+
+
+def test_the_blocks_of_the_network_are_blank_in_the_notebook_of_chapter_6():
+    made = student.student(chapter(NBS / "06_unet.ipynb"), "06_unet")
+    titles = " ".join(b.title for b in made.blanks)
+    for name in ("TimeEmbedding", "ResidualBlock", "Attention", "Downsample", "Upsample", "UNet"):
+        assert f"`{name}.forward`" in titles
+
+
 def test_an_exercise_keeps_its_checks_and_names_what_they_need():
     source = student.asked("a = 3\nb = a * 2\nprint(b)\nassert b == 6\ntest_close(b, a)", "")
     assert source.startswith("# yours to write, above the book's own check, which needs: a, b\n")
@@ -183,6 +223,16 @@ def test_a_blank_filled_in_from_the_answers_is_the_chapter_again():
     given = {c["id"]: student.text_of(c) for b in made.blanks for c in b.cells}
     filled = [given.get(c["id"], student.text_of(c)) for c in kept if c["cell_type"] == "code"]
     assert filled == [student.text_of(c) for c in nb["cells"] if c["cell_type"] == "code"]
+
+
+# --- the page for teachers -----------------------------------------------------------------------
+
+def test_the_route_of_three_hours_takes_three_hours_and_begins_with_the_whole():
+    cells = chapter(NBS / "appendix" / "teaching.ipynb")["cells"]
+    text = "\n".join(student.text_of(c) for c in cells if c["cell_type"] == "markdown")
+    route = re.findall(r"^\| (\d+) \| \[.+?\]\(\.\./(\S+)\.ipynb\)", text, flags=re.M)
+    assert sum(int(minutes) for minutes, _ in route) == 180
+    assert "argument" in [page for _, page in route][:2]
 
 
 # --- the page of mistakes ------------------------------------------------------------------------
@@ -293,7 +343,7 @@ def test_a_warm_up_is_marked_in_the_page_by_keyboard(page, typed, said):
 # --- what the build makes of it ------------------------------------------------------------------
 
 def test_the_build_collects_equations_words_symbols_and_names():
-    from types import SimpleNamespace as Is
+    Is = SimpleNamespace
     word = "(word-nats)=\n**Nats**: a [unit](x.ipynb), $e$.\n\nX"
     cells = [Is(cell_type="markdown", source=word),
              Is(cell_type="markdown", source="a\n```{math}\n:label: eq-ddpm-4\nx = y\n```\n")]

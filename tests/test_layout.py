@@ -132,6 +132,33 @@ def test_plumbing_is_folded_and_every_fold_of_the_book_has_a_title():
             assert re.search(r"^#+ (?:Exercises|Warm-ups|Further)", above, flags=re.M), cell[:200]
 
 
+def markdown(path):
+    "A notebook's Markdown cells, each with the type of the cell after it."
+    found = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    after = [c["cell_type"] for c in found[1:]] + [""]
+    return [("".join(c["source"]), then) for c, then in zip(found, after)
+            if c["cell_type"] == "markdown"]
+
+
+BOX = "```{admonition} What goes wrong\n"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=path_id)
+def test_what_goes_wrong_is_a_box_and_no_heading_and_no_bold_paragraph(path):
+    "One look everywhere; and the cell that shows the mistake failing follows its box."
+    for source, then in markdown(path):
+        other = re.findall(r"^(?:#+ .*|.*\*\*)What goes wrong.*", source, flags=re.M | re.I)
+        assert not other, other
+        if BOX in source and path.stem != "mistakes":
+            assert then == "code" and source.rstrip().endswith("```"), source[:100]
+
+
+def test_every_chapter_shows_something_going_wrong():
+    boxes = {p.stem: sum(s.count(BOX) for s, _ in markdown(p)) for p in NOTEBOOKS}
+    assert sum(boxes.values()) >= 40
+    assert not [p for p, n in boxes.items() if p[:1] in "01" and not n]
+
+
 # --- who imports whom ----------------------------------------------------------------------------
 
 def module_name(path):

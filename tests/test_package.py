@@ -163,6 +163,26 @@ def test_the_version_is_one_everywhere():
     assert f"version: {CONFIG['version']}" in (ROOT / "CITATION.cff").read_text()
 
 
+def test_the_two_entries_to_cite_by_say_what_the_file_of_citations_says():
+    "The BibTeX on the page for teachers, field by field."
+    cited = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    says = lambda key, text: re.search(rf"^{key}: *(.+?)$", text, flags=re.M)[1].strip('"')
+    paper = re.sub(r"^  ", "", cited.partition("preferred-citation:\n")[2], flags=re.M)
+    names = re.findall(r"family-names: (\w+), given-names: (\w+)", paper)
+    page = json.loads((ROOT / "nbs" / "appendix" / "teaching.ipynb").read_text(encoding="utf-8"))
+    (bibtex,) = [o for c in page["cells"] if "```bibtex" in (o := "".join(c["source"]))]
+    first, second = re.findall(r"^@\w+\{\w+,\n(.*?)^\}", bibtex, flags=re.M | re.S)
+    entry = lambda text: dict(re.findall(r"^ +(\w+) += \{+(.+?)\}+,?$", text, flags=re.M))
+    assert entry(first) == {
+        "title": says("title", paper), "booktitle": says("collection-title", paper),
+        "author": " and ".join(f"{family}, {given}" for family, given in names),
+        "volume": says("volume", paper), "year": says("year", paper)}
+    ours = entry(second)
+    assert ours.pop("year") >= CONFIG["copyright"][:4]
+    assert ours == {"title": says("title", cited), "version": CONFIG["version"],
+                    "author": says("  - name", cited)}
+
+
 def test_no_other_file_of_the_package_says_the_version():
     "nbdev writes it into `__init__.py` from settings.ini; the rest asks `ddpm_nb.__version__`."
     said = re.compile(rf"[\"']{re.escape(CONFIG['version'])}")

@@ -590,6 +590,13 @@ faults(
     ("_even_in(error, steps, error[-1].item() / steps)", "_even_in(error, steps)",
      "schedules::between_shares_the_error_of_adams_among_the_steps"))
 
+faults(
+    "evaluation.py",
+    ("and images.max() <= 1:", "and images.max() < 1:",
+     "evaluation::floats_cast_to_uint8_are_met_with_a_warning_and_dark_pictures_are_not"),
+    ("and images.max() <= 1:", "and images.max() <= 2:",
+     "evaluation::floats_cast_to_uint8_are_met_with_a_warning_and_dark_pictures_are_not"))
+
 
 def ids(tests):
     "What pytest calls them."

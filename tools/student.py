@@ -3,11 +3,13 @@
     python tools/student.py nbs/03_bound.ipynb    say what would be blank (the build writes it)
 
 What is blank: the bodies of the exported functions that a reader can write (public, at most 15
-lines, no plumbing), and the answers of the exercises and warm-ups. What stays: signatures,
-docstrings, the checks of arguments, and every check of the book. They are the marker: run the
+lines, no plumbing; a module's `forward` too, which its class explains), and the answers of the
+exercises and warm-ups. What stays: signatures, docstrings, the checks of arguments, and every
+check of the book. They are the marker: run the
 notebook from the top, and it stops at what is still to do.
 """
 import ast, json, re, sys
+from itertools import dropwhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,21 +35,23 @@ class Student(NamedTuple):
 # --- the bodies of functions ---------------------------------------------------------------------
 
 def is_check(node):
-    "Is a statement an argument's check, `if ...: raise ...`, or the docstring?"
-    if isinstance(node, ast.Expr): return isinstance(node.value, ast.Constant)
+    "Is a statement an argument's check, `if ...: raise ...` or `_check_...()`, or the docstring?"
+    if isinstance(node, ast.Expr):
+        called = isinstance(node.value, ast.Call) and ast.unparse(node.value.func)
+        return isinstance(node.value, ast.Constant) or bool(called and called.startswith("_check_"))
     return isinstance(node, ast.If) and isinstance(node.body[0], ast.Raise) and not node.orelse
 
 
-def to_write(node):
-    "The statements of a function that a reader is to write, or none."
-    body = [n for n in node.body if not is_check(n)]
+def to_write(name, node):
+    "The statements of a function, known by that name, that a reader is to write, or none."
+    body = list(dropwhile(is_check, node.body))
     names = {getattr(n, "id", getattr(n, "attr", "")) for n in ast.walk(node)}
     given = names & READS_FILES or GIVEN.search(node.name) or any(
         o in ast.unparse(d) for d in node.decorator_list for o in ("property", "method"))
-    if given or not ast.get_docstring(node) or not body: return []
-    first = node.body.index(body[0])
-    long = node.end_lineno - body[0].lineno + 1 > LINES
-    return [] if long or not all(n in body for n in node.body[first:]) else body
+    explained = ast.get_docstring(node) or re.fullmatch(r"[^_]\w*\.forward", name)
+    if given or not explained or not body: return []
+    raises = any(isinstance(n, ast.If) and is_check(n) for n in body)     # a check amid the work
+    return [] if raises or node.end_lineno - body[0].lineno + 1 > LINES else body
 
 
 def functions(source):
@@ -62,11 +66,12 @@ def emptied(source):
     "A cell without the bodies that are to be written, and the names of the functions."
     lines, names = source.split("\n"), []
     for name, node in reversed(list(functions(source))):
-        if not (body := to_write(node)): continue
-        start, stop, indent = body[0].lineno - 1, node.end_lineno, body[0].col_offset
-        if lines[start][:indent].strip(): continue          # on the line of its `def`
-        todo = f'{" " * indent}raise NotImplementedError("{name}: yours to write")'
-        lines[start:stop] = [todo]
+        if not (body := to_write(name, node)): continue
+        start, stop, column = body[0].lineno - 1, node.end_lineno, body[0].col_offset
+        head = lines[start][:column].rstrip()         # `def ...:`, where all is on one line
+        indent = " " * (node.col_offset + 4)
+        todo = f'{indent}raise NotImplementedError("{name}: yours to write")'
+        lines[start:stop] = [*([head] if head else []), todo]
         names.insert(0, name)
     return "\n".join(lines), names
 
