@@ -183,6 +183,11 @@ def plain_code(source):
     return IMPORT.sub(_own_checks, source)
 
 
+def is_view(output):
+    "Whether an output is a widget: without its kernel it is an error, or a line that says VBox(...)."
+    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+
+
 def still(output):
     "An output with the last picture of an animation in its place: it moves when the cell is run."
     from PIL import Image
@@ -215,7 +220,7 @@ def plain(nb, page, requirement="ddpm_nb", address=""):
         if not text.strip(): continue
         cell["source"] = text.splitlines(keepends=True)
         cell["metadata"] = {}
-        if "outputs" in cell: cell["outputs"] = [still(o) for o in cell["outputs"]]
+        if "outputs" in cell: cell["outputs"] = [still(o) for o in cell["outputs"] if not is_view(o)]
         cells.append(cell)
     first = cells[0]
     first["source"] = "".join(first["source"]).rstrip() + colab(address, page)

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tools"))   # the modules beside this script, wherever it is loaded from
 import live, notation, student  # noqa: E402
 from equations import LINKED  # noqa: E402
-from plain import FRONT, plain  # noqa: E402
+from plain import FRONT, is_view, plain  # noqa: E402
 from search import write_index  # noqa: E402
 
 NBS, DOCS, LIB = ROOT / "nbs", ROOT / "docs", ROOT / "ddpm_nb"
@@ -367,8 +367,7 @@ def code_cell(cell, directives):
     if "hide-cell" in tags:
         cell.metadata["mystnb"] = dict(zip(("code_prompt_show", "code_prompt_hide"), titles))
     cell.source = visible_lines(cell.source)
-    widget = "application/vnd.jupyter.widget-view+json"
-    cell.outputs = [o for o in cell.outputs if widget not in o.get("data", {})]
+    cell.outputs = [o for o in cell.outputs if not is_view(o)]
     if "exported" in tags: cell.outputs = []
     for data in (o.get("data", {}) for o in cell.outputs):
         if "text/html" in data: data["text/html"] = site_links("".join(data["text/html"]))
