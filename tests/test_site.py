@@ -485,7 +485,7 @@ def test_on_a_phone_the_map_of_the_paper_scrolls_and_breaks_no_word(page):
     page.open(url("appendix/paper_map.html"))
     page.resize(390, 800)
     page.js("dispatchEvent(new Event('resize'))")
-    tables = "[...document.querySelectorAll('.cell_output:has(table)')]"
+    tables = "[...document.querySelectorAll('.cell_output > .output:has(table)')]"
     page.wait(f"{tables}.length === 4 && {tables}.every(o => o.tabIndex === 0)", 5)
     broken = """(() => {
       const out = [], range = document.createRange();
