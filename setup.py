@@ -2,6 +2,7 @@
 import re
 from configparser import ConfigParser
 from pathlib import Path
+from runpy import run_path
 
 from setuptools import find_packages, setup
 
@@ -13,7 +14,9 @@ cfg = config["DEFAULT"]
 licenses = {"apache2": "Apache-2.0", "mit": "MIT"}
 statuses = ["1 - Planning", "2 - Pre-Alpha", "3 - Alpha", "4 - Beta", "5 - Production/Stable"]
 readme = here / "README.md"
-url, site = cfg["git_url"].strip().rstrip("/"), cfg["doc_host"].strip().rstrip("/")
+url = cfg["git_url"].strip().rstrip("/").removesuffix(".git")
+documentation = run_path(str(here / "tools" / "addresses.py"))["documentation"]
+site = documentation(url, cfg["doc_host"])
 urls = {"Source": url, "Issues": url and f"{url}/issues", "Documentation": site,
         "Changelog": url and f"{url}/blob/{cfg['branch']}/CHANGELOG.md"}
 
@@ -31,7 +34,6 @@ def described() -> str:
         return f"{picture}[{label}]({base}/{path})"
 
     return re.sub(r"(!?)\[([^\]]*)\]\((?!\w+:|#)([^)\s]+)\)", absolute, text)
-
 
 
 setup(

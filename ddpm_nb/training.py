@@ -166,6 +166,14 @@ class Update(NamedTuple):
     lr: float
     average: nn.Module  # the network with the averaged weights, in eval mode
 
+# %% ../nbs/08_training.ipynb #33c7e24e
+def _check_batches(batches: object) -> None:
+    "Data are refused: the loop would take them apart, and an image for a batch."
+    is_data = isinstance(batches, str) or hasattr(batches, "__array__")     # a tensor has it, too
+    if is_data or not hasattr(batches, "__iter__"):
+        raise ValueError(f"batches must be an iterable of batches, got {type(batches).__name__}: "
+                         f"see Batches and Trainer")
+
 # %% ../nbs/08_training.ipynb #eaf33322
 def _unpacked(batch: Any, device: torch.device) -> tuple[Tensor, Tensor | None]:
     "x0 and its labels, if there are any; ValueError if x0 is not what the network can take."
@@ -197,6 +205,7 @@ def train(net: nn.Module,                 # net(x_t, t), or net(x_t, t, labels);
           gradient: Callable[..., Tensor] | None = None,  # of x0, t, noise, labels -> losses (B,)
          ) -> Iterator[Update]:           # up to `config.steps` of them, or to the end of `batches`
     "Algorithm 1: each turn makes one update of the weights, and hands it out."
+    _check_batches(batches)
     state = state or TrainState(net, diffusion.T, config)
     gradient = gradient or (lambda *item: _gradient(net, diffusion, *item))
     rank, world = getattr(batches, "rank", 0), getattr(batches, "world", 1)

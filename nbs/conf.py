@@ -22,7 +22,6 @@ myst_enable_extensions = ["amsmath", "attrs_block", "attrs_inline", "colon_fence
                           "dollarmath"]
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
-suppress_warnings = ["mystnb.unknown_mime_type"]  # a widget has a picture beside it
 
 # the page
 html_theme = "sphinx_book_theme"

@@ -321,6 +321,34 @@ def test_fid_of_another_shape_or_of_one_sample_is_refused_before_anything_is_dra
           "takes two samples at the least")
 
 
+def test_fid_refuses_what_it_would_not_listen_to(capsys):
+    words = ["evaluate", "cifar10-small", "--fid", "--n", "4", "--device", "cpu"]
+    fails(capsys, [*words, "--data", "folder", "--root", "."], "compares with CIFAR-10",
+          "--data folder")
+    fails(capsys, [*words, "--terms", "20"], "--terms is for the bound")
+
+
+@pytest.mark.parametrize("looks, words, fetched", [
+    ("inception", ["--download", "--root", "here"], [(Path("here"), True, True)]),
+    ("inception", ["--download", "--split", "test"], [(None, False, True)]),
+    ("inception", ["--split", "train"], []), ("ours", ["--download"], [])])
+def test_fid_fetches_the_images_that_it_compares_with(capsys, monkeypatch, looks, words, fetched):
+    "Before a sample is drawn, and only for Inception: our classifier's statistics are here."
+    from ddpm_nb.engine import metrics
+    asked, named = [], {"inception": metrics.INCEPTION}.get(looks, looks)
+
+    class Eyes: name = named
+    monkeypatch.setattr(cli, "_extractor", lambda device: Eyes())
+    monkeypatch.setattr(images, "cifar10", lambda root, train, download: asked.append(
+        (root, train, download)))
+
+    def measured(samples, extractor, reference, root):
+        assert asked == fetched and root == (Path("here") if "--root" in words else None)
+        raise ValueError("far enough")
+    monkeypatch.setattr(metrics, "sample_quality", measured)
+    fails(capsys, ["evaluate", "cifar10-small", "--fid", *words, "--device", "cpu"], "far enough")
+
+
 def test_half_precision_is_the_networks_under_autocast(tmp_path):
     words = ["sample", "digits", "--n", "4", "--steps", "10", "--device", "cpu", "--quiet"]
     net, d = load_pretrained("digits")

@@ -2,6 +2,7 @@
 import ast
 import json
 import re
+import symtable
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -157,6 +158,52 @@ def test_every_chapter_shows_something_going_wrong():
     boxes = {p.stem: sum(s.count(BOX) for s, _ in markdown(p)) for p in NOTEBOOKS}
     assert sum(boxes.values()) >= 40
     assert not [p for p, n in boxes.items() if p[:1] in "01" and not n]
+
+
+def shown_and_hidden(sources):
+    "The symbols of a page's code cells: of those that its reader sees, and of the others."
+    tables = [], []
+    for cell in sources:
+        unseen = re.search(r"^#\s*\|\s*(?:hide\b|echo: *false)", cell, flags=re.M)
+        python = re.sub(r"^[%!].*", "", cell, flags=re.M)
+        tables[bool(unseen)].append(symtable.symtable(python, "cell", "exec"))
+    return tables
+
+
+def bound(table):
+    "The names that a cell gives a meaning to, at its top level."
+    return {o.get_name() for o in table.get_symbols() if o.is_assigned() or o.is_imported()}
+
+
+def used(table, top=True):
+    "The names of a page that a cell looks up, within its functions too."
+    own = {o.get_name() for o in table.get_symbols()
+           if o.is_referenced() and (top or o.is_global())}
+    return own.union(*(used(child, False) for child in table.get_children()))
+
+
+def out_of_nowhere(sources):
+    "Names that a visible cell uses, and that only a hidden one defines: copied, it does not run."
+    shown, hidden = shown_and_hidden(sources)
+    secret = set().union(*map(bound, hidden)) - set().union(*map(bound, shown))
+    return sorted(secret & set().union(*map(used, shown)))
+
+
+def test_a_name_out_of_nowhere_is_told_from_one_that_is_shown():
+    use = "io.StringIO()"
+    assert out_of_nowhere(["#| hide\nimport io", use]) == ["io"]
+    assert out_of_nowhere(["#| echo: false\nimport numpy.linalg as io", use]) == ["io"]
+    assert out_of_nowhere(["#| hide\ndef io(): pass", "def f(): return io()"]) == ["io"]
+    fold = "#| code-fold: true\n#| code-summary: Set-up\nimport io"
+    assert not out_of_nowhere([fold, use]) and not out_of_nowhere(["#| hide\nimport io", fold, use])
+    assert not out_of_nowhere(["#| hide\nimport io", "%pip list", "print([io for io in 'ab'])"])
+    assert not out_of_nowhere(["#| hide\n[io for io in 'ab']", use])
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=path_id)
+def test_what_a_visible_cell_uses_is_defined_where_the_reader_sees_it(path):
+    found = out_of_nowhere(cells(path))
+    assert not found, f"defined in hidden cells only: {', '.join(found)}"
 
 
 # --- who imports whom ----------------------------------------------------------------------------

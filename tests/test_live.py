@@ -475,6 +475,79 @@ def test_nothing_moves_by_itself_where_motion_is_not_wanted(page):
     page.appearance("light")
 
 
+PARTS = {"digits": "argument.html", "guesses": "argument.html", "curves": "01_schedules.html",
+         "particles": "experiments/swiss_roll.html", "player": "02_diffusion.html"}
+# every control, buttons first (they bring the others something to show): its kind, and by which key
+# and on which side of a slider there is something to change
+NUMBERED = """[...part.querySelectorAll("button, input, select")].sort((a, b) =>
+  (b.tagName === "BUTTON") - (a.tagName === "BUTTON")).map((e, i) => {
+    e.dataset.control = `c${i}`;
+    e.addEventListener(e.tagName === "BUTTON" ? "click" : "input", event => {
+      part.felt = (part.felt ?? 0) + (event.isTrusted && event.target === e);
+    });
+    return e.type;
+  })"""
+SIDE = """(e => e.type === "range" ? [(e.value - e.min) / (e.max - e.min) > 0.5,
+  e.value === e.max] : [false, e.selectedIndex === e.options?.length - 1])(
+  part.querySelector('{}'))"""
+SHOWN = """JSON.stringify([part.dataset.done, part.innerText, part.innerHTML.length,
+  [...part.querySelectorAll("input, select")].map(e => e.value),
+  [...part.querySelectorAll("canvas")].map(e => e.toDataURL()),
+  [...part.querySelectorAll("img")].map(e => e.style.transform)])"""
+REACHED = """(e => {{
+  e.scrollIntoView({{block: "center", behavior: "instant"}});
+  const r = e.getBoundingClientRect();
+  return document.elementFromPoint(r.x + r.width / 2, r.y + r.height / 2) === e;
+}})(part.querySelector('{}'))"""
+
+
+def press(hand, selector, kind, way):
+    "One control by mouse, by touch or by key, towards where there is something to change."
+    right, last = hand.js(SIDE.format(selector))
+    if way == "key" and kind == "button": hand.key(selector, *SPACE)
+    elif way == "key" and kind == "number": hand.key(selector, *UP)
+    elif way == "key" and kind == "range": hand.key(selector, *(LEFT if last else RIGHT))
+    elif way == "key": hand.key(selector, *(UP if last else DOWN))
+    else:
+        share = 0.5 if kind != "range" else 0.2 if right else 0.8
+        (hand.click if way == "mouse" else hand.touch)(selector, share)
+
+
+def settled(hand):
+    "Wait until the part shows the same twice, or for two seconds: a film goes on."
+    for _ in range(10):
+        before = hand.js(SHOWN)
+        hand.page.js("new Promise(done => setTimeout(done, 200))")
+        if hand.js(SHOWN) == before: return
+
+
+@WITHOUT_BROWSER
+@pytest.mark.parametrize("part", PARTS)
+def test_every_control_of_a_part_answers_to_mouse_touch_and_keyboard(page, part):
+    """It hears of the hand itself, and what the part shows changes. (A list and a field are only
+    pressed: what they then open is the browser's own.)"""
+    page.media = {"features": [{"name": "prefers-reduced-motion", "value": "reduce"}]}
+    hand = Hand(page, PARTS[part], f"[data-live={part}]")
+    hand.middle("button, input, select")
+    if part in ("guesses", "particles"): hand.done(1)       # these begin by themselves
+    kinds = hand.js(NUMBERED)
+    assert kinds
+    for i, kind in enumerate(kinds):
+        selector = f"[data-control=c{i}]"
+        for way in ("mouse", "touch", "key"):
+            if way != "key" and kind in ("number", "select-one"):
+                assert hand.js(REACHED.format(selector)), (i, kind)
+                continue
+            settled(hand)
+            felt, shown = hand.js("part.felt ?? 0"), hand.js(SHOWN)
+            press(hand, selector, kind, way)
+            changed = f"(part => part.felt > {felt} && {SHOWN} !== {json.dumps(shown)})"
+            try: page.wait(f"{changed}({hand.part})", 30)
+            except TimeoutError: pytest.fail(f"{way} on control {i}, {kind}, changes nothing")
+    hand.clean()
+    page.appearance("light")
+
+
 LIVE_PAGES = sorted(p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.html")
                     if "data-live=" in p.read_text(encoding="utf-8"))
 

@@ -87,15 +87,54 @@ def setup_of(folder, monkeypatch):
     return given
 
 
+def settings_with(folder, **settings):
+    "A copy of what setup.py reads, some settings changed."
+    for name in ("setup.py", "settings.ini", "README.md"): shutil.copy(ROOT / name, folder)
+    (folder / "tools").mkdir(exist_ok=True)
+    shutil.copy(ROOT / "tools/addresses.py", folder / "tools")
+    text = (ROOT / "settings.ini").read_text(encoding="utf-8")
+    for name, value in settings.items():
+        text, n = re.subn(rf"^{name} =.*$", f"{name} = {value}", text, flags=re.M)
+        assert n == 1
+    (folder / "settings.ini").write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("git_url, doc_host, site", [
+    ("https://github.com/Some-One/ddpm_nb", "", "https://some-one.github.io/ddpm_nb"),
+    ("https://github.com/a/b.git", "", "https://a.github.io/b"),
+    ("https://github.com/a/b/", "https://x.example.org/", "https://x.example.org"),
+    ("https://example.org/x", "", ""), ("", "", "")])
+def test_the_address_on_github_says_where_the_site_is(
+        tmp_path, monkeypatch, git_url, doc_host, site):
+    "One setting is enough: README, metadata and downloads follow it."
+    from addresses import documentation
+    assert documentation(git_url, doc_host) == site
+    settings_with(tmp_path, git_url=git_url, doc_host=doc_host)
+    there = setup_of(tmp_path, monkeypatch)
+    assert there["project_urls"].get("Documentation", "") == site
+    assert (f"({site}/03_bound.html" in there["long_description"]) is bool(site)
+
+
+def test_the_readme_leads_to_the_site_where_github_publishes_it(monkeypatch):
+    pytest.importorskip("nbdev")
+    import importlib.util
+    from types import SimpleNamespace
+    spec = importlib.util.spec_from_file_location("book_site", ROOT / "tools/site.py")
+    site = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(site)
+    for git_url, base in (("https://github.com/a/b", "https://a.github.io/b"), ("", "docs")):
+        settings = SimpleNamespace(d={"git_url": git_url, "doc_host": ""})
+        monkeypatch.setattr(site, "get_config", lambda settings=settings: settings)
+        pages = re.findall(r"\(([^()\s]*/)03_bound\.html", site.readme())
+        assert pages and set(pages) == {f"{base}/"}
+
+
 def test_on_the_package_index_no_link_is_relative_and_the_project_has_its_addresses(
         tmp_path, monkeypatch):
-    for name in ("setup.py", "settings.ini", "README.md"): shutil.copy(ROOT / name, tmp_path)
-    settings = (tmp_path / "settings.ini").read_text(encoding="utf-8")
+    settings_with(tmp_path)
     here = setup_of(tmp_path, monkeypatch)
     assert here["project_urls"] == {} and "](docs/" in here["long_description"]
-    settings = settings.replace("git_url =", "git_url = https://example.org/x").replace(
-        "doc_host =", "doc_host = https://x.example.org")
-    (tmp_path / "settings.ini").write_text(settings, encoding="utf-8")
+    settings_with(tmp_path, git_url="https://example.org/x", doc_host="https://x.example.org")
     there = setup_of(tmp_path, monkeypatch)
     links = re.findall(r"\]\(([^)\s]+)\)", there["long_description"])
     assert len(links) > 20 and all(re.match(r"https?://|#", link) for link in links)

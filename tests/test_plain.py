@@ -32,6 +32,28 @@ def test_no_word_of_an_extension_is_left(path):
     assert not any(re.search(r"^#\s*\|", c, flags=re.M) or "fastcore" in c for c in code(nb))
 
 
+@pytest.mark.parametrize("path", PATHS, ids=page_of)
+def test_no_notebook_keeps_a_widget(path):
+    "Read without its kernel it is an error, or a line that says VBox(children=..."
+    nb = json.loads(path.read_text(encoding="utf-8"))
+    kept = [o for c in nb["cells"] for o in c.get("outputs", []) if PLAIN.is_view(o)]
+    assert not kept and "widgets" not in nb["metadata"]
+
+
+def test_a_widget_is_dropped_when_a_notebook_is_run_and_when_it_is_made_plain():
+    import nbformat
+    import run_notebooks
+    new, view = nbformat.v4, "application/vnd.jupyter.widget-view+json"
+    shown = [new.new_output("display_data", {view: {}, "text/plain": "VBox(children=())"}),
+             new.new_output("stream", text="step 1\rstep 2")]
+    cells = [new.new_markdown_cell("# Title"), new.new_code_cell("display(slider)", outputs=shown)]
+    nb = new.new_notebook(cells=cells, metadata={"widgets": {}})
+    (left,) = PLAIN.plain(json.loads(nbformat.writes(nb)), "x")["cells"][2]["outputs"]
+    assert left["output_type"] == "stream"
+    kept = run_notebooks.tidied(nb)
+    assert [o.text for o in kept.cells[1].outputs] == ["step 2"] and not kept.metadata
+
+
 def test_an_equation_has_the_number_that_the_site_gives_it():
     text = "```{math}\n:label: eq-ddpm-4\nq = 1\n```\nBy {eq}`eq-ddpm-4` and {eq}`eq-ddpm-14`:"
     said = PLAIN.plain_text(text, "02_diffusion")

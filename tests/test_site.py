@@ -269,6 +269,17 @@ def test_words_of_code_are_wrapped_only_where_that_colours_them(tmp_path):
     assert not [p for p in BOOK if wrapped.search((DOCS / p).read_text(encoding="utf-8"))]
 
 
+def test_the_search_knows_every_word_of_a_section_however_long(tmp_path):
+    import search
+    long, page = "word " * 8000, tmp_path / "page.html"
+    page.write_text(
+        f"<article class='bd-article'><section id='top'><h1>Page</h1><p>{long} first</p>"
+        f"<section id='inner'><h2>Inner</h2><p>{long} second</p></section></section></article>")
+    top, inner = search.entries(page, "page.html")
+    assert (top.url, inner.url) == ("page.html", "page.html#inner")
+    assert top.text.endswith(" first") and inner.text.endswith(" second")
+
+
 # --- in a browser --------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
@@ -304,7 +315,7 @@ CONTRAST = """(() => {
 
 
 @WITHOUT_BROWSER
-@pytest.mark.parametrize("name", BOOK)
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_from_disk_asks_no_network_and_sets_its_formulas_and_fits_a_telephone(page, name):
     "And complains of nothing."
     page.appearance("light")
@@ -356,14 +367,22 @@ def test_a_line_of_100_characters_fits_where_one_of_120_does_not(page):
 
 
 @WITHOUT_BROWSER
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_its_ground_in_light_and_in_dark(page, scheme):
-    page.appearance(scheme)
-    for name in (PLOTTING, next(p for p in BOOK if p.startswith("0"))):
-        page.open(url(name))
-        assert page.js("document.documentElement.dataset.theme") == scheme
+@pytest.mark.parametrize("name", BOOK)
+def test_text_stands_out_from_its_ground_in_light_and_in_dark(page, name):
+    page.appearance("light")
+    page.open(url(name))
+    for scheme in ("light", "dark"):       # the page follows the system's
+        page.appearance(scheme)
+        page.call("Emulation.setEmulatedMedia", **page.media)
+        page.wait(f"document.documentElement.dataset.theme === '{scheme}'", 5)
         worst = page.js(CONTRAST)
-        assert worst[0][0] >= 4.0, (name, worst)
+        assert worst[0][0] >= 4.5, (scheme, worst)
+
+
+@WITHOUT_BROWSER
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_figure_keeps_its_own_colours_in_light_and_in_dark(page, scheme):
+    page.appearance(scheme)
     page.open(url(PLOTTING))
     figure = "getComputedStyle(document.querySelector('.cell_output img'))"
     assert page.js(figure + ".backgroundColor") == "rgb(255, 255, 255)"
@@ -423,14 +442,18 @@ def test_a_hit_shows_what_stands_there_and_leads_to_it_with_the_word_marked(page
 
 
 @WITHOUT_BROWSER
-def test_on_paper_nothing_is_cut_and_everything_is_black_on_white_from_a_dark_page_too(page):
-    page.appearance("dark")
-    page.open(url("04_objective.html"))
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["04_objective.html", "engine/cli.html", "appendix/paper_map.html"])
+def test_on_paper_nothing_is_cut_and_everything_is_black_on_white_from_either_theme(
+        page, name, scheme):
+    page.appearance(scheme)
+    page.open(url(name))
     page.resize(760, 1000)      # A4
     page.call("Emulation.setEmulatedMedia", media="print", **page.media)
     page.js("dispatchEvent(new Event('beforeprint'))")
-    cut = """[...document.querySelectorAll('.bd-article pre, .bd-article div.math')].filter(o =>
-        o.offsetParent && o.matches('pre') && o.scrollWidth > o.clientWidth + 1
+    parts = "pre, div.math, div:has(> table)"
+    cut = f"""[...document.querySelector('.bd-article').querySelectorAll('{parts}')].filter(o =>
+        o.offsetParent && !o.matches('.math') && o.scrollWidth > o.clientWidth + 1
         || getComputedStyle(o).overflowX !== 'visible').length"""
     assert page.js(cut) == 0
     style = "getComputedStyle(document.querySelector('{}'))"
@@ -454,6 +477,30 @@ def test_on_a_phone_what_scrolls_can_be_reached_from_the_keyboard(page):
         && getComputedStyle(o).overflowX !== 'visible' && o.tabIndex < 0).length"""
     page.wait(f"({lost}) === 0", 5)
     assert page.js("document.documentElement.scrollWidth") <= 390
+
+
+@WITHOUT_BROWSER
+def test_on_a_phone_the_map_of_the_paper_scrolls_and_breaks_no_word(page):
+    page.appearance("light")
+    page.open(url("appendix/paper_map.html"))
+    page.resize(390, 800)
+    page.js("dispatchEvent(new Event('resize'))")
+    tables = "[...document.querySelectorAll('.cell_output > .output:has(table)')]"
+    page.wait(f"{tables}.length === 4 && {tables}.every(o => o.tabIndex === 0)", 5)
+    broken = """(() => {
+      const out = [], range = document.createRange();
+      for (const cell of document.querySelectorAll('.cell_output td')) {
+        const walk = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+        for (let node; (node = walk.nextNode());)
+          for (const word of node.data.matchAll(/[\\p{L}\\p{N}_.]+/gu)) {
+            range.setStart(node, word.index);
+            range.setEnd(node, word.index + word[0].length);
+            if (new Set([...range.getClientRects()].map(o => o.top)).size > 1) out.push(word[0]);
+          }
+      }
+      return out;
+    })()"""
+    assert page.js(broken) == []
 
 
 @WITHOUT_BROWSER

@@ -309,6 +309,24 @@ def test_batches_that_do_not_fit_are_refused_in_words():
             Trainer(Net(), diffusion(), data, CONFIG, device="cpu")
 
 
+def test_data_in_the_place_of_batches_are_refused_in_words(tmp_path):
+    "Not taken apart, each image for a batch of as many as it has channels."
+    class Pairs:
+        def __len__(self): return 12
+        def __getitem__(self, i): return floats[i], i
+
+    class Asked(Net):
+        def forward(self, x, t): raise AssertionError("the network was asked")
+
+    floats = images()[:12].float() / 127.5 - 1
+    dataset = torch.utils.data.TensorDataset(floats, torch.arange(12))
+    for data, got in ((floats, "Tensor"), (floats.numpy(), "ndarray"), (dataset, "TensorDataset"),
+                      (Pairs(), "Pairs"), (str(tmp_path), "str"), (None, "NoneType"),
+                      (tmp_path, type(tmp_path).__name__)):
+        with pytest.raises(ValueError, match=f"an iterable of batches, got {got}: see Batches and"):
+            next(train(Asked(), diffusion(), data, CONFIG))
+
+
 def test_a_loader_of_pytorchs_gives_batches_to_the_loop():
     class Labelled(Net):
         def forward(self, x, t, y):

@@ -597,6 +597,18 @@ faults(
     ("and images.max() <= 1:", "and images.max() <= 2:",
      "evaluation::floats_cast_to_uint8_are_met_with_a_warning_and_dark_pictures_are_not"))
 
+faults(
+    "training.py",
+    ("    if is_data or not hasattr(batches, \"__iter__\"):", "    if is_data:",
+     "training::data_in_the_place_of_batches_are_refused_in_words"))
+
+faults(
+    "engine/cli.py",
+    ("    if args.download and eyes.name == INCEPTION:", "    if args.download:",
+     "cli::fid_fetches_the_images_that_it_compares_with"),
+    ("if args.data not in (None, \"cifar10\"):", "if args.data == \"digits\":",
+     "cli::fid_refuses_what_it_would_not_listen_to"))
+
 
 def ids(tests):
     "What pytest calls them."

@@ -364,7 +364,8 @@ def few(entries, limit=3):
 
 
 HEADS = {"no.": 7, "what it says": 24, "derived or shown": 23, "computed by": 23, "checked by": 23}
-STYLE = "table-layout:fixed;width:100%;font-size:85%;overflow-wrap:anywhere"
+# on a telephone it scrolls in its cell's output, and words stay whole
+STYLE = "table-layout:fixed;width:100%;min-width:46rem;font-size:85%;overflow-wrap:break-word"
 
 
 def titled(place): return link(place, html.escape(f"{chapter(place)}: {plain(place.text)}"))

@@ -10,6 +10,8 @@ import base64, importlib.util, io, json, re
 from functools import cache
 from pathlib import Path
 
+from addresses import github
+
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 
@@ -183,6 +185,11 @@ def plain_code(source):
     return IMPORT.sub(_own_checks, source)
 
 
+def is_view(output):
+    "Whether an output is a widget: without its kernel it is an error, or a line that says VBox(...)."
+    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+
+
 def still(output):
     "An output with the last picture of an animation in its place: it moves when the cell is run."
     from PIL import Image
@@ -198,9 +205,8 @@ def still(output):
 
 def colab(address, page):
     "The badge that opens a page in Colab; nothing where the project has no address on GitHub."
-    m = re.match(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git|/)?$", address or "")
-    if not m: return ""
-    url = f"https://colab.research.google.com/github/{m[1]}/blob/main/docs/notebooks/{page}.ipynb"
+    if not (where := github(address)): return ""
+    url = f"https://colab.research.google.com/github/{where}/blob/main/docs/notebooks/{page}.ipynb"
     badge = "https://colab.research.google.com/assets/colab-badge.svg"
     return f"\n\n[![Open in Colab]({badge})]({url})"
 
@@ -215,7 +221,8 @@ def plain(nb, page, requirement="ddpm_nb", address=""):
         if not text.strip(): continue
         cell["source"] = text.splitlines(keepends=True)
         cell["metadata"] = {}
-        if "outputs" in cell: cell["outputs"] = [still(o) for o in cell["outputs"]]
+        if "outputs" in cell:
+            cell["outputs"] = [still(o) for o in cell["outputs"] if not is_view(o)]
         cells.append(cell)
     first = cells[0]
     first["source"] = "".join(first["source"]).rstrip() + colab(address, page)

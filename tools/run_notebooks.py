@@ -10,6 +10,8 @@ import nbformat
 from nbclient import NotebookClient
 from PIL import Image
 
+from plain import is_view
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -29,15 +31,23 @@ def tidy(output):
     if "image/png" in data: data["image/png"] = compact(data["image/png"])
 
 
+def tidied(nb):
+    "Make a notebook that was run what is kept of it."
+    nb.metadata.pop("widgets", None)
+    for cell in nb.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type != "code": continue
+        cell.outputs = [o for o in cell.outputs if not is_view(o)]
+        for output in cell.outputs: tidy(output)
+    return nb
+
+
 def refresh(path):
     "Execute one notebook; it is written only if every cell ran."
     nb, start = nbformat.read(path, 4), time.time()
     where = {"metadata": {"path": str(path.parent)}}
     NotebookClient(nb, timeout=None, kernel_name="python3", resources=where).execute()
-    for cell in nb.cells:
-        cell.metadata.pop("execution", None)
-        for output in cell.get("outputs", []): tidy(output)
-    nbformat.write(nb, path)
+    nbformat.write(tidied(nb), path)
     clean = str(Path(sys.executable).parent / "nbdev_clean")
     subprocess.run([clean, "--fname", str(path)], cwd=ROOT, check=True)
     seconds, size = time.time() - start, path.stat().st_size / 1024

@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 from bs4 import BeautifulSoup
 
-LONGEST = 4500   # characters of a section that are searched
-
 
 class Entry(NamedTuple):
     "A place to be found."
@@ -36,10 +34,10 @@ def _names(article, page, where):
     for card in article.select("details.api"):
         name = card["id"].removeprefix("api-")
         about = _words(card.summary) + " " + " ".join(map(_words, card.find_all("p", limit=4)))
-        yield Entry("name", f"{page}#{card['id']}", name, where, about[:LONGEST])
+        yield Entry("name", f"{page}#{card['id']}", name, where, about)
         for method in card.select("div.api-method"):
             called = method["id"].removeprefix("api-")
-            yield Entry("name", f"{page}#{method['id']}", called, where, _words(method)[:LONGEST])
+            yield Entry("name", f"{page}#{method['id']}", called, where, _words(method))
 
 
 def entries(path, page):
@@ -54,7 +52,7 @@ def entries(path, page):
     sections = article.find_all("section")
     texts = []
     for section in reversed(sections):      # from the inside out: each text belongs to one place
-        texts.append((section["id"], _title(section), _words(section)[:LONGEST]))
+        texts.append((section["id"], _title(section), _words(section)))
         section.extract()
     for i, (anchor, title, text) in enumerate(reversed(texts)):
         kind, url = ("section", f"{page}#{anchor}") if i else ("page", page)

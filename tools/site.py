@@ -23,8 +23,9 @@ from nbdev.process import extract_directives
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tools"))   # the modules beside this script, wherever it is loaded from
 import live, notation, student  # noqa: E402
+from addresses import documentation  # noqa: E402
 from equations import LINKED  # noqa: E402
-from plain import FRONT, plain  # noqa: E402
+from plain import FRONT, is_view, plain  # noqa: E402
 from search import write_index  # noqa: E402
 
 NBS, DOCS, LIB = ROOT / "nbs", ROOT / "docs", ROOT / "ddpm_nb"
@@ -367,8 +368,7 @@ def code_cell(cell, directives):
     if "hide-cell" in tags:
         cell.metadata["mystnb"] = dict(zip(("code_prompt_show", "code_prompt_hide"), titles))
     cell.source = visible_lines(cell.source)
-    widget = "application/vnd.jupyter.widget-view+json"
-    cell.outputs = [o for o in cell.outputs if widget not in o.get("data", {})]
+    cell.outputs = [o for o in cell.outputs if not is_view(o)]
     if "exported" in tags: cell.outputs = []
     for data in (o.get("data", {}) for o in cell.outputs):
         if "text/html" in data: data["text/html"] = site_links("".join(data["text/html"]))
@@ -575,7 +575,7 @@ def build(work, out, strict=True):
 
 def readme():
     "README.md from nbs/index.ipynb: links and pictures are those of the site."
-    site = get_config().d.get("doc_host", "").rstrip("/") or "docs"
+    site = documentation(*(get_config().d.get(o, "") for o in ("git_url", "doc_host"))) or "docs"
     out = ["<!-- Written by `make docs` from nbs/index.ipynb: edit that. -->"]
     for cell in read_nb(NBS / "index.ipynb").cells:
         d = extract_directives(cell, remove=False) if cell.cell_type == "code" else {}

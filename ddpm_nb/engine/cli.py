@@ -824,6 +824,11 @@ def _origin(path: Path) -> tuple[bool, Recipe | None]:
     except ValueError as e: _log(f"ddpm-nb: {e}; going on without it")
     return True, None
 
+# %% ../../nbs/engine/cli.ipynb #59b5a621
+def _root(args: argparse.Namespace, made_by: Recipe | None, data: str) -> str | Path | None:
+    "Where a data set is: as the words say, else where the run that trained on it found it."
+    return args.root or (made_by.root if made_by and made_by.data == data else None)
+
 # %% ../../nbs/engine/cli.ipynb #7296103d
 def _images(args: argparse.Namespace,      # the words of `evaluate`
             image: tuple[int, int, int],   # (C, H, W) that the model is for
@@ -837,9 +842,8 @@ def _images(args: argparse.Namespace,      # the words of `evaluate`
     if name not in DATASETS:
         raise ValueError(f"say with --data on what to measure, one of {', '.join(DATASETS)}; "
                          f"got {name!r}")
-    root = args.root or (made_by.root if made_by and made_by.data == name else None)
     train = args.split == "train"
-    images, _ = DATASETS[name](train, root, args.download, image[-1])
+    images, _ = DATASETS[name](train, _root(args, made_by, name), args.download, image[-1])
     if name == "folder": images = _with_channels(images, image[0])
     if made_by and name == made_by.data == "folder" and not (train or args.root):
         _check_held_out(_run_checkpoint(args.model).parent.parent, made_by.images)
@@ -913,15 +917,28 @@ def _to_measure(args: argparse.Namespace, device: str,
     return (drawn_batches(samples, n, batch, not args.quiet), n,
             {**samples.options, "seed": args.seed})
 
+# %% ../../nbs/engine/cli.ipynb #c5906d9f
+def _check_fid(args: argparse.Namespace) -> None:
+    "What the measure of samples does not listen to is refused."
+    if args.terms:
+        raise ValueError("--terms is for the bound, and --fid measures samples: leave one out")
+    if args.data not in (None, "cifar10"):
+        raise ValueError(f"--fid compares with CIFAR-10, got --data {args.data}: leave one out")
+
 # %% ../../nbs/engine/cli.ipynb #7b1d8cb9
 def _quality(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     "The distance of samples from CIFAR-10, and their class score: as JSON can hold it, in words."
     import torch
+    from ddpm_nb.engine.images import cifar10
     from ddpm_nb.engine.metrics import INCEPTION, sample_quality
-    device, start = _device(args.device), time.monotonic()
+    _check_fid(args)
+    device, start, part = _device(args.device), time.monotonic(), args.split or "train"
     batches, n, made = _to_measure(args, device)
-    found = sample_quality(batches, _extractor(torch.device(device)), args.split or "train",
-                           root=args.root)
+    eyes = _extractor(torch.device(device))
+    root = _root(args, _origin(Path(args.model))[1], "cifar10")
+    if args.download and eyes.name == INCEPTION:     # for the other the statistics are here
+        cifar10(root, part == "train", download=True)
+    found = sample_quality(batches, eyes, part, root=root)
     seconds = time.monotonic() - start
     what = "FID" if found.extractor == INCEPTION else "classifier distance, which is not FID"
     line = f"{found}; {made['sampler']}, {made['steps']} steps, {seconds:.0f} s on {device}"

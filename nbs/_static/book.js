@@ -25,8 +25,8 @@ document.addEventListener("DOMContentLoaded", () => {
     fold.removeAttribute("aria-label");
   // what scrolls sideways can be reached, and scrolled, from the keyboard
   const reach = () => {
-    const wide = "div.math, span.math, mjx-container, div.cell_output, div.highlight pre, " +
-      ".api table, .pst-scrollable-table-container";
+    const wide = "div.math, span.math, mjx-container, div.cell_output, div.cell_output > .output, " +
+      "div.highlight pre, .api table, .pst-scrollable-table-container";
     const lines = [...document.querySelectorAll("span.math")];      // most fit their line
     const fit = lines.map(part => part.offsetWidth < part.parentElement.clientWidth - 1);
     lines.forEach((part, i) => part.classList.toggle("fits", fit[i]));    // measured all at once
