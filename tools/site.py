@@ -114,9 +114,12 @@ def warm_up(cell, directives, number):
         f'<output id="said-{number}" for="warm-up-{number}"></output></form>')]
 
 
+def address(): return get_config().d.get("doc_host", "").rstrip("/")
+
+
 def as_plain(nb, name):
     "A notebook to download: no extension and no development package is needed for it."
-    out = plain(nb, name, address=get_config().d.get("git_url", ""))
+    out = plain(nb, name, address=get_config().d.get("git_url", ""), site=address())
     return json.dumps(out, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -577,7 +580,7 @@ def build(work, out, strict=True):
 
 def readme():
     "README.md from nbs/index.ipynb: links and pictures are those of the site."
-    site = get_config().d.get("doc_host", "").rstrip("/") or "docs"
+    site = address() or "docs"
     out = ["<!-- Written by `make docs` from nbs/index.ipynb: edit that. -->"]
     for cell in read_nb(NBS / "index.ipynb").cells:
         d = extract_directives(cell, remove=False) if cell.cell_type == "code" else {}
