@@ -455,9 +455,10 @@ def test_on_paper_nothing_is_cut_and_everything_is_black_on_white_from_a_dark_pa
 
 
 @WITHOUT_BROWSER
-def test_on_a_phone_what_scrolls_can_be_reached_from_the_keyboard(page):
+@pytest.mark.parametrize("name", ["01_schedules.html", "04_objective.html"])
+def test_on_a_phone_what_scrolls_can_be_reached_from_the_keyboard(page, name):
     page.appearance("light")
-    page.open(url("04_objective.html"))
+    page.open(url(name))
     page.resize(390, 800)
     page.js("dispatchEvent(new Event('resize'))")
     parts = "div.math, span.math, mjx-container, pre, .cell_output"
