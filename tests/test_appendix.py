@@ -16,6 +16,7 @@ NBS, STATIC = ROOT / "nbs", ROOT / "nbs" / "_static"
 sys.path.append(str(ROOT / "tools"))
 import notation  # noqa: E402
 import paper_map  # noqa: E402
+import reading  # noqa: E402
 import student  # noqa: E402
 
 pytest.importorskip("nbdev", reason="the build of the site needs nbdev: pip install .[dev]")
@@ -233,6 +234,50 @@ def test_the_route_of_three_hours_takes_three_hours_and_begins_with_the_whole():
     route = re.findall(r"^\| (\d+) \| \[.+?\]\(\.\./(\S+)\.ipynb\)", text, flags=re.M)
     assert sum(int(minutes) for minutes, _ in route) == 180
     assert "argument" in [page for _, page in route][:2]
+
+
+# --- how long a page takes to read ---------------------------------------------------------------
+
+def cell(kind, source, tags=(), outputs=()):
+    return dict(cell_type=kind, source=source, metadata=dict(tags=[*tags]), outputs=[*outputs])
+
+
+def test_what_there_is_to_read_is_counted_before_the_exercises_and_without_folds():
+    picture = {"data": {"image/png": ""}}
+    cells = [cell("markdown", "Two words $x + y$ and\n\n$$z = 1\\,2$$\n\n```{math}\nq\n```"),
+             cell("markdown", "```bash\nmake a\nmake b\n```\nagain"),
+             cell("code", "a = 1\nb = 2", outputs=[picture]),
+             cell("code", "#| echo: false\nc = 3\nd = 4", outputs=[picture]),
+             cell("code", "e = 5", tags=["plumbing"]),
+             cell("markdown", "## Exercises\n\n**1.** What?\n\n$$p$$"), cell("code", "f = 6")]
+    assert reading.counted(dict(cells=cells)) == (7, 4, 4, 1)    # an x for each formula
+
+
+def test_a_minute_is_so_many_words_lines_or_figures_and_five_are_the_least():
+    takes = lambda *o: reading.minutes(reading.Counted(*o))
+    assert takes(1800, 0, 0, 0) == takes(0, 100, 0, 0) == takes(0, 0, 30, 9) == 10
+    assert takes(0, 0, 0, 9) == 5 and takes(600, 33, 10, 0) == 10
+
+
+@pytest.mark.parametrize("name", ["argument", "03_bound", "engine/cli", "appendix/live"])
+def test_a_page_says_under_its_title_how_long_it_takes_to_read(name):
+    path = NBS / f"{name}.ipynb"
+    takes = reading.minutes(reading.counted(chapter(path)))
+    first = "\n".join(student.text_of(c) for c in SITE.process(path).notebook.cells[:2])
+    assert f'<p class="page-links">{takes} minutes to read · ' in first
+
+
+def test_no_page_types_its_time_and_the_table_for_teachers_is_near_todays():
+    table = student.json.dumps(chapter(NBS / "appendix" / "teaching.ipynb"), ensure_ascii=False)
+    for path in NBS.rglob("[!.]*.ipynb"):
+        if ".ipynb_checkpoints" in path.parts or path.stem == "index": continue
+        nb = chapter(path)
+        typed = r"(?i)reading time|minutes to read|minutes of reading"
+        assert not re.findall(typed, "".join(map(student.text_of, nb["cells"]))), path
+        row = re.search(rf"{re.escape(student.title_of(nb))} \|.*?(\d+) min \|", table)
+        assert row, f"{path.stem} is not in the table: run teaching again"
+        takes = reading.minutes(reading.counted(nb))
+        assert abs(int(row[1]) - takes) <= max(10, 0.1 * takes), path
 
 
 # --- the page of mistakes ------------------------------------------------------------------------

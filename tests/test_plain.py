@@ -19,13 +19,18 @@ def page_of(path): return path.relative_to(NBS).with_suffix("").as_posix()
 def made(path): return PLAIN.plain(json.loads(path.read_text(encoding="utf-8")), page_of(path))
 
 
+def without_listings(prose):
+    "JavaScript in the prose is no Markdown."
+    return re.sub(r"^```javascript\n.*?^```$", "", prose, flags=re.M | re.S)
+
+
 def code(nb): return ["".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "code"]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=page_of)
 def test_no_word_of_an_extension_is_left(path):
     nb = made(path)
-    prose = "\n".join(PLAIN.prose(nb))
+    prose = without_listings("\n".join(PLAIN.prose(nb)))
     outside = re.sub(r"`[^`\n]*`", "", re.sub(r"```.*?```", "", prose, flags=re.S))
     assert not re.findall(r"```\{.*|\{\w+\}`|^\([\w-]+\)=|^:::|^:label:", prose, flags=re.M)
     assert outside.count("<details>") == outside.count("</details>")
@@ -80,3 +85,47 @@ def test_a_badge_leads_to_colab_where_the_project_has_an_address_and_nowhere_els
     assert PLAIN.colab("", "01_schedules") == ""
     badge = PLAIN.colab("https://github.com/someone/ddpm_nb", "engine/runs")
     assert "github/someone/ddpm_nb/blob/main/docs/notebooks/engine/runs.ipynb" in badge
+
+
+SITE = "https://book.example.org/ddpm"
+
+
+@pytest.mark.parametrize("text, page, there", [
+    ("[(4)](02_diffusion.ipynb#eq-ddpm-4)", "04_objective", "02_diffusion.html#equation-eq-ddpm-4"),
+    ("[far](../05_sampling.ipynb#sec-a)", "engine/runs", "05_sampling.html#sec-a"),
+    ("[chapter 3](../03_bound.ipynb)", "experiments/digits", "03_bound.html"),
+    ("[long runs](runs.ipynb), again", "engine/many", "engine/runs.html"),
+    ("[answers](answers/03_bound.ipynb)", "03_bound", "student/answers/03_bound.ipynb")])
+def test_a_link_to_another_page_leads_to_the_site_where_there_is_one(text, page, there):
+    nb = dict(cells=[dict(cell_type="markdown", source=text, metadata={}, id="a")])
+    said = lambda site: "".join(PLAIN.plain(nb, page, site=site)["cells"][0]["source"])
+    assert f"]({SITE}/{there})" in said(SITE) and said("") == text
+
+
+def test_a_link_in_a_table_leads_to_the_site_too():
+    link = '<a href="../02_diffusion.ipynb#Some-words" class="at-equation-eq-ddpm-4">(4)</a>'
+    output = {"data": {"text/html": [link]}, "metadata": {}}
+    cells = [dict(cell_type="code", source="1", metadata={}, id="a", outputs=[output])]
+    made = PLAIN.plain(dict(cells=cells), "appendix/paper_map", site=SITE)["cells"][0]["outputs"]
+    there = f'<a href="{SITE}/02_diffusion.html#equation-eq-ddpm-4">(4)</a>'
+    assert "".join(made[0]["data"]["text/html"]) == there
+    assert output["data"]["text/html"] == [link]
+
+
+def test_a_links_own_page_and_other_addresses_are_left_alone():
+    text = "[here](#sec-a), [paper](https://arxiv.org/abs/2006.11239)"
+    assert PLAIN.linked_text(text, "01_schedules", SITE) == text
+
+
+@pytest.mark.parametrize("path", PATHS, ids=page_of)
+def test_with_an_address_no_download_leads_to_a_notebook_that_is_not_there(path):
+    nb = PLAIN.plain(json.loads(path.read_text(encoding="utf-8")), page_of(path), site=SITE)
+    outputs = [o for c in nb["cells"] for o in c.get("outputs", [])]
+    shown = ["".join(o.get("data", {}).get("text/html", "")) for o in outputs]
+    text = without_listings("\n".join(PLAIN.prose(nb) + shown))
+    assert not re.findall(r"(?:\]\(|href=\")(?!https?:|#)[^)\s\"]+", text)
+
+
+def test_the_code_of_the_moving_parts_is_in_its_download():
+    prose = "\n".join(PLAIN.prose(made(NBS / "appendix" / "live.ipynb")))
+    assert "](../_live/" not in prose and prose.count("```javascript\n") == 8

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import plain
 import pytest
 from browser import EXECUTABLE, browser
 
@@ -57,6 +58,17 @@ def test_every_internal_link_leads_to_a_page_and_a_place_in_it():
             name = target.resolve().relative_to(DOCS).as_posix() if target.exists() else None
             lost = parts.fragment and name in READ and unquote(parts.fragment) not in READ[name].ids
             if name is None or lost: dead.append(f"{page}: {link}")
+    assert not dead, "\n".join(dead)
+
+
+def test_a_download_leads_to_places_of_the_site_that_are_there():
+    address, dead = "https://book.example.org", []
+    link = re.compile(rf'(?:\]\(|href="){address}/([\w/.-]+?)(?:#([\w.-]+))?[)"]')
+    for _, page, nb in plain.notebooks():
+        made = plain.plain(nb, page, site=address)
+        found = link.findall(json.dumps(made, ensure_ascii=False).replace('\\"', '"'))
+        dead += [f"{page}: {to}#{anchor}" for to, anchor in found
+                 if to not in READ or anchor and anchor not in READ[to].ids]
     assert not dead, "\n".join(dead)
 
 
@@ -466,9 +478,10 @@ def test_on_paper_nothing_is_cut_and_everything_is_black_on_white_from_either_th
 
 
 @WITHOUT_BROWSER
-def test_on_a_phone_what_scrolls_can_be_reached_from_the_keyboard(page):
+@pytest.mark.parametrize("name", ["01_schedules.html", "04_objective.html"])
+def test_on_a_phone_what_scrolls_can_be_reached_from_the_keyboard(page, name):
     page.appearance("light")
-    page.open(url("04_objective.html"))
+    page.open(url(name))
     page.resize(390, 800)
     page.js("dispatchEvent(new Event('resize'))")
     parts = "div.math, span.math, mjx-container, pre, .cell_output"

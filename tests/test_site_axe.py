@@ -1,7 +1,8 @@
-"""Every page of the site under axe-core, wide and narrow, light and dark.
+"""The site under axe-core, wide and narrow, light and dark: a page of each kind; with --slow, all.
 
 axe-core is no part of the project. `npm install axe-core` beside the checkout or above it, or say
-where its script is: AXE=/path/to/axe.min.js. Where there is none, these tests are skipped.
+where its script is: AXE=/path/to/axe.min.js (`.ci/run` does). Where there is none, these tests are
+skipped. A look takes about four seconds of processor, so all of them a quarter of an hour.
 """
 import os
 from pathlib import Path
@@ -17,6 +18,13 @@ AXE = next((o for o in PLACES if o.is_file()), None)
 WITHOUT_AXE = pytest.mark.skipif(not AXE, reason="no axe-core here: `npm install axe-core`, or AXE="
                                                  "the path of its axe.min.js")
 SIZES = {"desktop": (1300, 900), "telephone": (390, 800)}
+KINDS = ["index", "00_prestudy", "01_schedules", "argument", "experiments/ablations", "engine/cli",
+         "appendix/paper_map", "appendix/notation", "appendix/live", "reference", "source/bound",
+         "search", "genindex"]
+BRIEFLY = [("light", ["desktop"]), ("dark", ["telephone"])]
+LOOKS = [(f"{name}.html", *look) for name in KINDS for look in BRIEFLY]
+LOOKS += [pytest.param(name, scheme, [*SIZES], marks=pytest.mark.slow)
+          for name in PAGES for scheme in ("light", "dark")]
 RUN = """(async () => {
   for (const o of document.getAnimations()) o.finish();        // colours half way are no colours
   const {violations} = await axe.run(document, {resultTypes: ["violations"]});
@@ -40,14 +48,19 @@ def found(page, size):
 
 @WITHOUT_BROWSER
 @WITHOUT_AXE
-@pytest.mark.parametrize("name", PAGES)
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(page, name, scheme):
+@pytest.mark.parametrize("name, scheme, sizes", LOOKS)
+def test_axe_finds_nothing_serious(page, name, scheme, sizes):
     page.appearance(scheme)
     page.open(url(name))
     page.js(AXE.read_text(encoding="utf-8") + ";0")
-    said = {size: found(page, size) for size in SIZES}
+    said = {size: found(page, size) for size in sizes}
     assert not any(said.values()), "\n".join(f"{size}: {o}" for size in said for o in said[size])
+
+
+def test_each_part_of_the_site_has_a_page_among_those_that_are_always_looked_at():
+    part = lambda name: name.rpartition("/")[0]
+    assert {f"{name}.html" for name in KINDS} <= {*PAGES}
+    assert {*map(part, KINDS)} == {*map(part, PAGES)}
 
 
 @WITHOUT_BROWSER

@@ -4,12 +4,14 @@ or to run it.
 In nbs/ the prose is MyST: equations in `{math}` fences, folds and boxes as directives, references
 by label. Colab, VS Code, GitHub, Notebook 7 and nbconvert know none of it. `plain` says the same in
 what all of them show: `$$ ... \\tag{4} $$`, "(4)", `<details>`, a bold line; and puts a cell in
-front that installs the package where it is missing.
+front that installs the package where it is missing. Links between pages lead to the site, if it has
+an address, since a notebook that was downloaded alone has no others beside it.
 """
-import base64, importlib.util, io, json, re
+import base64, html, importlib.util, io, json, posixpath, re
 from functools import cache
 from pathlib import Path
 
+import live
 from addresses import github
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -164,7 +166,37 @@ def plain_text(text, page):
     text = re.sub(r"\{eq\}`([\w-]+)`", reference, text)
     text = re.sub(r"\{ref\}`([^`<]*?) *<([\w-]+)>`",
                   lambda m: f"[{m[1]}]({place(targets()[m[2]], m[2])})", text)
-    return re.sub(r"\{(?:math|code|doc)\}`([^`]*)`", r"`\1`", text)
+    return live.listed(re.sub(r"\{(?:math|code|doc)\}`([^`]*)`", r"`\1`", text))
+
+
+# --- links to other pages ------------------------------------------------------------------------
+
+@cache
+def pages(): return {page for _, page, _ in notebooks()}
+
+
+def on_site(site, page, to, anchor):
+    "Where that stands on the site to which a notebook's link leads; both paths without suffix."
+    there = posixpath.normpath(posixpath.join(posixpath.dirname(page), to))
+    if there not in pages(): return f"{site}/student/{there}.ipynb"     # a notebook of answers
+    if anchor.startswith("eq-"): anchor = f"equation-{anchor}"
+    return f"{site}/{there}.html{anchor and '#' + anchor}"
+
+
+def linked_text(text, page, site):
+    "Prose whose links to other notebooks lead to the site."
+    return re.sub(r"\]\(([\w./-]+)\.ipynb(?:#([\w-]+))?\)",
+                  lambda m: f"]({on_site(site, page, m[1], m[2] or '')})", text)
+
+
+def linked_output(output, page, site):
+    "An output whose links do; the class of a link names the anchor (paper_map.link)."
+    data = output.get("data", {})
+    if "text/html" not in data: return output
+    to_site = lambda m: f'<a href="{on_site(site, page, m[1], html.unescape(m[2]))}">'
+    text = re.sub(r'<a href="([\w./-]+)\.ipynb(?:#[^"]*)?" class="at-([^"]*)">', to_site,
+                  "".join(data["text/html"]))
+    return {**output, "data": {**data, "text/html": text.splitlines(keepends=True)}}
 
 
 # --- code ----------------------------------------------------------------------------------------
@@ -211,18 +243,25 @@ def colab(address, page):
     return f"\n\n[![Open in Colab]({badge})]({url})"
 
 
-def plain(nb, page, requirement="ddpm_nb", address=""):
-    "The notebook to download: the same prose, code and outputs; `nb` itself stays as it is."
+def plain(nb, page, requirement="ddpm_nb", address="", site=""):
+    """The notebook to download: the same prose, code and outputs; `nb` itself stays as it is.
+
+    `address` is the project's on GitHub, for Colab; `site` the book's, for links to its pages.
+    """
     nb, cells = json.loads(json.dumps(nb)), []
     for cell in nb["cells"]:
         text = "".join(cell["source"])
-        if cell["cell_type"] == "markdown": text = plain_text(text, page)
+        if cell["cell_type"] == "markdown":
+            text = plain_text(text, page)
+            if site: text = linked_text(text, page, site)
         else: text = plain_code(text)
         if not text.strip(): continue
         cell["source"] = text.splitlines(keepends=True)
         cell["metadata"] = {}
         if "outputs" in cell:
             cell["outputs"] = [still(o) for o in cell["outputs"] if not is_view(o)]
+        if site and "outputs" in cell:
+            cell["outputs"] = [linked_output(o, page, site) for o in cell["outputs"]]
         cells.append(cell)
     first = cells[0]
     first["source"] = "".join(first["source"]).rstrip() + colab(address, page)

@@ -22,7 +22,7 @@ from nbdev.process import extract_directives
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tools"))   # the modules beside this script, wherever it is loaded from
-import live, notation, student  # noqa: E402
+import live, notation, reading, student  # noqa: E402
 from addresses import documentation  # noqa: E402
 from equations import LINKED  # noqa: E402
 from plain import FRONT, is_view, plain  # noqa: E402
@@ -115,9 +115,14 @@ def warm_up(cell, directives, number):
         f'<output id="said-{number}" for="warm-up-{number}"></output></form>')]
 
 
+def address():
+    "Where the site is, or will be; empty where no setting says."
+    return documentation(*(get_config().d.get(o, "") for o in ("git_url", "doc_host")))
+
+
 def as_plain(nb, name):
     "A notebook to download: no extension and no development package is needed for it."
-    out = plain(nb, name, address=get_config().d.get("git_url", ""))
+    out = plain(nb, name, address=get_config().d.get("git_url", ""), site=address())
     return json.dumps(out, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -382,9 +387,10 @@ def first_cells(path):
     return [head, None, *([markdown(more)] if more else [])]
 
 
-def page_links(name, module, up):
-    "The line under the title: the notebook to download or to work in, the module it is."
-    links = f'<a href="{up}notebooks/{name}.ipynb" download>Download this notebook</a>'
+def page_links(name, module, up, takes):
+    "The line under the title: minutes to read, the notebook to download or work in, the module."
+    links = (f'{takes} minutes to read · '
+             f'<a href="{up}notebooks/{name}.ipynb" download>Download this notebook</a>')
     if is_chapter(name):
         links += (f' · <a href="{up}student/{name}.ipynb" download>work it: a notebook with blanks'
                   f'</a> (<a href="{up}student/answers/{name}.ipynb" download>answers</a>)')
@@ -406,7 +412,7 @@ def filmed(cell, up, folder):
 def process(path, films=None):
     "One notebook: directives become tags, exported cells get their documentation."
     nb, name, cells, module, symbols, private = read_nb(path), docname(path), [], None, [], {}
-    up = "../" * name.count("/")
+    up, takes = "../" * name.count("/"), reading.minutes(reading.counted(nb))
     for cell in nb.cells:
         if cell.cell_type == "markdown":
             text = live.listed(CONTENTS.sub(lambda _: contents(), cell.source))
@@ -425,7 +431,8 @@ def process(path, films=None):
             summary = (ast.get_docstring(o.node) or "").split("\n\n")[0]
             symbols.append(Symbol(o.node.name, name, MarkdownIt().renderInline(summary)))
         if named: cells.append(raw_html("\n".join(api_card(o, private, module, up) for o in named)))
-    links = [] if name == "index" else [page_links(name, module, up), *symbols_on(nb, name, up)]
+    links = [page_links(name, module, up, takes), *symbols_on(nb, name, up)]
+    if name == "index": links = []
     nb.cells = identified([o for c in cells for o in (links if c is None else [c])])
     nb.metadata.pop("widgets", None)
     return Page(nb, module, symbols)
@@ -575,7 +582,7 @@ def build(work, out, strict=True):
 
 def readme():
     "README.md from nbs/index.ipynb: links and pictures are those of the site."
-    site = documentation(*(get_config().d.get(o, "") for o in ("git_url", "doc_host"))) or "docs"
+    site = address() or "docs"
     out = ["<!-- Written by `make docs` from nbs/index.ipynb: edit that. -->"]
     for cell in read_nb(NBS / "index.ipynb").cells:
         d = extract_directives(cell, remove=False) if cell.cell_type == "code" else {}

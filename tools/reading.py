@@ -1,0 +1,66 @@
+"""How long a page takes to read, from its notebook.
+
+    python tools/reading.py nbs/03_bound.ipynb    say it (the build writes it under each title)
+
+180 words of prose a minute, 6 seconds for a line of visible code, 20 for a displayed formula or a
+figure: a guess, the same for all pages. Exercises are counted apart.
+"""
+import json, re, sys
+from pathlib import Path
+from typing import NamedTuple
+
+import live, student
+
+FOLDED = re.compile(r"^#\s*\|\s*(hide\b|code-fold:\s*true|echo:\s*false|default_exp)", re.M)
+LISTING = re.compile(r"^```\w+\n(.*?)^```", re.M | re.S)               # code in the prose
+FORMULA = re.compile(r"\$\$.*?\$\$|^```\{math\}.*?^```", re.M | re.S)
+
+
+class Counted(NamedTuple):
+    "What there is to read on a page, before its exercises; and how many those are."
+    words: int
+    lines: int        # of code that is shown
+    shown: int        # formulas on a line of their own, and figures
+    exercises: int
+
+
+def prose(text):
+    "What a reader has of a cell of text: (words, lines of code, formulas)."
+    text, formulas = FORMULA.subn(" x ", text)
+    lines = sum(o.count("\n") for o in LISTING.findall(text))
+    text = LISTING.sub(" ", text)
+    return len(re.sub(r"\$[^$]*\$", " x ", text).split()), lines, formulas
+
+
+def code(cell):
+    "What a reader has of a cell of code: (words, lines of code, figures)."
+    source, folded = student.text_of(cell), "plumbing" in cell["metadata"].get("tags", [])
+    figures = sum(bool({"image/png", "image/gif"} & o.get("data", {}).keys())
+                  for o in cell["outputs"])
+    return 0, 0 if folded or FOLDED.search(source) else len(source.split("\n")), figures
+
+
+def counted(notebook):
+    "What there is to read in a notebook (a dict, with its outputs)."
+    total, exercises, inside = (0, 0, 0), 0, False
+    for cell in notebook["cells"]:
+        text = live.listed(student.text_of(cell))
+        if cell["cell_type"] == "markdown":
+            inside = student.is_exercises(text, inside)
+            if inside: exercises += len(re.findall(r"^\*\*\d\.", text, re.M))
+        if inside or cell["cell_type"] == "raw": continue
+        new = prose(text) if cell["cell_type"] == "markdown" else code(cell)
+        total = tuple(map(sum, zip(total, new)))
+    return Counted(*total, exercises)
+
+
+def minutes(counted):
+    "How long that takes, to five minutes: more would be a claim."
+    exactly = counted.words / 180 + counted.lines / 10 + counted.shown / 3
+    return max(5, 5 * round(exactly / 5))
+
+
+if __name__ == "__main__":
+    for path in map(Path, sys.argv[1:]):
+        found = counted(json.loads(path.read_text(encoding="utf-8")))
+        print(f"{path}: {minutes(found)} min; {found}")
