@@ -523,17 +523,24 @@ class IdealDenoiser(_KnownPosterior):
         return torch.cat([answer, how.target(d, best, t, x)], 1).to(x_t.dtype)
 
 # %% ../nbs/04_objective.ipynb #5c0a0d5f
-def _of_stretch(d: _Variances, log_variance: Tensor, t: Tensor, x: Tensor) -> Tensor:
-    "The log-variance of a stretch, from that of the last step in it; by the share of the way."
+def _of_stretch(d: _Variances, share: Tensor, t: Tensor, x: Tensor) -> Tensor:
+    "The log-variance of a stretch whose last step is so far on the way from beta-tilde to beta."
     one, u = d.original, d.network_t[t]
-    share = log_variance.exp() - extract(one.posterior_variance, u, x)
-    share = share / extract(one.betas - one.posterior_variance, u, x)
     at_most = 1 / extract(one.sqrt_one_minus_alpha_bars, u, x) ** 2
     share = torch.minimum(share.clamp(min=0), at_most)
     way = extract(d.betas - d.posterior_variance, t, x)
     variance = extract(d.posterior_variance, t, x) + share * way
     # the last one leads to the data, where beta-tilde is 0: no narrower than the original's
     return variance.clamp(min=one.posterior_log_variance[0].exp().to(x.dtype)).log()
+
+
+def _at_every_length(d: _Variances, log_variance: Tensor, share: Tensor, t: Tensor, x: Tensor
+                     ) -> tuple[Tensor, Tensor]:
+    "Variance and log-variance: as said, of a step that the network knows; else of the stretch."
+    if d.original is not d:
+        single = extract(d.is_single, t, x) > 0
+        log_variance = torch.where(single, log_variance, _of_stretch(d, share, t, x))
+    return log_variance.exp(), log_variance
 
 # %% ../nbs/04_objective.ipynb #e1b244c1
 class _Learned(Variance):
@@ -542,10 +549,10 @@ class _Learned(Variance):
     learned = True
 
     def read(self, d: _Variances, said: Tensor, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        if d.original is not d:
-            single = extract(d.is_single, t, x) > 0
-            said = torch.where(single, said, _of_stretch(d, said, t, x))
-        return said.exp(), said
+        one, u = d.original, d.network_t[t]
+        beyond = said.exp() - extract(one.posterior_variance, u, x)
+        share = beyond / extract(one.betas - one.posterior_variance, u, x)
+        return _at_every_length(d, said, share, t, x)
 
     def target(self, d: _Constants, log_variance: Tensor, t: Tensor, x: Tensor) -> Tensor:
         return log_variance
@@ -555,15 +562,16 @@ VARIANCES["learned"] = _Learned()
 
 # %% ../nbs/04_objective.ipynb #38a6e0c8
 class _LearnedRange(Variance):
-    "The network says how far from log beta-tilde (-1) to log beta (1)."
+    "The network says how far from log beta-tilde (-1) to log beta (1), in the steps it knows."
 
     learned = True
 
     def read(self, d: _Variances, said: Tensor, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        small, large = extract(d.posterior_log_variance, t, x), extract(d.log_betas, t, x)
-        fraction = (said + 1) / 2
-        log_variance = fraction * large + (1 - fraction) * small
-        return log_variance.exp(), log_variance
+        one, u, fraction = d.original, d.network_t[t], (said + 1) / 2
+        small = extract(one.posterior_log_variance, u, x)
+        way = extract(one.log_betas - one.posterior_log_variance, u, x)
+        share = (fraction * way).expm1() / way.expm1()
+        return _at_every_length(d, small + fraction * way, share, t, x)
 
     def target(self, d: _Constants, log_variance: Tensor, t: Tensor, x: Tensor) -> Tensor:
         small, large = extract(d.posterior_log_variance, t, x), extract(d.log_betas, t, x)

@@ -430,11 +430,12 @@ def test_solvers_are_finite_where_there_is_no_signal(sampler, schedule):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 25, 49, 50])
+@pytest.mark.parametrize("variance", ["learned", "learned_range"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_a_learned_variance_is_that_of_the_stretch(prediction, steps):
+def test_a_learned_variance_is_that_of_the_stretch(prediction, variance, steps):
     "x0 ~ N(m, s^2): mean and variance of x_prev given x_t, of two Gaussian variables, by hand."
     m, s = 0.3, 0.5
-    d = GaussianDiffusion(FIFTY, prediction, "learned")
+    d = GaussianDiffusion(FIFTY, prediction, variance)
     r, ideal = d.respaced(steps), gaussian(d, s, m)
     t, x = torch.arange(steps), draw(steps, 1)
     step = r.p_mean_variance(ideal, x, t, clip=False)
@@ -450,10 +451,25 @@ def test_a_learned_variance_is_that_of_the_stretch(prediction, steps):
     close(step.log_variance, step.variance.log())
 
 
+def test_a_learned_range_of_a_stretch_is_right_in_single_precision_at_every_length_of_steps():
+    "As above, in the paper's thousand steps, where the two limits differ by 1e-6 at the end."
+    d = GaussianDiffusion(PAPER, variance="learned_range")
+    ideal = gaussian(d, 0.15)
+    for steps, spacing in ((10, "even"), (50, "even"), (50, "log_snr"), (999, "even")):
+        r, t = d.respaced(steps, spacing), torch.arange(steps)
+        k = r.schedule
+        before = k.alpha_bars_prev * 0.15**2 + k.one_minus_alpha_bars_prev
+        exact = before - k.alphas * before**2 / (k.alpha_bars * 0.15**2 + k.one_minus_alpha_bars)
+        found = r.p_mean_variance(ideal, draw(steps, 1).float(), t, clip=False).variance[:, 0]
+        assert found.dtype == torch.float32
+        close(found.double(), exact, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("output", [-40.0, 0.0, 40.0])
-def test_a_learned_variance_of_a_stretch_lies_where_that_of_data_in_range_can(output):
+@pytest.mark.parametrize("how", ["learned", "learned_range"])
+def test_a_learned_variance_of_a_stretch_lies_where_that_of_data_in_range_can(how, output):
     "Whatever the network says: above beta-tilde, and no doubt about x0 is above 1."
-    r = GaussianDiffusion(PAPER, variance="learned").respaced(20)
+    r = GaussianDiffusion(PAPER, variance=how).respaced(20)
     model = lambda x, t: torch.cat([x, torch.full_like(x, output)], 1)
     t, x = torch.arange(20), draw(20, 1, dtype=torch.float32)
     variance = r.p_mean_variance(model, x, t).variance[:, 0].double()

@@ -223,14 +223,17 @@ def test_the_averages_buffers_are_the_networks_own():
 # What a run shows and keeps
 
 
-def test_grids_and_samples_are_of_the_averaged_weights(tmp_path, monkeypatch):
+@pytest.mark.parametrize("sampler", ["adams", "ddpm"])
+def test_grids_and_samples_are_of_the_averaged_weights_and_the_sampler(
+        sampler, tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(plotting, "save_grid", lambda x, path, **kw: shown.append(x) or path)
-    config = replace(CONFIG, steps=2, sample_every=2, sample_count=4, sample_steps=3)
+    config = replace(CONFIG, steps=2, sample_every=2, sample_count=4, sample_steps=3,
+                     sampler=sampler)
     run = Trainer(Net(), diffusion(), IMAGES, config, tmp_path, "cpu", progress=False).train()
     def sample(net):
-        return diffusion().sample(net, (4, 1, 16, 16), "ddim", 3, torch.Generator().manual_seed(0),
-                                  progress=False)
+        return diffusion().sample(net, (4, 1, 16, 16), sampler, 3,
+                                  torch.Generator().manual_seed(0), progress=False)
     assert len(shown) == 1 and torch.equal(shown[0], sample(run.ema.model))
     assert torch.equal(run.sample(), shown[0])
     assert not torch.allclose(shown[0], sample(run.model.eval()))
