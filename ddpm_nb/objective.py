@@ -242,12 +242,16 @@ _LEAVE = ("sampling runs in inference mode, and this model takes gradients: begi
           "t.clone()`")
 
 
+def _check_model(model: object) -> None:
+    if not callable(model):
+        raise ValueError(f"model must be callable, model(x_t, t), got {type(model).__name__}")
+
+
 class _Watched:
     "A model, and a note of where its answers were not finite."
 
     def __init__(self, model: Callable[[Tensor, Tensor], Tensor]) -> None:
-        if not callable(model):
-            raise ValueError(f"model must be callable, model(x_t, t), got {type(model).__name__}")
+        _check_model(model)
         self.model: Callable[[Tensor, Tensor], Tensor] = model
         self.bad_t: Tensor | None = None      # the largest such t, which came first; -1 for none
 
@@ -279,6 +283,7 @@ class _ReverseChain(_Reading):
                         clip: bool = True,     # clip x0-hat to [-1, 1]
                         ) -> ReverseStep:      # mean, variance, log_variance, x0
         "Ask the model for one reverse step, p(x_{t-1} given x_t) (eq. 1)."
+        _check_model(model)
         self.check(x_t, t)
         return self.read(model(x_t, self.timesteps[t]), x_t, t, clip)
 
@@ -340,7 +345,7 @@ def _choices(prediction: str, variance: str, loss: str | None, decoder: str) -> 
     "Refuse names that there are not, or that do not go together; and the loss, if none is named."
     look_up("prediction", prediction, PREDICTIONS)
     learned = look_up("variance", variance, VARIANCES).learned
-    loss = loss or ("hybrid" if learned else "simple")
+    if loss is None: loss = "hybrid" if learned else "simple"
     look_up("loss", loss, LOSSES)
     look_up("decoder", decoder, DECODERS)
     if loss == "hybrid" and not learned:
@@ -364,6 +369,7 @@ class _Training(_ReverseChain):
                noise: Tensor | None = None,   # standard normal, shape of `x0`; drawn if absent
                ) -> Tensor:   # (B,), at least float32: squared error ("simple"), bits/dim ("vlb")
         "The training loss of each item, of the kind that was chosen (eq. 5, 14)."
+        _check_model(model)
         if t is None: t = torch.randint(self.T, (len(x0),), device=x0.device)
         self.check(x0, t)
         dtype, x0 = x0.dtype, x0.to(torch.promote_types(x0.dtype, torch.float32))

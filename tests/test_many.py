@@ -248,6 +248,7 @@ def test_two_processes_share_a_job_that_may_be_killed_and_make_the_same_images(t
     assert held(folder) == held(alone)
     # each batch that was not there was drawn, by one of them, and both had some to draw
     assert sorted(int(name.split("-")[1]) for name in drawn) == sorted({*range(0, 40, 4)} - there)
+    assert {name.split("-")[0] for name in drawn} == {"0", "1"}
     assert sorted(os.listdir(folder)) == sorted(os.listdir(alone))
 
 

@@ -13,8 +13,6 @@ sys.path.append(str(ROOT / "tools"))
 import paper_map  # noqa: E402
 
 ITEMS, FOUND, MADE_OF = paper_map.items(), paper_map.scan(), paper_map.made_of()
-# Shown by pages that are still being written (chapter 9 and experiments/figures): until they are
-# here, the map's own list of problems names these.
 
 
 def test_the_list_is_that_of_the_paper():

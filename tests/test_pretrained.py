@@ -6,6 +6,7 @@ import shutil
 import warnings
 from dataclasses import replace
 
+import guards
 import pytest
 import torch
 from safetensors import safe_open
@@ -26,13 +27,7 @@ TINY = UNetConfig(image_size=8, in_channels=1, out_channels=1, base_channels=8,
                   attention_resolutions=(4,), groups=4, dropout=0.1)
 
 
-def randomised(net, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in net.named_parameters():
-            p.normal_(std=p[0].numel() ** -0.5 if p.ndim > 1 else 0.3, generator=g)
-            if "norm" in name and name.endswith("weight"): p.add_(1)
-    return net.eval()
+def randomised(net, seed=0): return guards.randomised(net, seed).eval()
 
 
 def our_images(net, d, seed):
@@ -656,10 +651,11 @@ def test_packaged_models_load_by_name(saved, monkeypatch):
     with pytest.raises(OSError, match="packaged model \\(model\\)"): load_pretrained("modle")
 
 
-NONE = [pytest.param(None, marks=pytest.mark.skip("none packaged"))]
+def test_the_digits_and_a_small_cifar10_are_packaged():
+    assert {"digits", "cifar10-small"} <= {*pretrained.packaged()}
 
 
-@pytest.mark.parametrize("name", pretrained.packaged() or NONE)
+@pytest.mark.parametrize("name", pretrained.packaged())
 def test_every_packaged_model_is_whole(name):
     net, d = load_pretrained(name)
     c = net.config

@@ -6,10 +6,11 @@ import types
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from guards import NoStrangers
 
-from ddpm_nb.objective import PREDICTIONS, VARIANCES, IdealDenoiser
 from ddpm_nb import sampling
+from ddpm_nb.compression import rate_distortion, send
+from ddpm_nb.objective import PREDICTIONS, VARIANCES, IdealDenoiser
 from ddpm_nb.sampling import _SPACINGS, SAMPLERS, GaussianDiffusion, State
 from ddpm_nb.schedules import SPACINGS, NoiseSchedule
 
@@ -288,7 +289,7 @@ def solve(sampler, steps, low=-3.0, high=3.0, s=0.5, **options):
 @pytest.mark.parametrize("sampler,options,order", [
     ("ddim", {}, 1), ("dpm++", {}, 2), ("unipc", dict(order=1), 2), ("unipc", dict(order=2), 3),
     ("adams", dict(order=2, within=0.0), 2), ("adams", dict(order=1), 2),
-    ("adams", dict(order=2), 3)])
+    ("adams", dict(order=2), 3), ("adams", {}, 4)])
 def test_the_solvers_converge_at_their_order(sampler, options, order):
     "Halving the step divides the error by 2^order, within 10 %; a corrector raises the order."
     errors = [solve(sampler, n, **options) for n in (80, 160, 320, 640)]
@@ -709,21 +710,6 @@ def test_interpolation_without_noise_level_keeps_both_ends_and_from_pure_noise_f
 
 # --- devices --------------------------------------------------------------------------------------
 
-class NoStrangers(TorchDispatchMode):
-    "Fails when an operation makes a CPU tensor out of nothing, or mixes one with meta tensors."
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        leaves = torch.utils._pytree.tree_leaves
-        tensors = lambda tree: [x for x in leaves(tree) if isinstance(x, torch.Tensor)]
-        out = func(*args, **(kwargs or {}))
-        ins = tensors((args, kwargs))
-        kinds = {x.device.type for x in ins if x.ndim or x.device.type == "meta"}
-        if len(kinds) > 1 and func is not torch.ops.aten.copy_.default:
-            raise RuntimeError(f"{func} mixes {kinds}")
-        if not ins and any(x.device.type == "cpu" for x in tensors(out)):
-            raise RuntimeError(f"{func} makes a CPU tensor")
-        return out
-
-
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_nothing_is_created_on_the_wrong_device_and_no_value_is_read_back(sampler, variance):
@@ -766,6 +752,8 @@ def test_a_cpu_generator_serves_another_device():
     (dict(eta=1.5, sampler="ddim"), "eta must lie in"),
     (dict(eta=-0.1, sampler="ddim"), "eta must lie in"),
     (dict(eta=math.nan, sampler="ddim"), "eta must lie in"),
+    (dict(noise=torch.full((4, 2), math.nan)), "noise must be finite, got NaN or infinity"),
+    (dict(noise=torch.full((4, 2), -math.inf)), "noise must be finite, got NaN or infinity"),
     (dict(noise=torch.zeros(4, 3)), r"noise must have shape \(4, 2\), got \(4, 3\)"),
     (dict(noise=torch.zeros(4, 2, dtype=torch.uint8)),
      "noise must be floating point, standard normal, got torch.uint8"),
@@ -885,5 +873,11 @@ def test_an_order_that_there_is_not_is_refused(sampler, order):
 @pytest.mark.parametrize("wrong", [None, "digits", torch.zeros(1)])
 def test_what_is_no_model_is_named(wrong):
     d, said = GaussianDiffusion(NoiseSchedule.linear(T=4)), "model must be callable"
+    x, t = torch.zeros(1, 2), torch.tensor([2])
     with pytest.raises(ValueError, match=said): d.sample(wrong, (1, 2), progress=False)
-    with pytest.raises(ValueError, match=said): d.bits_per_dim(wrong, torch.zeros(1, 2))
+    with pytest.raises(ValueError, match=said): d.bits_per_dim(wrong, x)
+    with pytest.raises(ValueError, match=said): d.p_mean_variance(wrong, x, t)
+    with pytest.raises(ValueError, match=said): d.losses(wrong, x)
+    with pytest.raises(ValueError, match=said): d.loss(wrong, x, t)
+    with pytest.raises(ValueError, match=said): rate_distortion(d, wrong, x)
+    with pytest.raises(ValueError, match=said): send(d, wrong, x, [1] * 4, 0)

@@ -84,6 +84,7 @@ def test_the_papers_equations_show_the_papers_numbers():
             assert label not in seen, f"eq-ddpm-{label} is defined in {seen[label]} and in {page}"
             seen[label] = page
             assert label == number, page
+    assert seen.keys() == {str(n) for n in range(1, 27)}
 
 
 def test_no_reference_was_left_unresolved():
@@ -111,12 +112,15 @@ def test_every_module_has_a_page_with_its_source_that_leads_back_to_the_page_tha
     shown = {p for p in PAGES if p.startswith("source/")}
     assert shown == {f"source/{m}.html" for m in modules}
     said = re.compile(r'it is <a href="([^"]+)"><code>ddpm_nb\.([\w.]+)</code>')
+    explained = set()
     for page in BOOK:
         for link, name in said.findall((DOCS / page).read_text(encoding="utf-8")):
             source = f"source/{name.replace('.', '/')}.html"
             assert (DOCS / page).parent.joinpath(link).resolve() == DOCS / source
             targets = {(DOCS / source).parent.joinpath(o).resolve() for o in READ[source].links}
             assert DOCS / page in targets
+            explained.add(name)
+    assert explained >= {m.replace("/", ".") for m in modules}
 
 
 def test_no_two_of_our_own_equations_have_one_number():
