@@ -302,13 +302,15 @@ def test_every_diffusion_comes_back_to_the_last_bit(schedule, prediction, varian
             assert getattr(back, name) == getattr(d, name)
 
 
-@pytest.mark.parametrize("prediction, variance", [("mu", "fixed_large"), ("eps", "learned")])
-def test_diffusers_refuses_what_it_would_misread(tmp_path, prediction, variance):
+@pytest.mark.parametrize("prediction, variance, words", [
+    ("mu", "fixed_large", "prediction_type given as mu must be one of"),
+    ("eps", "learned", "to have 1 channels, but got 2")])
+def test_diffusers_refuses_what_it_would_misread(tmp_path, prediction, variance, words):
     diffusers = pytest.importorskip("diffusers")
     config = replace(TINY, out_channels=2) if variance == "learned" else TINY
     d = GaussianDiffusion(NoiseSchedule.linear(5), prediction, variance)
     save_pretrained(tmp_path / "m", randomised(UNet(config)), d)
-    with pytest.raises((ValueError, RuntimeError)):
+    with pytest.raises((ValueError, RuntimeError), match=words):
         their_images(diffusers.DDPMPipeline.from_pretrained(tmp_path / "m"), 0)
 
 
