@@ -328,7 +328,7 @@ def test_half_precision_is_the_networks_under_autocast(tmp_path):
 def test_without_a_word_on_steps_a_sampler_takes_as_many_as_the_help_says(sampler, T, steps):
     words = ["sample", "digits", *(["--sampler", sampler] if sampler else [])]
     d = GaussianDiffusion(NoiseSchedule.linear(T))
-    net = UNet(UNetConfig(image_size=8, base_channels=8, groups=4))
+    net = UNet(UNetConfig(image_size=8, base_channels=8, attention_resolutions=(4,), groups=4))
     options = cli._samples(cli.parser().parse_args(words), net, d, 1).options
     assert (options["sampler"], options["steps"]) == (sampler or "adams", steps)
 

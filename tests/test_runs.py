@@ -1293,8 +1293,11 @@ def test_grey_of_grey_is_the_same_and_files_become_grey_as_they_are_read(tmp_pat
 def test_images_in_another_range_than_the_networks_are_told(scale, shift, told, capsys):
     x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * scale + shift
     d, c = GaussianDiffusion(NoiseSchedule.linear(10)), TrainConfig(**{**SMALL, "steps": 2})
-    quiet(Unlabelled(), d, x, c).train()
-    assert ("the network is made for -1 .. 1" in capsys.readouterr().err) == told
+    streamed = runs._read_set(list(x), False, memory=100)[0]
+    for images in (x, streamed):
+        quiet(Unlabelled(), d, images, c).train()
+        assert ("the network is made for -1 .. 1" in capsys.readouterr().err) == told
+    assert isinstance(streamed, runs._Set)
 
 
 @pytest.mark.parametrize("model", [None, "digits", lambda x, t: x])

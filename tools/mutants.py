@@ -574,7 +574,8 @@ faults(
 
 faults(
     "sampling.py",
-    ("order: int = 3,", "order: int = 2,", "sampling::the_solvers_converge_at_their_order"),
+    ("order: int = 3,", "order: int = 2,",
+     "sampling::each_order_is_nearer_than_the_one_below_and_the_usual_is_the_one_measured"),
     ("not (noise.is_meta or noise.isfinite().all())", "False",
      "sampling::a_wrong_argument_is_refused_before_anything_runs"))
 

@@ -390,8 +390,9 @@ def _unpack_data(data: Any, net: nn.Module) -> tuple[Tensor | Images, Tensor | N
 # %% ../../nbs/engine/runs.ipynb #0d03fbef
 def _about_range(images: Tensor | Images) -> str | None:
     "A line for those whose images are not in [-1, 1]."
-    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point(): return
-    low, high = (float(v) for v in images.aminmax())
+    if images.ndim != 4 or not images.dtype.is_floating_point: return
+    some = images if isinstance(images, Tensor) else images[torch.arange(min(len(images), 64))]
+    low, high = (float(v) for v in some.aminmax())
     if low < 0 and -1.5 < low and high < 1.5: return None
     return (f"note: the images go from {low:.3g} to {high:.3g}, and the network is made for "
             f"-1 .. 1: give them as uint8, or as 2 * x - 1 of what lies in 0 .. 1")
