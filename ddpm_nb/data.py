@@ -119,7 +119,7 @@ def read_cifar10(folder: str | Path,         # the archive, unpacked: cifar-10-b
                 ) -> tuple[Tensor, Tensor]:  # uint8 (N, 3, 32, 32), long (N,) in 0 .. 9
     "CIFAR-10 from the files of its official binary archive."
     _check_train(train)
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if names := _missing_files(folder):
         raise FileNotFoundError(f"CIFAR-10 is not in {folder} (missing: {', '.join(names)}); "
                                 f"call cifar10(root, download=True) (in the shell: --download), "

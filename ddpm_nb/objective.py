@@ -242,12 +242,16 @@ _LEAVE = ("sampling runs in inference mode, and this model takes gradients: begi
           "t.clone()`")
 
 
+def _check_model(model: object) -> None:
+    if not callable(model):
+        raise ValueError(f"model must be callable, model(x_t, t), got {type(model).__name__}")
+
+
 class _Watched:
     "A model, and a note of where its answers were not finite."
 
     def __init__(self, model: Callable[[Tensor, Tensor], Tensor]) -> None:
-        if not callable(model):
-            raise ValueError(f"model must be callable, model(x_t, t), got {type(model).__name__}")
+        _check_model(model)
         self.model: Callable[[Tensor, Tensor], Tensor] = model
         self.bad_t: Tensor | None = None      # the largest such t, which came first; -1 for none
 
@@ -279,6 +283,7 @@ class _ReverseChain(_Reading):
                         clip: bool = True,     # clip x0-hat to [-1, 1]
                         ) -> ReverseStep:      # mean, variance, log_variance, x0
         "Ask the model for one reverse step, p(x_{t-1} given x_t) (eq. 1)."
+        _check_model(model)
         self.check(x_t, t)
         return self.read(model(x_t, self.timesteps[t]), x_t, t, clip)
 
@@ -340,7 +345,7 @@ def _choices(prediction: str, variance: str, loss: str | None, decoder: str) -> 
     "Refuse names that there are not, or that do not go together; and the loss, if none is named."
     look_up("prediction", prediction, PREDICTIONS)
     learned = look_up("variance", variance, VARIANCES).learned
-    loss = loss or ("hybrid" if learned else "simple")
+    if loss is None: loss = "hybrid" if learned else "simple"
     look_up("loss", loss, LOSSES)
     look_up("decoder", decoder, DECODERS)
     if loss == "hybrid" and not learned:
@@ -364,6 +369,7 @@ class _Training(_ReverseChain):
                noise: Tensor | None = None,   # standard normal, shape of `x0`; drawn if absent
                ) -> Tensor:   # (B,), at least float32: squared error ("simple"), bits/dim ("vlb")
         "The training loss of each item, of the kind that was chosen (eq. 5, 14)."
+        _check_model(model)
         if t is None: t = torch.randint(self.T, (len(x0),), device=x0.device)
         self.check(x0, t)
         dtype, x0 = x0.dtype, x0.to(torch.promote_types(x0.dtype, torch.float32))
@@ -523,17 +529,24 @@ class IdealDenoiser(_KnownPosterior):
         return torch.cat([answer, how.target(d, best, t, x)], 1).to(x_t.dtype)
 
 # %% ../nbs/04_objective.ipynb #5c0a0d5f
-def _of_stretch(d: _Variances, log_variance: Tensor, t: Tensor, x: Tensor) -> Tensor:
-    "The log-variance of a stretch, from that of the last step in it; by the share of the way."
+def _of_stretch(d: _Variances, share: Tensor, t: Tensor, x: Tensor) -> Tensor:
+    "The log-variance of a stretch whose last step is so far on the way from beta-tilde to beta."
     one, u = d.original, d.network_t[t]
-    share = log_variance.exp() - extract(one.posterior_variance, u, x)
-    share = share / extract(one.betas - one.posterior_variance, u, x)
     at_most = 1 / extract(one.sqrt_one_minus_alpha_bars, u, x) ** 2
     share = torch.minimum(share.clamp(min=0), at_most)
     way = extract(d.betas - d.posterior_variance, t, x)
     variance = extract(d.posterior_variance, t, x) + share * way
     # the last one leads to the data, where beta-tilde is 0: no narrower than the original's
     return variance.clamp(min=one.posterior_log_variance[0].exp().to(x.dtype)).log()
+
+
+def _at_every_length(d: _Variances, log_variance: Tensor, share: Tensor, t: Tensor, x: Tensor
+                     ) -> tuple[Tensor, Tensor]:
+    "Variance and log-variance: as said, of a step that the network knows; else of the stretch."
+    if d.original is not d:
+        single = extract(d.is_single, t, x) > 0
+        log_variance = torch.where(single, log_variance, _of_stretch(d, share, t, x))
+    return log_variance.exp(), log_variance
 
 # %% ../nbs/04_objective.ipynb #e1b244c1
 class _Learned(Variance):
@@ -542,10 +555,10 @@ class _Learned(Variance):
     learned = True
 
     def read(self, d: _Variances, said: Tensor, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        if d.original is not d:
-            single = extract(d.is_single, t, x) > 0
-            said = torch.where(single, said, _of_stretch(d, said, t, x))
-        return said.exp(), said
+        one, u = d.original, d.network_t[t]
+        beyond = said.exp() - extract(one.posterior_variance, u, x)
+        share = beyond / extract(one.betas - one.posterior_variance, u, x)
+        return _at_every_length(d, said, share, t, x)
 
     def target(self, d: _Constants, log_variance: Tensor, t: Tensor, x: Tensor) -> Tensor:
         return log_variance
@@ -555,15 +568,16 @@ VARIANCES["learned"] = _Learned()
 
 # %% ../nbs/04_objective.ipynb #38a6e0c8
 class _LearnedRange(Variance):
-    "The network says how far from log beta-tilde (-1) to log beta (1)."
+    "The network says how far from log beta-tilde (-1) to log beta (1), in the steps it knows."
 
     learned = True
 
     def read(self, d: _Variances, said: Tensor, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        small, large = extract(d.posterior_log_variance, t, x), extract(d.log_betas, t, x)
-        fraction = (said + 1) / 2
-        log_variance = fraction * large + (1 - fraction) * small
-        return log_variance.exp(), log_variance
+        one, u, fraction = d.original, d.network_t[t], (said + 1) / 2
+        small = extract(one.posterior_log_variance, u, x)
+        way = extract(one.log_betas - one.posterior_log_variance, u, x)
+        share = (fraction * way).expm1() / way.expm1()
+        return _at_every_length(d, small + fraction * way, share, t, x)
 
     def target(self, d: _Constants, log_variance: Tensor, t: Tensor, x: Tensor) -> Tensor:
         small, large = extract(d.posterior_log_variance, t, x), extract(d.log_betas, t, x)

@@ -61,9 +61,9 @@ class Picture:
 
     def save(self, path: str | Path) -> Path:
         "Write the file as it is; folders are made. Returns the path."
-        from .engine.files import replacing
+        from .engine.files import replacing, user_path
         with replacing(path) as part: part.write_bytes(self.data)
-        return Path(path)
+        return user_path(path)
 
     def array(self) -> np.ndarray:  # uint8 (H, W, 3)
         "The pixels (of the first frame)."

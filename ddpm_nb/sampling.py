@@ -94,6 +94,8 @@ def _first_state(shape: tuple[int, ...], noise: Tensor | None, device: torch.dev
                  generator: Generators | None) -> Tensor:
     "The noise to begin with; never in half precision."
     if noise is None: noise = randn(shape, torch.empty(0, device=device), generator)
+    elif isinstance(noise, Tensor) and not (noise.is_meta or noise.isfinite().all()):
+        raise ValueError("noise must be finite, got NaN or infinity in it")
     if not isinstance(noise, Tensor):
         raise ValueError(f"noise must be a tensor of shape {shape}, got {type(noise).__name__}")
     if not noise.is_floating_point():

@@ -14,6 +14,15 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run what takes minutes")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def compiled_files_of_this_session_alone(tmp_path_factory):
+    "What a compiler was writing when it was killed is taken for whole ever after: not in a test."
+    folder = str(tmp_path_factory.getbasetemp() / "inductor")
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("TORCHINDUCTOR_CACHE_DIR", folder)
+        yield
+
+
 def pytest_configure(config):
     if "PYTEST_XDIST_WORKER" in os.environ: torch.set_num_threads(1)
 

@@ -64,7 +64,7 @@ def test_each_step_is_kept_and_none_is_done_twice(bench, capsys):
 
 
 def test_a_step_that_fails_or_takes_too_long_stops_none_of_the_rest(bench):
-    results, begun = bench(tests="fails", correct="hangs")
+    results, _ = bench(tests="fails", correct="hangs")
     assert states(results) == dict.fromkeys(bench.steps, "done") | {
         "tests": "failed", "correct": "out of time"}
     assert "a word of tests" in results["tests"]["log"] and "log" not in results["rates"]
@@ -82,7 +82,7 @@ def test_training_that_was_stopped_is_gone_on_with_by_the_next_call(bench, capsy
 
 
 def test_without_time_nothing_is_begun(bench, capsys):
-    results, begun = bench(train="stops")
+    results, _ = bench(train="stops")
     assert bench("--minutes", "0") == (results, [])
     assert "the same command goes on" in capsys.readouterr().out
 

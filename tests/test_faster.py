@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from guards import randomised
 from torch import nn
 
 from ddpm_nb.engine.faster import (_FORMS, _GroupNorm, _hash_dropout, _in_forms, _ResidualBlock,
@@ -25,21 +26,9 @@ T = torch.tensor([0, 5, 70, 999])
 
 
 @pytest.fixture(autouse=True)
-def fresh_compiler(tmp_path_factory, monkeypatch):
-    "Nothing compiled before; the code generator's files in a folder of this session's own."
-    folder = tmp_path_factory.getbasetemp() / "inductor"
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+def fresh_compiler():
+    "Nothing compiled before."
     torch._dynamo.reset()
-
-
-def randomised(net: nn.Module, seed: int = 0) -> nn.Module:
-    "Every parameter drawn at random, norms and biases too, so that no term hides behind a zero."
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in net.named_parameters():
-            p.normal_(std=p[0].numel() ** -0.5 if p.ndim > 1 else 0.3, generator=g)
-            if "norm" in name and name.endswith("weight"): p.add_(1)
-    return net
 
 
 def run(call, net, *inputs):

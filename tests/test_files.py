@@ -7,9 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
-from ddpm_nb.engine import files
+from ddpm_nb.data import read_cifar10
+from ddpm_nb.engine import cli, files, runs
 from ddpm_nb.engine.files import FolderLock, check_writable, replacing
+from ddpm_nb.engine.images import load_image
+from ddpm_nb.engine.runs import checkpoints, read_checkpoint
+from ddpm_nb.plotting import save_grid, show_images
 
 ROOT = Path(files.__file__).parents[2]
 
@@ -21,6 +27,16 @@ def run_python(code, *args):
     return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    "A home folder; the work goes on in another."
+    (tmp_path / "home").mkdir(), (tmp_path / "work").mkdir()
+    for name in ("HOME", "USERPROFILE"): monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "work")
+    yield tmp_path / "home"
+    assert names(tmp_path / "work") == []
 
 
 def names(folder): return sorted(p.name for p in folder.iterdir())
@@ -173,3 +189,41 @@ def test_a_lock_may_be_taken_again_by_its_holder_and_is_free_at_the_end(tmp_path
         with pytest.raises(OSError, match="in use"), FolderLock(tmp_path): pass
     with pytest.raises(RuntimeError), FolderLock(tmp_path): raise RuntimeError
     with FolderLock(tmp_path), FolderLock(tmp_path / "other"): pass
+
+
+# The home folder, by its sign
+
+def test_what_is_written_to_a_path_with_a_tilde_is_in_the_home_folder(home):
+    with replacing("~/a/x.txt") as part: part.write_text("x")
+    assert (home / "a" / "x.txt").read_text() == "x"
+    check_writable("~/new")
+    with FolderLock("~/run") as lock: assert lock.folder == home / "run"
+    x = torch.zeros(2, 1, 4, 4)
+    assert save_grid(x, "~/x.png") == home / "x.png"
+    show_images(x, path="~/y.png")
+    assert {"a", "run", "x.png", "y.png"} <= {*names(home)}
+
+
+def test_what_is_read_from_a_path_with_a_tilde_is_in_the_home_folder(home):
+    Image.new("RGB", (4, 4)).save(home / "x.png")
+    assert load_image("~/x.png", 4).shape == (3, 4, 4)
+    saved = home / "run" / "checkpoints" / "step_00000001"
+    runs._write_checkpoint(saved, {"model": {"w": torch.ones(1)}}, {"step": 1})
+    assert checkpoints("~/run") == [saved]
+    assert read_checkpoint("~/run/checkpoints/step_00000001")[1]["step"] == 1
+    with pytest.raises(FileNotFoundError, match="CIFAR-10 is not in .*home.cifar"):
+        read_cifar10("~/cifar")
+
+
+def test_the_command_knows_the_tilde_that_the_shell_left_alone(home):
+    words = cli.parser().parse_args(["sample", "~/run", "--out=~/x/", "--root=~/data"])
+    assert (words.model, words.out) == (str(home / "run"), str(home / "x") + "/")
+    assert words.root == home / "data"
+    words = cli.parser().parse_args(["train", "--out=~/r", "--config=~/c.json"])
+    assert (words.out, words.config) == (home / "r", home / "c.json")
+
+
+def test_a_file_whose_own_name_begins_with_a_tilde_is_left_alone(home, monkeypatch):
+    monkeypatch.chdir(home)
+    with replacing("~notes.txt") as part: part.write_text("x")
+    assert names(home) == ["~notes.txt"]

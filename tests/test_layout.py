@@ -113,6 +113,13 @@ def test_the_four_colours_stand_for_what_they_say(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=path_id)
+def test_chapters_are_named_by_their_number_and_not_by_their_file(path):
+    "Chapter 3, which its file calls 03; in prose, and in what a cell prints."
+    found = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    assert not re.findall(r"\b[Cc]hapters? 0\d", json.dumps([c["source"] for c in found]))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=path_id)
 def test_there_is_one_letter_for_noise_and_one_divergence(path):
     found = json.loads(path.read_text(encoding="utf-8"))["cells"]
     prose = "\n".join("".join(c["source"]) for c in found if c["cell_type"] == "markdown")

@@ -587,6 +587,7 @@ DIM = """(() => {
 @WITHOUT_BROWSER
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_live_parts_are_named_legible_and_fit_a_telephone(page, scheme):
+    assert len(LIVE_PAGES) >= 8
     for name in LIVE_PAGES:
         page.appearance(scheme)
         page.open(url(name))

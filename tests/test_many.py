@@ -246,8 +246,10 @@ def test_two_processes_share_a_job_that_may_be_killed_and_make_the_same_images(t
     code, words, drawn = launched(tmp_path, folder)
     assert code == 0, words
     assert held(folder) == held(alone)
-    # each batch that was not there was drawn, by one of them, and both had some to draw
+    # each batch that was not there was drawn, by the one whose share it is; the killed one's, too
     assert sorted(int(name.split("-")[1]) for name in drawn) == sorted({*range(0, 40, 4)} - there)
+    who = {int(start) // 4: int(rank) for rank, start in (name.split("-") for name in drawn)}
+    assert all(rank == number % 2 for number, rank in who.items()) and 1 in who.values()
     assert sorted(os.listdir(folder)) == sorted(os.listdir(alone))
 
 

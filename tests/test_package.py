@@ -1,5 +1,7 @@
 """The package as others install it: what the wheel holds and needs, what importing it costs."""
 import ast
+import importlib
+import importlib.util
 import json
 import os
 import re
@@ -21,7 +23,8 @@ CONFIG.read(ROOT / "settings.ini", encoding="utf-8")
 CONFIG = CONFIG["DEFAULT"]
 RUN_TIME = {"torch", "einops", "numpy", "matplotlib", "tqdm", "safetensors", "accelerate",
             "huggingface_hub", "filelock", "pillow"}
-HEAVY = {"matplotlib", "PIL", "accelerate", "huggingface_hub", "scipy", "sklearn", "pandas"}
+HEAVY = {"matplotlib", "PIL", "accelerate", "huggingface_hub", "scipy", "sklearn", "pandas",
+         "diffusers", "IPython", "nbdev"}
 
 
 def names(requirements):
@@ -277,6 +280,17 @@ def test_it_imports_where_nothing_but_its_requirements_is_installed():
     paths = [p.relative_to(ROOT).with_suffix("").parts for p in MODULES]
     wanted = {".".join(parts).removesuffix(".__init__") for parts in paths} - {"ddpm_nb"}
     assert set(json.loads(done.stdout)) == wanted
+
+
+ASKED = {name for path in (ROOT / "tests").glob("test_*.py") for name in re.findall(
+    r'importorskip\("([\w.]+)"', path.read_text(encoding="utf-8"))}
+
+
+@pytest.mark.parametrize("name", sorted(ASKED))
+def test_what_the_tests_ask_for_can_be_imported_where_it_is_installed(name):
+    "Else a release that is broken would turn all that is compared with it into skipped tests."
+    if importlib.util.find_spec(name.partition(".")[0]) is None: pytest.skip(f"no {name} here")
+    importlib.import_module(name)
 
 
 def test_importing_the_package_imports_nothing_heavy():

@@ -6,6 +6,7 @@ import shutil
 import warnings
 from dataclasses import replace
 
+import guards
 import pytest
 import torch
 from safetensors import safe_open
@@ -26,13 +27,7 @@ TINY = UNetConfig(image_size=8, in_channels=1, out_channels=1, base_channels=8,
                   attention_resolutions=(4,), groups=4, dropout=0.1)
 
 
-def randomised(net, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in net.named_parameters():
-            p.normal_(std=p[0].numel() ** -0.5 if p.ndim > 1 else 0.3, generator=g)
-            if "norm" in name and name.endswith("weight"): p.add_(1)
-    return net.eval()
+def randomised(net, seed=0): return guards.randomised(net, seed).eval()
 
 
 def our_images(net, d, seed):
@@ -307,13 +302,15 @@ def test_every_diffusion_comes_back_to_the_last_bit(schedule, prediction, varian
             assert getattr(back, name) == getattr(d, name)
 
 
-@pytest.mark.parametrize("prediction, variance", [("mu", "fixed_large"), ("eps", "learned")])
-def test_diffusers_refuses_what_it_would_misread(tmp_path, prediction, variance):
+@pytest.mark.parametrize("prediction, variance, words", [
+    ("mu", "fixed_large", "prediction_type given as mu must be one of"),
+    ("eps", "learned", "to have 1 channels, but got 2")])
+def test_diffusers_refuses_what_it_would_misread(tmp_path, prediction, variance, words):
     diffusers = pytest.importorskip("diffusers")
     config = replace(TINY, out_channels=2) if variance == "learned" else TINY
     d = GaussianDiffusion(NoiseSchedule.linear(5), prediction, variance)
     save_pretrained(tmp_path / "m", randomised(UNet(config)), d)
-    with pytest.raises((ValueError, RuntimeError)):
+    with pytest.raises((ValueError, RuntimeError), match=words):
         their_images(diffusers.DDPMPipeline.from_pretrained(tmp_path / "m"), 0)
 
 
@@ -656,10 +653,11 @@ def test_packaged_models_load_by_name(saved, monkeypatch):
     with pytest.raises(OSError, match="packaged model \\(model\\)"): load_pretrained("modle")
 
 
-NONE = [pytest.param(None, marks=pytest.mark.skip("none packaged"))]
+def test_the_digits_and_a_small_cifar10_are_packaged():
+    assert {"digits", "cifar10-small"} <= {*pretrained.packaged()}
 
 
-@pytest.mark.parametrize("name", pretrained.packaged() or NONE)
+@pytest.mark.parametrize("name", pretrained.packaged())
 def test_every_packaged_model_is_whole(name):
     net, d = load_pretrained(name)
     c = net.config

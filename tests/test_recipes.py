@@ -324,6 +324,8 @@ def test_gpu_hours_is_the_papers_network_in_half_precision_within_four_hours():
     assert (r.train.minutes, r.train.precision, r.train.compile) == (240, "bf16", True)
     assert r.train.batch_size == paper.train.batch_size and r.train.steps == paper.train.steps
     assert r.train.cooldown * 5 == r.train.steps and r.train.ema_warmup
+    # for a twentieth of the updates: twice the rate, warm in a fifth, an average of half the memory
+    assert (r.train.lr, r.train.warmup, r.train.ema_decay) == (4e-4, 1_000, 0.9998)
 
 
 def test_folders_are_not_mirrored_unless_that_is_asked_for():

@@ -6,10 +6,11 @@ import types
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from guards import NoStrangers
 
-from ddpm_nb.objective import PREDICTIONS, VARIANCES, IdealDenoiser
 from ddpm_nb import sampling
+from ddpm_nb.compression import rate_distortion, send
+from ddpm_nb.objective import PREDICTIONS, VARIANCES, IdealDenoiser
 from ddpm_nb.sampling import _SPACINGS, SAMPLERS, GaussianDiffusion, State
 from ddpm_nb.schedules import SPACINGS, NoiseSchedule
 
@@ -296,6 +297,13 @@ def test_the_solvers_converge_at_their_order(sampler, options, order):
         assert abs(math.log2(coarse / fine) - order) < 0.1 * order
 
 
+@pytest.mark.parametrize("sampler, usual", [("unipc", 2), ("adams", 3)])
+def test_each_order_is_nearer_than_the_one_below_and_the_usual_is_the_one_measured(sampler, usual):
+    errors = [solve(sampler, 40, order=order) for order in (1, 2, 3)]
+    assert errors[1] < errors[0] / 5 and errors[2] < errors[1] / 5
+    assert solve(sampler, 40) == errors[usual - 1]
+
+
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_adams_of_order_1_is_ddim(spacing):
     "With one velocity it goes round the circle, and leaves no noise behind."
@@ -430,11 +438,12 @@ def test_solvers_are_finite_where_there_is_no_signal(sampler, schedule):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 25, 49, 50])
+@pytest.mark.parametrize("variance", ["learned", "learned_range"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_a_learned_variance_is_that_of_the_stretch(prediction, steps):
+def test_a_learned_variance_is_that_of_the_stretch(prediction, variance, steps):
     "x0 ~ N(m, s^2): mean and variance of x_prev given x_t, of two Gaussian variables, by hand."
     m, s = 0.3, 0.5
-    d = GaussianDiffusion(FIFTY, prediction, "learned")
+    d = GaussianDiffusion(FIFTY, prediction, variance)
     r, ideal = d.respaced(steps), gaussian(d, s, m)
     t, x = torch.arange(steps), draw(steps, 1)
     step = r.p_mean_variance(ideal, x, t, clip=False)
@@ -450,10 +459,25 @@ def test_a_learned_variance_is_that_of_the_stretch(prediction, steps):
     close(step.log_variance, step.variance.log())
 
 
+def test_a_learned_range_of_a_stretch_is_right_in_single_precision_at_every_length_of_steps():
+    "As above, in the paper's thousand steps, where the two limits differ by 1e-6 at the end."
+    d = GaussianDiffusion(PAPER, variance="learned_range")
+    ideal = gaussian(d, 0.15)
+    for steps, spacing in ((10, "even"), (50, "even"), (50, "log_snr"), (999, "even")):
+        r, t = d.respaced(steps, spacing), torch.arange(steps)
+        k = r.schedule
+        before = k.alpha_bars_prev * 0.15**2 + k.one_minus_alpha_bars_prev
+        exact = before - k.alphas * before**2 / (k.alpha_bars * 0.15**2 + k.one_minus_alpha_bars)
+        found = r.p_mean_variance(ideal, draw(steps, 1).float(), t, clip=False).variance[:, 0]
+        assert found.dtype == torch.float32
+        close(found.double(), exact, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("output", [-40.0, 0.0, 40.0])
-def test_a_learned_variance_of_a_stretch_lies_where_that_of_data_in_range_can(output):
+@pytest.mark.parametrize("how", ["learned", "learned_range"])
+def test_a_learned_variance_of_a_stretch_lies_where_that_of_data_in_range_can(how, output):
     "Whatever the network says: above beta-tilde, and no doubt about x0 is above 1."
-    r = GaussianDiffusion(PAPER, variance="learned").respaced(20)
+    r = GaussianDiffusion(PAPER, variance=how).respaced(20)
     model = lambda x, t: torch.cat([x, torch.full_like(x, output)], 1)
     t, x = torch.arange(20), draw(20, 1, dtype=torch.float32)
     variance = r.p_mean_variance(model, x, t).variance[:, 0].double()
@@ -693,21 +717,6 @@ def test_interpolation_without_noise_level_keeps_both_ends_and_from_pure_noise_f
 
 # --- devices --------------------------------------------------------------------------------------
 
-class NoStrangers(TorchDispatchMode):
-    "Fails when an operation makes a CPU tensor out of nothing, or mixes one with meta tensors."
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        leaves = torch.utils._pytree.tree_leaves
-        tensors = lambda tree: [x for x in leaves(tree) if isinstance(x, torch.Tensor)]
-        out = func(*args, **(kwargs or {}))
-        ins = tensors((args, kwargs))
-        kinds = {x.device.type for x in ins if x.ndim or x.device.type == "meta"}
-        if len(kinds) > 1 and func is not torch.ops.aten.copy_.default:
-            raise RuntimeError(f"{func} mixes {kinds}")
-        if not ins and any(x.device.type == "cpu" for x in tensors(out)):
-            raise RuntimeError(f"{func} makes a CPU tensor")
-        return out
-
-
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_nothing_is_created_on_the_wrong_device_and_no_value_is_read_back(sampler, variance):
@@ -750,6 +759,8 @@ def test_a_cpu_generator_serves_another_device():
     (dict(eta=1.5, sampler="ddim"), "eta must lie in"),
     (dict(eta=-0.1, sampler="ddim"), "eta must lie in"),
     (dict(eta=math.nan, sampler="ddim"), "eta must lie in"),
+    (dict(noise=torch.full((4, 2), math.nan)), "noise must be finite, got NaN or infinity"),
+    (dict(noise=torch.full((4, 2), -math.inf)), "noise must be finite, got NaN or infinity"),
     (dict(noise=torch.zeros(4, 3)), r"noise must have shape \(4, 2\), got \(4, 3\)"),
     (dict(noise=torch.zeros(4, 2, dtype=torch.uint8)),
      "noise must be floating point, standard normal, got torch.uint8"),
@@ -869,5 +880,11 @@ def test_an_order_that_there_is_not_is_refused(sampler, order):
 @pytest.mark.parametrize("wrong", [None, "digits", torch.zeros(1)])
 def test_what_is_no_model_is_named(wrong):
     d, said = GaussianDiffusion(NoiseSchedule.linear(T=4)), "model must be callable"
+    x, t = torch.zeros(1, 2), torch.tensor([2])
     with pytest.raises(ValueError, match=said): d.sample(wrong, (1, 2), progress=False)
-    with pytest.raises(ValueError, match=said): d.bits_per_dim(wrong, torch.zeros(1, 2))
+    with pytest.raises(ValueError, match=said): d.bits_per_dim(wrong, x)
+    with pytest.raises(ValueError, match=said): d.p_mean_variance(wrong, x, t)
+    with pytest.raises(ValueError, match=said): d.losses(wrong, x)
+    with pytest.raises(ValueError, match=said): d.loss(wrong, x, t)
+    with pytest.raises(ValueError, match=said): rate_distortion(d, wrong, x)
+    with pytest.raises(ValueError, match=said): send(d, wrong, x, [1] * 4, 0)

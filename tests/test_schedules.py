@@ -273,7 +273,7 @@ def test_bad_T_is_refused(name, T):
     lambda: NoiseSchedule.cosine(10, s=-1), lambda: NoiseSchedule.cosine(10, s=math.inf),
     lambda: NoiseSchedule.cosine(10, max_beta=0)))
 def test_bad_parameters_are_refused(call):
-    with pytest.raises(ValueError): call()
+    with pytest.raises(ValueError, match="must .*got"): call()
 
 
 # --- how it behaves ------------------------------------------------------------------------------

@@ -96,6 +96,7 @@ def test_the_papers_equations_show_the_papers_numbers():
             assert label not in seen, f"eq-ddpm-{label} is defined in {seen[label]} and in {page}"
             seen[label] = page
             assert label == number, page
+    assert seen.keys() == {str(n) for n in range(1, 27)}
 
 
 def test_no_reference_was_left_unresolved():
@@ -123,12 +124,15 @@ def test_every_module_has_a_page_with_its_source_that_leads_back_to_the_page_tha
     shown = {p for p in PAGES if p.startswith("source/")}
     assert shown == {f"source/{m}.html" for m in modules}
     said = re.compile(r'it is <a href="([^"]+)"><code>ddpm_nb\.([\w.]+)</code>')
+    explained = set()
     for page in BOOK:
         for link, name in said.findall((DOCS / page).read_text(encoding="utf-8")):
             source = f"source/{name.replace('.', '/')}.html"
             assert (DOCS / page).parent.joinpath(link).resolve() == DOCS / source
             targets = {(DOCS / source).parent.joinpath(o).resolve() for o in READ[source].links}
             assert DOCS / page in targets
+            explained.add(name)
+    assert explained >= {m.replace("/", ".") for m in modules}
 
 
 def test_no_two_of_our_own_equations_have_one_number():
@@ -455,7 +459,8 @@ def test_a_hit_shows_what_stands_there_and_leads_to_it_with_the_word_marked(page
 
 @WITHOUT_BROWSER
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["04_objective.html", "engine/cli.html", "appendix/paper_map.html"])
+@pytest.mark.parametrize("name", [f"{name}.html" for name in (
+    "04_objective", "engine/cli", "appendix/paper_map")])
 def test_on_paper_nothing_is_cut_and_everything_is_black_on_white_from_either_theme(
         page, name, scheme):
     page.appearance(scheme)

@@ -12,7 +12,7 @@ from ddpm_nb.engine.recipes import recipe
 from ddpm_nb.engine.runs import Trainer
 from ddpm_nb.sampling import GaussianDiffusion
 from ddpm_nb.schedules import NoiseSchedule
-from ddpm_nb.training import (EMA, LossByT, TrainConfig, TrainState, _hashed, draw, learning_rate,
+from ddpm_nb.training import (EMA, LossByT, TrainConfig, TrainState, draw, learning_rate,
                               train)
 
 
@@ -60,7 +60,7 @@ def test_learning_rate_rises_stays_and_falls():
 
 def test_ema_is_the_weighted_sum_that_its_name_says():
     model, history = nn.Linear(3, 2).double(), []
-    ema, first = EMA(model, 0.9), None
+    ema = EMA(model, 0.9)
     first = model.weight.detach().clone()
     for _ in range(12):
         with torch.no_grad(): model.weight.add_(torch.randn_like(model.weight))
@@ -162,42 +162,6 @@ CONFIG = TrainConfig(steps=6, batch_size=8, lr=1e-2, warmup=4, grad_clip=0.1, em
 
 def batches(**options):
     return Batches(images(), 8, **{"seed": 7, "flip": True, **options})
-
-
-def test_train_is_a_plain_loop_with_mirroring_dropout_clipping_warm_up_and_an_average():
-    "Written out with nothing of the package but the schedule's numbers and the seeds."
-    ours, model = Net(), Net()
-    updates = train(ours, diffusion(), batches(), CONFIG)
-    average = [p.detach().clone() for p in model.parameters()]
-    adam = torch.optim.Adam(model.parameters())
-    abars, source, norms = diffusion().schedule.alpha_bars, batches(), []
-    for step in range(3):
-        update = next(updates)
-        x0 = next(source)
-        g = torch.Generator().manual_seed(_hashed(("t and noise", 7, step)))
-        t = torch.randint(100, (8,), generator=g)
-        eps = torch.randn(8, 1, 16, 16, generator=g)
-        abar = abars[t].float().view(-1, 1, 1, 1)
-        torch.manual_seed(_hashed(("dropout", 7, step, 0)))
-        answer = model(abar.sqrt() * x0 + (1 - abar).sqrt() * eps, t)
-        loss = ((answer - eps) ** 2).mean()
-        adam.zero_grad()
-        loss.backward()
-        norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
-        for p in model.parameters(): p.grad.mul_(min(1.0, 0.1 / norm.item()))
-        adam.param_groups[0]["lr"] = 1e-2 * (step + 1) / 4
-        adam.step()
-        decay = min(0.9, (1 + step) / (10 + step))
-        average = [a.lerp(p.detach(), 1 - decay) for a, p in zip(average, model.parameters())]
-        norms.append(norm.item())
-        assert update.step == step + 1 and update.lr == adam.param_groups[0]["lr"]
-        assert update.loss.item() == pytest.approx(loss.item(), rel=1e-5)
-        assert update.grad_norm.item() == pytest.approx(norm.item(), rel=1e-4)
-        pairs = [*zip(ours.parameters(), model.parameters()),
-                 *zip(update.average.parameters(), average)]
-        for a, b in pairs: assert torch.allclose(a, b, atol=2e-5)
-    assert max(norms) > 0.1                                         # so that clipping was at work
-    assert not update.average.training and ours.training
 
 
 def test_the_trainer_runs_the_very_same_loop(tmp_path):

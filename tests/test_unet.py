@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from guards import randomised
 from torch import nn
 
 from ddpm_nb.engine.pretrained import _unet_to_diffusers, load_pretrained, to_diffusers
@@ -14,16 +15,6 @@ from ddpm_nb.unet import (Attention, Downsample, ResidualBlock, UNet, UNetConfig
 TINY = UNetConfig(image_size=8, in_channels=2, out_channels=2, base_channels=8,
                   channel_multipliers=(1, 2), blocks_per_level=1,
                   attention_resolutions=(4,), groups=4, dropout=0.1)
-
-
-def randomised(net: nn.Module, seed: int = 0) -> nn.Module:
-    "Every parameter drawn at random, norms and biases too, so that no term hides behind a zero."
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in net.named_parameters():
-            p.normal_(std=p[0].numel() ** -0.5 if p.ndim > 1 else 0.3, generator=g)
-            if "norm" in name and name.endswith("weight"): p.add_(1)
-    return net
 
 
 def peer(config: UNetConfig, net: UNet) -> nn.Module:

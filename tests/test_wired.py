@@ -1,9 +1,11 @@
 """Algorithm 1 as it is wired: every option, every seed and the order of what a training step does,
 held against plain PyTorch; and constants that a wrong number would hide in."""
+import ast
 import copy
 import hashlib
 import inspect
 import os
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -58,7 +60,15 @@ def known():
 def set_up(state, average, adam):
     state.step = START
     state.ema.model.load_state_dict(average.state_dict())
-    state.optimizer.load_state_dict(copy.deepcopy(adam.state_dict()))
+    groups = state.optimizer.state_dict()["param_groups"]      # its own: betas and eps as wired
+    moments = copy.deepcopy(adam.state_dict()["state"])
+    state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def told(updates, number):
+    "What they say of themselves: steps made, loss, norm of the gradient, rate."
+    return np.array([(u.step, u.loss.item(), u.grad_norm.item(), u.lr)
+                     for _, u in zip(range(number), updates)])
 
 
 def diffusion(): return GaussianDiffusion(NoiseSchedule.linear(T))
@@ -70,9 +80,8 @@ def by_train(config, updates):
     set_up(state, average, adam)
     source = Batches(IMAGES, config.batch_size, config.seed, config.flip)
     source.step = START
-    losses = [u.loss.item() for _, u in zip(range(updates),
-                                            train(net, diffusion(), source, config, state))]
-    return net, state.ema.model, losses
+    said = told(train(net, diffusion(), source, config, state), updates)
+    return net, state.ema.model, said
 
 
 def by_trainer(config, updates):
@@ -80,8 +89,8 @@ def by_trainer(config, updates):
     run = Trainer(net, diffusion(), IMAGES, config, device="cpu", progress=False)
     set_up(run.state, average, adam)
     run.batches.step = START
-    losses = [u.loss.item() for _, u in zip(range(updates), run.steps())]
-    return net, run.ema.model, losses
+    said = told(run.steps(), updates)
+    return net, run.ema.model, said
 
 
 def generator(text):
@@ -91,9 +100,10 @@ def generator(text):
 
 def batch_by_hand(c, step):
     "Passes, each in an order of its own, one behind the other; then the mirror."
-    passes = [torch.randperm(20, generator=generator(f"{c.seed} {k}")) for k in range(6)]
-    x = IMAGES[torch.cat(passes)[8 * step:8 * step + 8]].float() / 127.5 - 1
-    mirrored = torch.rand(8, generator=generator(f"{c.seed} flip {step}")) < 0.5
+    n, passes = c.batch_size, [torch.randperm(20, generator=generator(f"{c.seed} {k}"))
+                               for k in range(6)]
+    x = IMAGES[torch.cat(passes)[n * step:n * step + n]].float() / 127.5 - 1
+    mirrored = torch.rand(n, generator=generator(f"{c.seed} flip {step}")) < 0.5
     return torch.stack([i.flip(-1) if c.flip and m else i for i, m in zip(x, mirrored)])
 
 
@@ -103,26 +113,25 @@ ORDER = ("clip", "rate", "descend", "average")
 def by_hand(c, updates, order=ORDER):
     "Algorithm 1 with nothing of the package: its schedule, its seeds, its state, its order."
     net, average, adam = known()
-    abars, losses = (1 - torch.linspace(1e-4, 0.02, T, dtype=torch.float64)).cumprod(0), []
+    abars, said = (1 - torch.linspace(1e-4, 0.02, T, dtype=torch.float64)).cumprod(0), []
     for step in range(START, START + updates):
         x0, g = batch_by_hand(c, step), generator(repr(("t and noise", c.seed, step)))
-        t = torch.randint(T, (8,), generator=g)
-        eps = torch.randn(8, 1, 16, 16, generator=g)
+        t = torch.randint(T, (c.batch_size,), generator=g)
+        eps = torch.randn(c.batch_size, 1, 16, 16, generator=g)
         a = abars[t].view(-1, 1, 1, 1)
         x_t = a.sqrt().float() * x0 + (1 - a).sqrt().float() * eps
         adam.zero_grad()
         total = 0.0
         torch.manual_seed(generator(repr(("dropout", c.seed, step, 0))).initial_seed())
-        for part in torch.arange(8).chunk(c.accumulate):
+        for part in torch.arange(c.batch_size).chunk(c.accumulate):
             with torch.autocast("cpu", torch.bfloat16, enabled=c.precision == "bf16"):
                 answer = net(x_t[part], t[part]).float()
             loss = ((answer - eps[part]) ** 2).mean() / c.accumulate
             loss.backward()
             total += loss.item()
-        losses.append(total)
+        norm = torch.cat([p.grad.flatten() for p in net.parameters()]).norm().item()
 
         def clip():
-            norm = torch.cat([p.grad.flatten() for p in net.parameters()]).norm().item()
             for p in net.parameters(): p.grad *= min(1, c.grad_clip / norm) if c.grad_clip else 1
 
         def rate():
@@ -136,7 +145,8 @@ def by_hand(c, updates, order=ORDER):
 
         steps = {"clip": clip, "rate": rate, "descend": adam.step, "average": average_}
         for name in order: steps[name]()
-    return net, average, losses
+        said.append((step + 1, total, norm, adam.param_groups[0]["lr"]))
+    return net, average, np.array(said)
 
 
 def distance(one, other):
@@ -155,17 +165,40 @@ def test_updates_from_a_known_state_are_those_of_a_plain_loop(run, updates):
     ours, plain = run(CONFIG, updates), by_hand(CONFIG, updates)
     assert distance(ours, plain) < SAME
     assert ours[2] == pytest.approx(plain[2], rel=1e-5)
+    assert ours[0].training and not ours[1].training
 
 
 OPTIONS = [dict(lr=2e-2), dict(warmup=7), dict(cooldown=4), dict(grad_clip=0.0),
            dict(grad_clip=0.02), dict(ema_decay=0.3), dict(ema_warmup=False), dict(flip=False),
-           dict(seed=8), dict(precision="bf16"), dict(steps=8, cooldown=4)]
+           dict(seed=8), dict(batch_size=4), dict(precision="bf16"), dict(steps=8, cooldown=4)]
+
+
+# what a long run alone needs, or what changes no update, and the test that shows it at work
+ELSEWHERE = {
+    "accumulate": "wired::accumulation_cuts_a_batch_in_parts_and_changes_nothing_else",
+    "minutes": "runs::a_tenth_of_the_time_is_enough_to_know_the_pace",
+    "compile": "runs::a_compiled_run_follows_the_plain_one_in_one_graph_and_goes_on_plain",
+    "log_every":
+        "runs::a_log_that_was_torn_by_a_full_disk_is_made_whole_when_there_is_room",
+    "save_every": "runs::the_last_n_and_every_kth_checkpoint_are_kept",
+    "keep_last": "runs::the_last_n_and_every_kth_checkpoint_are_kept",
+    "keep_every": "runs::the_last_n_and_every_kth_checkpoint_are_kept",
+    "sample_every": "runs::samples_are_drawn_on_time_and_leave_the_run_as_it_was",
+    "sample_count": "wired::grids_and_samples_are_of_the_averaged_weights_and_the_sampler",
+    "sampler": "wired::grids_and_samples_are_of_the_averaged_weights_and_the_sampler",
+    "sample_steps": "wired::grids_and_samples_are_of_the_averaged_weights_and_the_sampler",
+    "tracker": "runs::tensorboard_is_written_when_asked"}
 
 
 def test_no_option_of_a_training_is_without_a_test_that_sets_it():
-    "What a long run alone needs is tested in test_runs.py and test_cuda_bench.py."
-    text = "".join(p.read_text() for p in Path(__file__).parent.glob("test_*.py"))
-    for field in fields(TrainConfig): assert f"{field.name}=" in text, field.name
+    "In `OPTIONS`, or where `ELSEWHERE` says: there a test sets it by its name."
+    assert {f.name for f in fields(TrainConfig)} == set().union(*OPTIONS) | ELSEWHERE.keys()
+    for option, name in ELSEWHERE.items():
+        file, test = name.split("::")
+        text = Path(__file__).with_name(f"test_{file}.py").read_text()
+        (found,) = (f for f in ast.walk(ast.parse(text))
+                    if isinstance(f, ast.FunctionDef) and f.name == f"test_{test}")
+        assert re.search(rf"\b{option}=", ast.get_source_segment(text, found)), option
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=str)
@@ -223,14 +256,17 @@ def test_the_averages_buffers_are_the_networks_own():
 # What a run shows and keeps
 
 
-def test_grids_and_samples_are_of_the_averaged_weights(tmp_path, monkeypatch):
+@pytest.mark.parametrize("sampler", ["adams", "ddpm"])
+def test_grids_and_samples_are_of_the_averaged_weights_and_the_sampler(
+        sampler, tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(plotting, "save_grid", lambda x, path, **kw: shown.append(x) or path)
-    config = replace(CONFIG, steps=2, sample_every=2, sample_count=4, sample_steps=3)
+    config = replace(CONFIG, steps=2, sample_every=2, sample_count=4, sample_steps=3,
+                     sampler=sampler)
     run = Trainer(Net(), diffusion(), IMAGES, config, tmp_path, "cpu", progress=False).train()
     def sample(net):
-        return diffusion().sample(net, (4, 1, 16, 16), "ddim", 3, torch.Generator().manual_seed(0),
-                                  progress=False)
+        return diffusion().sample(net, (4, 1, 16, 16), sampler, 3,
+                                  torch.Generator().manual_seed(0), progress=False)
     assert len(shown) == 1 and torch.equal(shown[0], sample(run.ema.model))
     assert torch.equal(run.sample(), shown[0])
     assert not torch.allclose(shown[0], sample(run.model.eval()))

@@ -89,6 +89,8 @@ def main():
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     os.environ.update(PYTHONUNBUFFERED="1", MPLBACKEND="agg")
     os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    compiled = tempfile.TemporaryDirectory()       # no half-written file of a compiler's of before
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled.name
     steps = [style, exports, site]
     if not args.quick: steps += [downloads, lambda: notebooks(args.gpu), lambda: tests(args.gpu)]
     names = [f.__doc__ for f in (style, exports, site, downloads, notebooks, tests)]

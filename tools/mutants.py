@@ -123,7 +123,7 @@ faults(
      "objective::clipping_leaves_the_mean_of_a_mu_network_alone"),
     ("answer, x_t, self.network_t[t])", "answer, x_t, t.clamp(max=3))",
      "sampling::the_bound_of_fewer_steps_is_the_same_for_all_predictions"),
-    ("fraction = (said + 1) / 2", "fraction = said",
+    ("d.network_t[t], (said + 1) / 2", "d.network_t[t], said",
      "objective::learned_range_runs_from_small_to_large"),
     ("0.001 * bound", "0.01 * bound",
      "objective::hybrid_trains_the_mean_by_simple_and_the_variance_by_the_bound"),
@@ -274,7 +274,7 @@ faults(
     ("a.backward(of_part.mean() / self.parts)", "a.backward(of_part.mean())", "wired"),
     ("v.chunk(self.parts)", "v.chunk(1)", "wired"),
     ("self.diffusion.sample(self.ema.model,", "self.diffusion.sample(self.model,",
-     "wired::grids_and_samples_are_of_the_averaged_weights"),
+     "wired::grids_and_samples_are_of_the_averaged_weights_and_the_sampler"),
     ("config.batch_size, config.seed, config.flip,", "config.batch_size, 0, config.flip,",
      "wired"),
     ("config.batch_size, config.seed, config.flip,", "config.batch_size, config.seed, False,",
@@ -282,7 +282,7 @@ faults(
     ("manual_seed(seed), **options}", "manual_seed(0), **options}",
      "runs::samples_are_drawn_on_time_and_leave_the_run_as_it_was"),
     ("min(c.sample_steps, self.diffusion.T)", "min(2, self.diffusion.T)",
-     "wired::grids_and_samples_are_of_the_averaged_weights"),
+     "wired::grids_and_samples_are_of_the_averaged_weights_and_the_sampler"),
     ("\"ema\" if averaged else \"model\"", "\"model\" if averaged else \"ema\"",
      "wired::what_is_loaded_are_the_averaged_weights_unless_the_last_are_asked_for"),
     ("Accelerator(mixed_precision=mixed,", "Accelerator(mixed_precision=\"no\",", "wired"),
@@ -376,7 +376,7 @@ faults(
      "files::a_block_that_fails_leaves_what_was_there_and_nothing_else"),
     ("if old and not path.exists(): os.rename(old, path)", "pass",
      "files::a_folder_that_cannot_take_its_place_gives_it_back"),
-    ("path = Path(path).resolve() ", "path = Path(path) ",
+    ("path = user_path(path).resolve() ", "path = user_path(path) ",
      "files::a_link_is_written_through_and_what_is_no_file_is_not_replaced"),
     ("for p in made:", "for p in ():",
      "files::a_folder_that_cannot_be_written_is_told_and_a_probe_leaves_nothing"),
@@ -535,31 +535,6 @@ faults(
      "images::grey_folders_load_at_any_size_and_shape"))
 
 faults(
-    "engine/runs.py",
-    ("steps = step + max(1, int(left))", "steps = max(1, int(left))",
-     "runs::what_the_minutes_settle"),
-    ("cooldown=min(fall, steps - step)", "cooldown=min(c.cooldown, steps - step)",
-     "runs::a_run_fits_itself_to_its_minutes_and_its_rate_ends_at_0"),
-    ("if _same_budget(state, here): here = there", "if False: here = there",
-     "runs::a_run_that_is_resumed_keeps_its_updates_on_any_machine"),
-    ("images.loss(self.diffusion, self.ema.model, part)",
-     "images.loss(self.diffusion, self.model, part)",
-     "runs::the_held_out_loss_is_that_of_the_averaged_weights_on_the_same_draws_each_time"),
-    ("return x.movedim(-1, -3) if last else x", "return x",
-     "runs::data_are_taken_in_every_form_that_people_have"),
-    ("return _read_set(images, _takes_labels(net))", "return _read_set(images, False)",
-     "runs::data_are_taken_in_every_form_that_people_have"),
-    ("return \"fp16\" if old else precision", "return precision",
-     "runs::half_precision_is_what_the_gpu_has_units_for"))
-
-faults(
-    "engine/recipes.py",
-    ("    if there != now:", "    if False:",
-     "recipes::held_out_images_are_refused_where_an_older_run_may_have_trained_on_them"),
-    ("at = next((w for w in widths() if w <= 16), widths()[-1])", "at = widths()[0]",
-     "recipes::a_recipe_for_another_size_has_the_levels_and_the_attention_that_it_needs"))
-
-faults(
     "bound.py",
     ("for _ in range(n)][::-1])", "for _ in range(n)])",
      "objective::an_item_with_a_generator_of_its_own_has_the_same_bound_in_any_chunk_and_company"))
@@ -608,6 +583,76 @@ faults(
      "cli::fid_fetches_the_images_that_it_compares_with"),
     ("if args.data not in (None, \"cifar10\"):", "if args.data == \"digits\":",
      "cli::fid_refuses_what_it_would_not_listen_to"))
+
+faults(
+    "objective.py",
+    ("share = (fraction * way).expm1() / way.expm1()", "share = fraction",
+     "sampling::a_learned_variance_is_that_of_the_stretch"),
+    ("if loss is None: loss =", "if not loss: loss =",
+     "objective::a_name_that_is_no_name_is_refused_with_those_there_are"))
+
+faults(
+    "sampling.py",
+    ("order: int = 3,", "order: int = 2,",
+     "sampling::each_order_is_nearer_than_the_one_below_and_the_usual_is_the_one_measured"),
+    ("not (noise.is_meta or noise.isfinite().all())", "False",
+     "sampling::a_wrong_argument_is_refused_before_anything_runs"))
+
+faults(
+    "training.py",
+    ("torch.optim.Adam(weights, config.lr, fused", "torch.optim.Adam(weights, eps=1e-4, fused",
+     "wired::updates_from_a_known_state_are_those_of_a_plain_loop"))
+
+faults(
+    "engine/files.py",
+    ("return Path(os.path.expanduser(path))", "return Path(path)",
+     "files::what_is_written_to_a_path_with_a_tilde_is_in_the_home_folder"))
+
+faults(
+    "engine/runs.py",
+    ("sampler=c.sampler,", "sampler=\"adams\",",
+     "wired::grids_and_samples_are_of_the_averaged_weights_and_the_sampler"),
+    ("enabled=half is not None)", "enabled=False)",
+     "runs::what_a_run_draws_and_measures_is_in_its_own_precision"),
+    ("    if b.labels is not None: data[", "    if False: data[",
+     "runs::a_run_that_is_resumed_on_other_labels_is_refused"),
+    ("except (OSError, ValueError, ArithmeticError,", "except (OSError,",
+     "runs::samples_that_fail_cost_no_checkpoint"),
+    ("    return {name: load(data) for name, data in files.items()}, state",
+     "    try: return {name: load(data) for name, data in files.items()}, state\n"
+     "    except ValueError as e: raise ValueError(f\"{e}; delete it\")",
+     "runs::an_error_of_a_library_is_no_damage_that_deleting_would_mend"))
+
+faults(
+    "engine/recipes.py",
+    ("minutes=240.0, lr=4e-4,", "minutes=240.0, lr=2e-4,",
+     "recipes::gpu_hours_is_the_papers_network_in_half_precision_within_four_hours"))
+
+faults(
+    "engine/cli.py",
+    ("_STEPS = {\"ddim\": 50}", "_STEPS = {\"ddim\": 5}",
+     "cli::without_a_word_on_steps_a_sampler_takes_as_many_as_the_help_says"),
+    ("steps = args.steps or min(usual, T)", "steps = args.steps or T",
+     "cli::without_a_word_on_steps_a_sampler_takes_as_many_as_the_help_says"),
+    ("trainer.ema.model, image, c.seed, options)", "trainer.ema.model, image, 0, options)",
+     "cli::the_pictures_of_a_run_are_drawn_with_its_seed"))
+
+faults(
+    "engine/faster.py",
+    ("F.pad(w, (0, 1)) + F.pad(w, (1, 0))", "F.pad(w, (0, 1)) * 2",
+     "faster::the_transposed_convolution_equals_doubling_and_convolution_with_its_gradients"),
+    ("variance = away.square().mean((2, 3)) @ total / size",
+     "variance = away.square().mean((2, 3)) @ total / (size - 1)",
+     "faster::the_written_out_normalisation_equals_pytorchs_with_its_gradients"),
+    ("round(2**32 * p) - 2**31", "round(2**32 * p * p) - 2**31",
+     "faster::the_hash_dropout_drops_the_right_share_anew_each_time_and_obeys_the_seed"))
+
+faults(
+    "plotting.py",
+    ("np.clip((x + 1) * 127.5, 0, 255)", "((x + 1) * 127.5 % 256)",
+     "plotting::values_outside_the_range_are_clipped_and_what_is_no_number_is_grey"),
+    ("divmod(i, ncols), (h, w)", "divmod(i, nrows)[::-1], (h, w)",
+     "plotting::each_image_lies_in_the_grid_pixel_for_pixel_in_reading_order"))
 
 
 def ids(tests):

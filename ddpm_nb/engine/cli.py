@@ -194,8 +194,8 @@ def _seed(text: str) -> int:
 
 # %% ../../nbs/engine/cli.ipynb #a28e2852
 def _name(text: str) -> str:
-    "Any but none, as of a variable of the shell that is not set."
-    if text.strip(): return text
+    "Any but none, as of a variable of the shell that is not set; ~ in --out=~/x is left to us."
+    if text.strip(): return os.path.expanduser(text)
     raise argparse.ArgumentTypeError(f"expected a name, got {text!r}")
 
 
@@ -347,7 +347,7 @@ def _with_settings(recipe: Recipe,                       # to start from
     changes = {**parts.pop(""), **{part: changed for part, changed in parts.items() if changed}}
     for name in ("steps", "minutes"):
         if (value := getattr(args, name)) is not None: changes[name] = value
-    if args.root: changes["root"] = str(args.root.expanduser().absolute())
+    if args.root: changes["root"] = str(args.root.absolute())
     try: changed = recipe.replace(**changes)
     except TypeError as e: raise ValueError(f"these settings do not fit together: {e}") from None
     _check_fits(changed)
@@ -951,6 +951,8 @@ def _quality(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def _evaluate(args: argparse.Namespace) -> int:
     "Measure the bound on held-out images, in bits/dim with its standard error; or samples."
     from ddpm_nb.engine.files import replacing
+    if (n := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+        raise ValueError(f"evaluate is for one process, and this is one of {n}: leave torchrun out")
     found, line = (_quality if args.fid else _bits)(args)
     text = json.dumps({"model": args.model, **found}, indent=1)
     if args.out:

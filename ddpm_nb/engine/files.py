@@ -12,6 +12,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+# %% ../../nbs/engine/files.ipynb #b4d13386
+def user_path(path: str | Path) -> Path:
+    "What a user means by a path: `~` is the home folder, as in a shell."
+    return Path(os.path.expanduser(path))
+
 # %% ../../nbs/engine/files.ipynb #a6d27cac
 def _beside(path: Path) -> Path:
     "A hidden name next to `path` that nobody else uses; it ends as `path` does."
@@ -54,7 +59,7 @@ def replacing(path: str | Path,      # what is to appear, or to be replaced; its
               folder: bool = False,  # a folder, which the block finds empty; else a file
              ) -> Iterator[Path]:    # where the block writes it: beside `path`, under a hidden name
     "What the block writes appears at `path` at once and whole, or not at all."
-    path = Path(path).resolve()      # through a link, to what it stands for
+    path = user_path(path).resolve()      # through a link, to what it stands for
     if path.exists() and not (path.is_dir() if folder else path.is_file()):
         kind = "folder" if folder else "ordinary file"
         raise OSError(f"{path} is there, and no {kind}: choose another name")
@@ -72,7 +77,7 @@ def replacing(path: str | Path,      # what is to appear, or to be replaced; its
 # %% ../../nbs/engine/files.ipynb #cd873c4c
 def check_writable(folder: str | Path) -> None:
     "See whether the folder can be made and written to; leaves nothing behind."
-    folder = Path(folder)
+    folder = user_path(folder)
     made = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +97,7 @@ class FolderLock:
 
     def __init__(self, folder: str | Path):
         from filelock import FileLock
-        self.folder: Path = Path(folder)
+        self.folder: Path = user_path(folder)
         self.lock: FileLock = FileLock(self.folder / ".lock")
         self.depth: int = 0
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..data import _CIFAR10_FOLDER, _CIFAR10_URL, _missing_files, read_cifar10
-from .files import move, replacing
+from .files import move, replacing, user_path
 
 # %% ../../nbs/engine/images.ipynb #51f2ae5b
 def _fetch_rest(url: str, part: Path, timeout: float, progress: bool) -> int | None:
@@ -71,7 +71,7 @@ def download_file(url: str,              # http or https
                   timeout: float = 30,   # seconds of silence after which to give up
                  ) -> Path:              # `path`
     "Fetch a file; an interrupted download goes on; `path` appears only when whole and right."
-    path = Path(path)
+    path = user_path(path)
     if path.exists() and _md5(path) == md5: return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -139,7 +139,7 @@ def cifar10(root: str | Path | None = None,  # holds, or is, cifar-10-batches-bi
             download: bool = False,          # fetch what is missing (170 MB)
            ) -> tuple[Tensor, Tensor]:       # uint8 (N, 3, 32, 32), long (N,) in 0 .. 9
     "CIFAR-10 from its official binary archive; a folder that is there and whole is used as it is."
-    root = cache_folder() if root is None else Path(root).expanduser()
+    root = cache_folder() if root is None else user_path(root)
     folder = root if root.name == _CIFAR10_FOLDER else root / _CIFAR10_FOLDER
     if download and _missing_files(folder): _fetch_cifar10(folder)
     return read_cifar10(folder, train)
@@ -169,7 +169,7 @@ def _opened(path: str | Path) -> Iterator[Any]:
     "The Pillow image in a file; what is wrong with it is a ValueError with the file's name."
     from PIL import Image
     try:
-        with Image.open(path) as image: yield image
+        with Image.open(user_path(path)) as image: yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise ValueError(f"{path} cannot be read as an image: {e}") from None
 
@@ -360,7 +360,7 @@ def _image_paths(path: Path) -> list[Path]:
 def _image_files(path: str | Path, size: _Size, channels: int = 3) -> tuple[ImageFiles, Tensor]:
     "Every image in a folder, none of them read yet, and the number of its folder."
     _image_shape(size, channels)                   # refused before the folder is searched
-    files = ImageFiles(_image_paths(Path(path).expanduser()), size, channels)
+    files = ImageFiles(_image_paths(user_path(path)), size, channels)
     number = {folder: i for i, folder in enumerate(sorted({p.parent for p in files.paths}))}
     return files, torch.tensor([number[p.parent] for p in files.paths])
 

@@ -21,7 +21,7 @@ from torch import Tensor, distributed
 from tqdm.auto import tqdm
 
 from ..data import to_uint8
-from .files import FolderLock, replacing
+from .files import FolderLock, replacing, user_path
 from .runs import differences
 from ..plotting import save_grid
 from ..sampling import GaussianDiffusion, State, _spacing_for
@@ -170,7 +170,7 @@ def fill(folder: str | Path,          # made if need be
          progress: bool = True,       # show a bar
         ) -> None:
     "Write images 0 .. n-1 that are not there yet; of several processes, each writes its share."
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     with team() as mates, ExitStack() as stack:
         def open_it() -> None:
             stack.enter_context(FolderLock(folder))

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data import Array, Images, as_tensor, fingerprint
-from .files import replacing
+from .files import replacing, user_path
 from .images import cache_folder, cifar10
 from .pretrained import _read_pickle, _read_safetensors
 from ..evaluation import (Extractor, Statistics, _check_pixels, _OwnExtractor,
@@ -73,7 +73,7 @@ def inception_extractor(device: str | torch.device = "cpu",    # where to comput
     except ImportError as e:
         raise ImportError("FID and the Inception Score need torch-fidelity, in the shell: "
                           f"pip install 'ddpm_nb[fid]' ({e})") from None
-    path = _fetched() if weights is None else Path(weights).expanduser()
+    path = _fetched() if weights is None else user_path(weights)
     if not path.is_file(): raise FileNotFoundError(f"there is no file of weights {path}")
     with open(path, "rb") as f: digest = hashlib.file_digest(f, "sha256").hexdigest()
     with tempfile.TemporaryDirectory() as folder:

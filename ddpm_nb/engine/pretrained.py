@@ -8,7 +8,6 @@ __all__ = ['save_pretrained', 'packaged', 'load_pretrained', 'export_onnx']
 # %% ../../nbs/engine/pretrained.ipynb #b2712f06
 import copy
 import json
-import os
 import re
 import warnings
 import zlib
@@ -20,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .files import replacing
+from .files import replacing, user_path
 from .runs import _channels_out, _check_size
 from ..sampling import GaussianDiffusion
 from ..schedules import NoiseSchedule, look_up
@@ -311,7 +310,7 @@ def save_pretrained(folder: str | Path,            # made; a model saved there b
     "Write a model that `load_pretrained` and diffusers' `DDPMPipeline.from_pretrained` read."
     from safetensors.torch import save
 
-    folder, dtype = Path(os.path.expanduser(folder)).absolute(), dtype or torch.float32
+    folder, dtype = user_path(folder).absolute(), dtype or torch.float32
     net = getattr(net, "_orig_mod", net)                        # what torch.compile wrapped
     _check_saving(folder, net, diffusion, dtype)
     index = {"_class_name": "DDPMPipeline", "scheduler": ["diffusers", "DDPMScheduler"],
@@ -366,7 +365,7 @@ def load_pretrained(name: str | Path,              # a folder, a packaged model,
 def _find(name: str | Path, revision: str | None, cache_dir: str | Path | None,
           local_files_only: bool) -> Path:
     "The folder on this disk that holds the model, downloaded if need be."
-    folder = Path(os.path.expanduser(name))
+    folder = user_path(name)
     if folder.is_dir(): return folder
     if str(name) in packaged(): return _ASSETS / str(name)
     if isinstance(name, Path) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
@@ -538,7 +537,7 @@ def export_onnx(net: UNet,         # as it is in eval mode
                 dtype: torch.dtype = torch.float32,  # of weights and arithmetic; or float16
                ) -> Path:          # `path`
     "Write the network as ONNX: inputs `x` (in `dtype`) and `t` (int64), output `out`; any batch."
-    net, path = getattr(net, "_orig_mod", net), Path(os.path.expanduser(path)).absolute()
+    net, path = getattr(net, "_orig_mod", net), user_path(path).absolute()
     if not isinstance(net, UNet): raise ValueError(f"net must be a UNet, got {type(net).__name__}")
     if dtype not in (torch.float32, torch.float16):
         raise ValueError(f"dtype must be float32 or float16, got {dtype}")

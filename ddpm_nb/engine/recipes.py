@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..data import Images, digits, fingerprint
+from .files import user_path
 from .images import ImageFiles, _image_files, cifar10, load_files
 from .runs import Trainer, _check_size, _with_channels, checkpoints, differences
 from .runs import make_accelerator, read_checkpoint
@@ -49,7 +50,7 @@ def _folder(train: bool, root: str | None, download: bool,
         raise ValueError("training on your own images needs their folder: root "
                          "(in the shell: --root FOLDER)")
     files, labels = _image_files(root, size)
-    names = [p.relative_to(Path(root).expanduser()).as_posix() for p in files.paths]
+    names = [p.relative_to(user_path(root)).as_posix() for p in files.paths]
     held = torch.tensor([_held_out(name) for name in names])
     number, too_few = int(held.sum()), f"{root} has only {len(files)} images"
     if number == (len(files) if train else 0):
@@ -69,7 +70,7 @@ def _check_held_out(run: str | Path,          # a run's folder
                     images: Callable[[], Tensor | Images],   # what it would train on today
                    ) -> None:
     "Refuse to measure on what a run may have trained on (ValueError)."
-    run = Path(run).expanduser()
+    run = user_path(run)
     with suppress(OSError, ValueError, AttributeError):
         if json.loads((run / "run.json").read_text()).get("split") == _SPLIT: return
     _, state = read_checkpoint(checkpoints(run)[-1], only=("none",))

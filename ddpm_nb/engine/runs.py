@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Batches, Images, fingerprint, to_model
-from .files import FolderLock, _beside, check_writable, move, replacing
+from .files import FolderLock, _beside, check_writable, move, replacing, user_path
 from .images import ImageFiles, _in_8_bits, image_folder
 from ..objective import VARIANCES
 from ..sampling import GaussianDiffusion
@@ -390,8 +390,9 @@ def _unpack_data(data: Any, net: nn.Module) -> tuple[Tensor | Images, Tensor | N
 # %% ../../nbs/engine/runs.ipynb #0d03fbef
 def _about_range(images: Tensor | Images) -> str | None:
     "A line for those whose images are not in [-1, 1]."
-    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point(): return
-    low, high = (float(v) for v in images.aminmax())
+    if images.ndim != 4 or not images.dtype.is_floating_point: return
+    some = images if isinstance(images, Tensor) else images[torch.arange(min(len(images), 64))]
+    low, high = (float(v) for v in some.aminmax())
     if low < 0 and -1.5 < low and high < 1.5: return None
     return (f"note: the images go from {low:.3g} to {high:.3g}, and the network is made for "
             f"-1 .. 1: give them as uint8, or as 2 * x - 1 of what lies in 0 .. 1")
@@ -515,7 +516,7 @@ def _run_folder(folder: str | Path | None) -> Path | None:
     if not str(folder).strip():
         raise ValueError(f"folder must be a name, got {folder!r}; '.' is the current folder, "
                          f"None writes nothing")
-    return Path(folder).expanduser()
+    return user_path(folder)
 
 # %% ../../nbs/engine/runs.ipynb #8da04f01
 _MOST_WEIGHTS, _MOST_BLOCKS = 5 * 10**9, 2_000      # 100 GB with all that training keeps of them
@@ -579,6 +580,8 @@ class _Run(_Place):
                  progress: bool = True,           # show a bar
                  held_out: _Data | None = None,   # not trained on; their loss is logged too
                 ):
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         super().__init__(config, folder, device, progress)
         a = self.accelerator
         _check_config(config, diffusion, a.num_processes)
@@ -767,7 +770,7 @@ def read_checkpoint(folder: str | Path,           # as a run left it
                    ) -> tuple[_Files, dict[str, Any]]:
     "The tensors of each file, and the state; a damaged file is refused (ValueError)."
     from safetensors.torch import load
-    try: files, state = _read_checked(Path(folder), only)
+    try: files, state = _read_checked(user_path(folder), only)
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as e:
         raise ValueError(f"{folder} is not a whole checkpoint ({e}); "
                          f"delete it to go on from the one before it") from None
@@ -780,7 +783,7 @@ def read_checkpoint(folder: str | Path,           # as a run left it
 def checkpoints(run: str | Path,  # a run folder
                ) -> list[Path]:   # oldest first
     "The whole checkpoints of a run."
-    found = (Path(run) / "checkpoints").glob("step_*")
+    found = (user_path(run) / "checkpoints").glob("step_*")
     return sorted(p for p in found if re.fullmatch(r"step_\d{8}", p.name) and p.is_dir())
 
 # %% ../../nbs/engine/runs.ipynb #ce584386
@@ -1043,7 +1046,7 @@ class _Resumed(_Saved):
         found = checkpoints(self.folder) if self.folder else []
         if checkpoint is None and not found:
             raise ValueError(f"there is no checkpoint in {self.folder} to resume from")
-        path = Path(checkpoint) if checkpoint is not None else found[-1]
+        path = user_path(checkpoint) if checkpoint is not None else found[-1]
         files, state = read_checkpoint(path)
         self.config, c = _check_same(path, state, self.description, self.wanted), self.wanted
         self.budget = state["budget"] if _same_budget(state, c) else None
@@ -1215,7 +1218,7 @@ class Trainer(_Shown):
 # %% ../../nbs/engine/runs.ipynb #ce81c910
 def _run_checkpoint(path: str | Path) -> Path:
     "The checkpoint that `path` is, or the newest of the run that it is."
-    path = Path(path).expanduser()
+    path = user_path(path)
     if (path / "state.json").is_file(): return path
     if not (found := checkpoints(path)):
         raise ValueError(f"{path} is no run folder: it has no checkpoint")
