@@ -118,7 +118,8 @@ def test_equations_have_the_papers_numbers_and_only_those_with_a_label_have_one(
         counted = "document.querySelectorAll('.jp-MarkdownCell [id^=eq-] .katex-display').length"
         assert page.js(ALL) > page.js(counted)          # there are others,
         unlabelled = page.js("""[
-            ...document.querySelectorAll('.jp-MarkdownCell .katex-display')].filter(o => !o.closest('[id^=eq-]')).map(o => o.parentElement.parentElement.textContent)""")
+            ...document.querySelectorAll('.jp-MarkdownCell .katex-display')].filter(o =>
+            !o.closest('[id^=eq-]')).map(o => o.parentElement.parentElement.textContent)""")
         assert not [o for o in unlabelled if re.search(r"\(\d+\)$", o)]      # and they have none
         text = page.js("document.querySelector('.jp-Notebook').innerText")
         assert "{eq}" not in text and "eq-ddpm" not in text

@@ -443,7 +443,8 @@ def test_a_hit_shows_what_stands_there_and_leads_to_it_with_the_word_marked(page
 
 @WITHOUT_BROWSER
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["04_objective.html", "engine/cli.html", "appendix/paper_map.html"])
+@pytest.mark.parametrize(
+    "name", ["04_objective.html", "engine/cli.html", "appendix/paper_map.html"])
 def test_on_paper_nothing_is_cut_and_everything_is_black_on_white_from_either_theme(
         page, name, scheme):
     page.appearance(scheme)

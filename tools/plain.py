@@ -186,7 +186,7 @@ def plain_code(source):
 
 
 def is_view(output):
-    "Whether an output is a widget: without its kernel it is an error, or a line that says VBox(...)."
+    "Whether an output is a widget: without its kernel an error, or a line that says VBox(...)."
     return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
 
 
