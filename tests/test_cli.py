@@ -322,6 +322,12 @@ def test_fid_of_another_shape_or_of_one_sample_is_refused_before_anything_is_dra
           "takes two samples at the least")
 
 
+@pytest.mark.parametrize("words", [["--sampler", "ddim"], ["--steps", "5"], ["--eta", "0.5"],
+                                   ["--spacing", "even"], ["--no-clip"]])
+def test_bits_refuse_what_is_said_of_samples(capsys, words):
+    fails(capsys, ["evaluate", "digits", "--n", "1", *words], "bits/dim need none")
+
+
 def test_fid_refuses_what_it_would_not_listen_to(capsys):
     words = ["evaluate", "cifar10-small", "--fid", "--n", "4", "--device", "cpu"]
     fails(capsys, [*words, "--data", "folder", "--root", "."], "compares with CIFAR-10",
