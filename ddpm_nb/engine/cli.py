@@ -953,6 +953,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     from ddpm_nb.engine.files import replacing
     if (n := int(os.environ.get("WORLD_SIZE", 1))) > 1:
         raise ValueError(f"evaluate is for one process, and this is one of {n}: leave torchrun out")
+    if not args.fid and any((args.sampler, args.steps, args.spacing, args.no_clip, args.eta)):
+        raise ValueError("--sampler, --steps, --spacing, --no-clip and --eta say how samples are "
+                         "drawn: bits/dim need none, --fid does")
     found, line = (_quality if args.fid else _bits)(args)
     text = json.dumps({"model": args.model, **found}, indent=1)
     if args.out:
