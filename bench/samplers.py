@@ -37,8 +37,7 @@ MIXTURES = {"five spots": 0.7 * torch.stack([ANGLES.cos(), ANGLES.sin()], 1),
 NETWORKS = {"digits": "digits", "cifar10-small": "cifar10-small"}
 MANY = {"five spots": 20_000, "two spots": 20_000, "digits": 32, "cifar10-small": 8}
 
-JUDGED = ("adams between", "unipc between", "ddim even", "diffusers UniPC Karras",
-          "diffusers DPM++ 2M Karras")
+JUDGED = "adams between", "unipc between", "ddim even", "diffusers DPM++ 2M Karras"
 
 
 class Problem:
