@@ -55,7 +55,8 @@ _SPACINGS: dict[str, str] = {"ddpm": "even"}
 def _spacing_for(sampler: str, steps: int | None, spacing: str | None = None) -> str:
     "Where a sampler's steps are put: as asked, or where it does best."
     few = steps is not None and steps < 6     # so few do best where images are decided
-    return spacing or ("even" if few else _SPACINGS.get(sampler, "even"))
+    if spacing is not None: return spacing
+    return "even" if few else _SPACINGS.get(sampler, "even")
 
 # %% ../nbs/05_sampling.ipynb #972c75df
 def _options_of(sampler: str) -> list[str]:

@@ -888,3 +888,9 @@ def test_what_is_no_model_is_named(wrong):
     with pytest.raises(ValueError, match=said): d.loss(wrong, x, t)
     with pytest.raises(ValueError, match=said): rate_distortion(d, wrong, x)
     with pytest.raises(ValueError, match=said): send(d, wrong, x, [1] * 4, 0)
+
+
+@pytest.mark.parametrize("wrong", ["", 0, False])
+def test_what_is_no_spacing_is_not_taken_for_none_said(wrong):
+    with pytest.raises(ValueError, match="spacing must be one of"):
+        GaussianDiffusion(SHORT).sample(tame, (1, 2), steps=5, progress=False, spacing=wrong)
