@@ -24,14 +24,19 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const fold of document.querySelectorAll("details.hide > summary"))
     fold.removeAttribute("aria-label");
   // what scrolls sideways can be reached, and scrolled, from the keyboard
+  const room = part => {            // of the block around it: what is bold has no width of its own
+    let up = part.parentElement;
+    while (!up.clientWidth && up.parentElement) up = up.parentElement;
+    return up.clientWidth;
+  };
   const reach = () => {
-    const wide = "div.math, span.math, mjx-container, div.cell_output, div.highlight pre, " +
-      ".api table";
+    const wide = "div.math, span.math, mjx-container, div.cell_output, div.cell_output > .output, " +
+      "div.highlight pre, .api table, .pst-scrollable-table-container";
     const lines = [...document.querySelectorAll("span.math")];      // most fit their line
-    const fit = lines.map(part => part.offsetWidth < part.parentElement.clientWidth - 1);
+    const fit = lines.map(part => !!part.closest("a") || part.offsetWidth < room(part) - 1);
     lines.forEach((part, i) => part.classList.toggle("fits", fit[i]));    // measured all at once
     for (const part of document.querySelectorAll(wide)) {
-      const scrolls = part.scrollWidth > part.clientWidth + 1 &&
+      const scrolls = part.scrollWidth > part.clientWidth + 1 && !part.closest("a") &&
         getComputedStyle(part).overflowX !== "visible";
       if (scrolls) part.tabIndex = 0;
       else part.removeAttribute("tabindex");

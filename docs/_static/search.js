@@ -29,7 +29,8 @@ function score([kind, url, title, page, text], query) {
     const times = pieces.slice(1).reduce((n, piece, i) =>
       n + (letter.test(pieces[i].slice(-1)) || letter.test(piece.slice(0, 1)) ? 0.2 : 1), 0);
     if (!inTitle && !times) return 0;
-    sum += inTitle + Math.min(times, 8) / (4 + body.length / 2000);
+    // a word among few says more; but a long section is about no less than a middling one
+    sum += inTitle + Math.min(times, 8) / (4 + Math.min(body.length, 4500) / 2000);
   }
   sum /= words.length;
   if (name === fold(query) || name.replaceAll("_", "") === fold(query).replaceAll(/[_ -]/g, ""))
