@@ -37,6 +37,8 @@ def build_wheel(into):
                         ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
         for name in ("setup.py", "settings.ini", "MANIFEST.in", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, copy)
+        (copy / "tools").mkdir()
+        shutil.copy(ROOT / "tools" / "addresses.py", copy / "tools")      # which setup.py asks
         command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", into]
         done = subprocess.run([*command, copy], capture_output=True, text=True)
     if done.returncode: sys.exit(done.stdout[-2000:] + done.stderr[-2000:])
