@@ -12,11 +12,11 @@ import time
 import urllib.request
 from pathlib import Path
 
-import nbformat
 import plain
 import pytest
 from browser import EXECUTABLE, browser
 
+nbformat = pytest.importorskip("nbformat")
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("02_diffusion", "04_objective")
 try: import jupyterlab_myst

@@ -46,7 +46,7 @@ def test_no_notebook_keeps_a_widget(path):
 
 
 def test_a_widget_is_dropped_when_a_notebook_is_run_and_when_it_is_made_plain():
-    import nbformat
+    nbformat = pytest.importorskip("nbformat")
     import run_notebooks
     new, view = nbformat.v4, "application/vnd.jupyter.widget-view+json"
     shown = [new.new_output("display_data", {view: {}, "text/plain": "VBox(children=())"}),
