@@ -187,7 +187,7 @@ def test_ancestral_sampling_in_fewer_steps_takes_the_smaller_variance_and_says_s
     d, shape = GaussianDiffusion(d.schedule, d.prediction, variance), (2, 1, 16, 16)
     want = d.sample(shrink, shape, "ddpm", steps, generators(0, range(2)), False)
     assert np.array_equal(got, data.to_uint8(want).permute(0, 2, 3, 1))
-    assert ("is taken" in capsys.readouterr().err) == (steps == 4)
+    assert ("was taken" in capsys.readouterr().err) == (steps == 4)
 
 
 def test_a_folder_holds_a_png_of_each_image_and_goes_on(run, tmp_path, capsys, monkeypatch):

@@ -629,12 +629,10 @@ def _device(wanted: str | None) -> str:
     return device
 
 # %% ../../nbs/engine/cli.ipynb #f71a2768
-def _for_long_steps(d: GaussianDiffusion, steps: int) -> GaussianDiffusion:
+def _for_long_steps(d: GaussianDiffusion) -> GaussianDiffusion:
     "With the smaller of the fixed variances, which measures better in fewer steps than all."
     from ddpm_nb.sampling import GaussianDiffusion
     if d.variance != "fixed_large": return d
-    _log(f"note: with {steps} of {d.T} steps the smaller variance, fixed_small, draws better "
-         f"than the model's fixed_large, and is taken")
     return GaussianDiffusion(
         d.schedule, d.prediction, "fixed_small", d.loss_type, d.decoder).to(d.device)
 
@@ -651,7 +649,7 @@ def _samples(args: argparse.Namespace,      # the words of `sample` or `evaluate
     usual = T if sampler == "ddpm" else _STEPS.get(sampler, _usual("sample_steps"))
     steps = args.steps or min(usual, T)
     if steps > T: raise ValueError(f"steps must lie in 1 .. {T}, got {steps}")
-    if sampler == "ddpm" and steps < T: diffusion = _for_long_steps(diffusion, steps)
+    if sampler == "ddpm" and steps < T: diffusion = _for_long_steps(diffusion)
     spacing = _spacing_for(sampler, steps, args.spacing)
     options = dict(sampler=sampler, steps=steps, spacing=spacing, clip=not args.no_clip,
                    eta=args.eta)
@@ -675,6 +673,9 @@ def _sample(args: argparse.Namespace) -> int:
             write(part, samples, args)
     what = "rows" if args.grid_of else "samples"
     if os.environ.get("RANK", "0") == "0": _result(f"{args.n} {what} in {args.out}")
+    if samples.diffusion.variance != diffusion.variance:
+        _log(f"note: in {samples.options['steps']} of {diffusion.T} steps the smaller variance, "
+             f"{samples.diffusion.variance}, draws better than the model's own, and was taken")
     return 0
 
 # %% ../../nbs/engine/cli.ipynb #9ba88129
@@ -915,7 +916,7 @@ def _to_measure(args: argparse.Namespace, device: str,
         raise ValueError("--fid compares distributions: it takes two samples at the least")
     samples = _samples(args, model, diffusion, min(n, batch))
     return (drawn_batches(samples, n, batch, not args.quiet), n,
-            {**samples.options, "seed": args.seed})
+            {**samples.options, "variance": samples.diffusion.variance, "seed": args.seed})
 
 # %% ../../nbs/engine/cli.ipynb #c5906d9f
 def _check_fid(args: argparse.Namespace) -> None:
