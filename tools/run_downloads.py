@@ -131,15 +131,16 @@ def lacking():
 
 def has_more(page, nb):
     "Does it do more in a checkout: with other packages, files beside it, or CIFAR-10?"
-    code = "\n".join(plain_code("".join(c["source"])) for c in nb["cells"]
-                     if c["cell_type"] == "code")
+    cells = ["".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "code"]
+    code = "\n".join(map(plain_code, cells))
+    called = "\n".join(c for c in cells if not re.match(r"#\s*\|\s*export", c))
     nodes = list(ast.walk(ast.parse(code)))
     imported = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
     imported |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module}
     texts = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
     beside = {p.name for p in (NBS / page).parent.iterdir()} - {"runs", "data"} | {"tools"}
     return bool({o.split(".")[0] for o in imported} & lacking() or texts & beside
-                or re.search(r"(?<![\w.])(?<!def )(read_)?cifar10\(", code))
+                or re.search(r"(?<![\w.])(?<!def )(read_)?cifar10\(", called))
 
 
 def more():

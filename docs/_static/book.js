@@ -20,9 +20,9 @@ document.addEventListener("DOMContentLoaded", () => {
   }
   for (const cell of document.querySelectorAll(".cell.tag_exported .cell_input"))
     cell.title = "this cell is part of the package ddpm_nb";
-  // the title of a fold is its name for a screen reader too
-  for (const fold of document.querySelectorAll("details.hide > summary"))
-    fold.removeAttribute("aria-label");
+  // the title of a fold is its name for a screen reader too, and so is what a button says
+  for (const part of document.querySelectorAll("details.hide > summary, .search-button-field"))
+    part.removeAttribute("aria-label");
   // what scrolls sideways can be reached, and scrolled, from the keyboard
   const room = part => {            // of the block around it: what is bold has no width of its own
     let up = part.parentElement;
