@@ -68,15 +68,6 @@ def measured(net, d, a, held) -> dict:
                 samples=drawn(model, d, a, a.sample_steps))
 
 
-def distance(samples) -> float:
-    "Of samples, uint8 (n, 3, 32, 32), from the training set, in the features of chapter 9."
-    from ddpm_nb.evaluation import (Statistics, cifar10_extractor, cifar10_statistics, extract,
-                                    frechet_distance)
-    extractor = cifar10_extractor()
-    features, _ = extract(extractor, samples)
-    return frechet_distance(Statistics.of(features, extractor.name), cifar10_statistics(train=True))
-
-
 def run(name: str, changes: dict, seed: int, a, held) -> dict:
     "Train one run, or go on with it, and measure it."
     from ddpm_nb.engine.faster import compiled
@@ -128,6 +119,7 @@ def words() -> argparse.Namespace:
 
 def add_distances(rows: list[dict], a) -> None:
     "Into each row the distance of its samples; null where there are none."
+    from cifar10_again import distance
     from safetensors.torch import load_file
     for row in rows:
         kept = a.out / row["folder"] / "samples.safetensors"
@@ -139,6 +131,8 @@ def add_distances(rows: list[dict], a) -> None:
 def variances(a) -> list[dict]:
     "The packaged network by algorithm 2: the distance by the number of steps and the variance."
     import torch
+    from cifar10_again import distance
+
     from ddpm_nb import GaussianDiffusion, load_pretrained
     from ddpm_nb.engine.cli import _inference
     net, d = load_pretrained("cifar10-small")
