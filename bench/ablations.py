@@ -60,9 +60,10 @@ def drawn(model, d, a, steps: int):
 def measured(net, d, a, held) -> dict:
     "Bits/dim with its standard error, and samples; FloatingPointError if it is not finite."
     import torch
-    from ddpm_nb.engine.cli import _inference
+    from cifar10_again import half
+
     from ddpm_nb.evaluation import likelihood
-    model, g = _inference(net, a.chunk, "bf16", False), torch.Generator().manual_seed(0)
+    model, g = half(net), torch.Generator().manual_seed(0)
     with torch.inference_mode(): bound = likelihood(d, model, held, terms=32, generator=g)
     return dict(bits_per_dim=float(bound.mean), standard_error=float(bound.standard_error),
                 samples=drawn(model, d, a, a.sample_steps))
@@ -131,12 +132,12 @@ def add_distances(rows: list[dict], a) -> None:
 def variances(a) -> list[dict]:
     "The packaged network by algorithm 2: the distance by the number of steps and the variance."
     import torch
-    from cifar10_again import distance
+    from cifar10_again import distance, half
 
     from ddpm_nb import GaussianDiffusion, load_pretrained
-    from ddpm_nb.engine.cli import _inference
+    from ddpm_nb.engine.faster import compiled
     net, d = load_pretrained("cifar10-small")
-    model, rows = _inference(net, a.chunk, "bf16", True), []
+    model, rows = half(compiled(net)), []
     for steps in (5, 10, 25, 50, 100):
         for variance in ("fixed_large", "fixed_small"):
             process = GaussianDiffusion(d.schedule, d.prediction, variance)

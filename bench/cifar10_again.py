@@ -97,7 +97,7 @@ def centred(log_snr: Tensor, mean: float = -1.0, deviation: float = 1.6, rest: f
 def half(net):
     "The network in bfloat16, its answers in float32."
     def model(x, t):
-        with torch.autocast("cpu", torch.bfloat16): return net(x, t).float()
+        with torch.autocast(x.device.type, torch.bfloat16): return net(x, t).float()
     return model
 
 
