@@ -51,11 +51,10 @@ def words() -> argparse.Namespace:
     return p.parse_args()
 
 
-def place(a: argparse.Namespace) -> Path:
-    "The folder of the files of these very weights."
-    from ddpm_nb import load_pretrained
-    weights = load_pretrained(a.model)[0].parameters()
-    return a.work / f"{zlib.crc32(b''.join(p.detach().numpy().tobytes() for p in weights)):08x}"
+def sum_of(net) -> str:
+    "A check sum of the weights: a record holds for these alone."
+    weights = (p.detach().cpu().contiguous().numpy() for p in net.parameters())
+    return f"{zlib.crc32(b''.join(w.tobytes() for w in weights)):08x}"
 
 
 def once(file: Path, make) -> dict:
@@ -152,16 +151,16 @@ def figure_5(a: argparse.Namespace) -> dict:
     import torch
 
     from ddpm_nb import cifar10, load_pretrained
-    T, images = load_pretrained(a.model)[1].T, cifar10(train=False)[0]
-    parts, work = parts_of(T), place(a)
+    (net, d), images = load_pretrained(a.model), cifar10(train=False)[0]
+    parts, T, weights = parts_of(d.T), d.T, sum_of(net)
     times = dealt(parts, len(images), torch.Generator().manual_seed(0))
     batches = enumerate(zip(images.split(a.batch), times.split(a.batch)))
-    found = [once(work / f"figure5_{a.batch}_{k:04}.safetensors",
+    found = [once(a.work / weights / f"figure5_{a.batch}_{k:04}.safetensors",
                   lambda: terms_at(a.model, x, t, seed=k + 1)) for k, (x, t) in batches]
     bits, square, prior = (torch.cat([part[key] for part in found])
                            for key in ("bits", "square", "prior"))
     sizes = torch.tensor([len(part) for part in parts])
-    return dict(model=a.model, images=len(images), evaluations=len(parts),
+    return dict(model=a.model, weights=weights, images=len(images), evaluations=len(parts),
                 **summed(T, times, sizes, bits, square, prior))
 
 
@@ -178,7 +177,7 @@ def figure_12(a: argparse.Namespace, count: int = 6, k: int = 5) -> dict:
     samples = to_uint8(d.sample(half(net), (66, 3, 32, 32), "dpm++", 25, g, progress=False)[:count])
     known, few = (extract(extractor, images)[0] for images in (train, samples.contiguous()))
     far, which = nearest(few, known, k)
-    return dict(model=a.model, images=len(train), extractor=extractor.name,
+    return dict(model=a.model, weights=sum_of(net), images=len(train), extractor=extractor.name,
                 nearest=which.tolist(), distances=far.round(decimals=4).tolist())
 
 
@@ -209,7 +208,7 @@ def draw(a: argparse.Namespace, kept: list[int]) -> list[dict]:
     net, d = load_pretrained(a.model)
     if d.variance == "fixed_large": d = GaussianDiffusion(d.schedule, d.prediction, "fixed_small")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    net, d, work = net.to(device), d.to(device), place(a)
+    net, d, work = net.to(device), d.to(device), a.work / sum_of(net)
     return [once(work / f"figure10_{a.steps}_{k:04}.safetensors",
                  lambda: dict(x0=draw_batch(net, d, a.batch, a.steps, kept, seed=k)))
             for k in range(a.n // a.batch)]
@@ -240,15 +239,16 @@ def measure(a: argparse.Namespace, drawn: list[dict], kept: list[int]) -> dict:
     from ddpm_nb.engine.metrics import inception_extractor
     from ddpm_nb.evaluation import cifar10_extractor
     extractor = inception_extractor() if a.fid else cifar10_extractor()
-    timesteps = load_pretrained(a.model)[1].schedule.respaced(a.steps).timesteps
+    net, d = load_pretrained(a.model)
+    timesteps = d.schedule.respaced(a.steps).timesteps
     times = [int(timesteps[i]) + 1 for i in kept]
     rows = [dict(t=t, **scores(torch.cat([part["x0"][k] for part in drawn]), extractor))
             for k, t in enumerate(times)]
     seconds = sum(part["seconds"].item() for part in drawn)
     n = len(drawn) * a.batch
-    return dict(model=a.model, n=n, steps=a.steps, sampler="ddpm", minutes=round(seconds / 60, 1),
-                hardware=a.hardware, extractor=extractor.name, rows=rows,
-                real=real_scores(n, extractor))
+    return dict(model=a.model, weights=sum_of(net), n=n, steps=a.steps, sampler="ddpm",
+                minutes=round(seconds / 60, 1), hardware=a.hardware, extractor=extractor.name,
+                rows=rows, real=real_scores(n, extractor))
 
 
 def figure_10(a: argparse.Namespace) -> dict:

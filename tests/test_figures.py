@@ -181,6 +181,87 @@ def test_the_script_keeps_the_guesses_of_algorithm_2(bench):
     assert (found[-1].float() - (end + 1) * 127.5).abs().max() <= 0.51
 
 
+@pytest.mark.parametrize("T", [20, 100, 1000])
+def test_the_parts_are_a_partition_and_times_are_dealt_evenly(bench, T):
+    parts = bench.parts_of(T)
+    assert sorted(t for part in parts for t in part) == list(range(T)) and parts[0] == [0]
+    times = bench.dealt(parts, 1000, gen(0))
+    assert times.shape == (1000, len(parts))
+    for part, column in zip(parts, times.T):
+        counts = torch.bincount(column, minlength=T)[part]
+        assert counts.sum() == 1000 and counts.max() - counts.min() <= 1
+
+
+def measured(bench, monkeypatch, d, x0, seed: int) -> dict:
+    "What the script makes of images, float on the grid, with a network of one line."
+    monkeypatch.setattr(bench, "network", lambda name: (shrinking, d))
+    pixels = x0.add(1).mul(127.5).round().to(torch.uint8)
+    parts = bench.parts_of(d.T)
+    times = bench.dealt(parts, len(x0), gen(seed))
+    found = bench.terms_at("", pixels, times, seed + 1)
+    return bench.summed(d.T, times, torch.tensor([len(part) for part in parts]), *found.values())
+
+
+def test_the_script_estimates_the_sums_of_all_terms(bench, monkeypatch):
+    """Figure 5: every row of the table against chapter 10's sum of all terms, on the same two
+    images; 6 standard errors, of which those of the rate are below 4 %."""
+    d, x0 = GaussianDiffusion(NoiseSchedule.linear()), images(2)
+    exact = rate_distortion(d, shrinking, x0.repeat_interleave(8, 0), generator=gen(2))
+    found = measured(bench, monkeypatch, d, x0.repeat(1500, 1, 1, 1), 3)
+    assert len(found["terms"]) == len(found["square_error"]) == 1000
+    for row in found["rows"]:
+        (rate, error), k = row["rate"], row["index"]
+        off = abs(rate - exact.rate[:, k].mean())
+        assert off < 6 * math.hypot(error, exact.rate[:, k].std() / 4) + 1e-5, k
+        rms = exact.distortion[:, k].square().mean().sqrt()
+        assert abs(row["rmse"][0] - rms) < 6 * row["rmse"][1] + 0.02 * rms, k
+    rate, error = found["rows"][0]["rate"]
+    assert error < 0.04 * rate
+    assert found["total"][0] == pytest.approx(rate + found["distortion"][0], abs=2e-6)
+    terms = d.bits_per_dim(shrinking, x0.repeat_interleave(8, 0), generator=gen(2))
+    assert abs(found["distortion"][0] / terms["vb"][:, 0].mean() - 1) < 0.02
+    # the page's own sum from the right
+    above = torch.tensor([*found["terms"][1:], found["prior"]]).double()
+    assert above.sum().item() == pytest.approx(rate, rel=1e-4)
+
+
+def test_the_scripts_errors_are_how_far_its_estimates_scatter(bench, monkeypatch):
+    "60 runs, each of 100 images of its own: 45 % is five deviations of a spread of so many."
+    d, runs = GaussianDiffusion(NoiseSchedule.linear(T=100)), []
+    for seed in range(60):
+        scale = torch.rand(100, 1, 1, 1, generator=gen(seed))
+        x0 = (scale * torch.rand(100, 3, 8, 8, generator=gen(1000 + seed))).mul(255).round()
+        runs.append(measured(bench, monkeypatch, d, x0 / 127.5 - 1, 2000 + seed))
+    for key in (lambda r: r["total"], lambda r: r["distortion"], lambda r: r["rows"][0]["rate"],
+                lambda r: r["rows"][3]["rmse"]):
+        values, errors = torch.tensor([key(r) for r in runs]).T
+        assert abs(values.std() / errors.square().mean().sqrt() - 1) < 0.45
+
+
+def test_the_records_are_of_todays_packaged_weights(bench):
+    "If this fails: `python bench/figures.py`, then run the page anew."
+    from ddpm_nb import load_pretrained
+    today = bench.sum_of(load_pretrained("cifar10-small")[0])
+    for name in ("figure5", "figure12"):
+        assert json.loads((RECORD / f"{name}.json").read_text())["weights"] == today, name
+
+
+def test_the_record_of_figure_5_adds_up_and_agrees_with_the_other_record_of_the_bound():
+    """On the same 10,000 images, by other draws: what the images differ by is common to both, so
+    the errors, which include it, are far on the safe side."""
+    r = json.loads((RECORD / "figure5.json").read_text())
+    other = json.loads((RECORD.parent / "cifar10_small/record.json").read_text())["bits"]
+    assert r["images"] == other["images"] == 10_000 and len(r["terms"]) == 1000
+    (total, error), (L_0, _) = r["total"], r["distortion"]
+    assert error < 0.01 and abs(total - other["mean"]) < 3 * error
+    assert abs(L_0 - other["distortion"]) < 3 * error
+    assert [row["index"] for row in r["rows"]] == [100 * k for k in range(10)]
+    for row in r["rows"]:
+        above = sum(r["terms"][row["index"] + 1:]) + r["prior"]
+        assert row["rate"][0] == pytest.approx(above, abs=2e-5)
+        assert row["rmse"][0] == pytest.approx(r["square_error"][row["index"]]**0.5, rel=1e-3)
+
+
 def test_the_script_explains_itself():
     words = [sys.executable, ROOT / "bench/figures.py", "--help"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)

@@ -220,7 +220,7 @@ def test_an_exported_cell_tagged_as_plumbing_is_folded_and_another_is_not():
     def shown(tags):
         cell = nbformat.v4.new_code_cell("#| export\nclass _Store:\n    'Keeps.'")
         cell.metadata["tags"] = tags
-        return BUILD.code_cell(cell, {"export": []}).metadata
+        return BUILD.code_cell(cell).metadata
     assert "mystnb" not in shown([]) and shown([])["tags"] == ["exported"]
     assert shown(["plumbing"]) == {
         "tags": ["hide-cell", "exported"],

@@ -9,9 +9,8 @@ import json, re, sys
 from pathlib import Path
 from typing import NamedTuple
 
-import live, student
+import folds, live, student
 
-FOLDED = re.compile(r"^#\s*\|\s*(hide\b|code-fold:\s*true|echo:\s*false|default_exp)", re.M)
 LISTING = re.compile(r"^```\w+\n(.*?)^```", re.M | re.S)               # code in the prose
 FORMULA = re.compile(r"\$\$.*?\$\$|^```\{math\}.*?^```", re.M | re.S)
 
@@ -34,10 +33,13 @@ def prose(text):
 
 def code(cell):
     "What a reader has of a cell of code: (words, lines of code, figures)."
-    source, folded = student.text_of(cell), "plumbing" in cell["metadata"].get("tags", [])
-    figures = sum(bool({"image/png", "image/gif"} & o.get("data", {}).keys())
-                  for o in cell["outputs"])
-    return 0, 0 if folded or FOLDED.search(source) else len(source.split("\n")), figures
+    tags = folds.tags_of(cell)
+    if tags is None or "hide-cell" in tags: return 0, 0, 0
+    lines = 0 if "remove-input" in tags else len(
+        folds.visible_lines(student.text_of(cell)).split("\n"))
+    figures = 0 if {"remove-output", "exported"} & {*tags} else sum(
+        bool({"image/png", "image/gif"} & o.get("data", {}).keys()) for o in cell["outputs"])
+    return 0, lines, figures
 
 
 def counted(notebook):

@@ -22,7 +22,7 @@ from nbdev.process import extract_directives
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tools"))   # the modules beside this script, wherever it is loaded from
-import live, notation, reading, student  # noqa: E402
+import folds, live, notation, reading, student  # noqa: E402
 from addresses import documentation  # noqa: E402
 from equations import LINKED  # noqa: E402
 from plain import FRONT, is_view, plain  # noqa: E402
@@ -309,70 +309,14 @@ def site_links(text):
                   lambda m: f'<a href="{m[1]}.html{"#" + m[2] if m[2] else ""}">', text)
 
 
-def only_imports(source):
-    "Whether a cell does nothing but import, for its code or for its annotations."
-    try: body = ast.parse(source).body
-    except SyntaxError: return False     # a line such as `!ls`
-    imports = lambda n: isinstance(n, (ast.Import, ast.ImportFrom)) or (
-        isinstance(n, ast.If) and written(n.test) == "TYPE_CHECKING")
-    return bool(body) and all(map(imports, body))
-
-
-def only_checks(source):
-    "Whether a cell does nothing but define how arguments are checked."
-    try: body = ast.parse(source).body
-    except SyntaxError: return False
-    doc = lambda n: ast.get_docstring(n) or ""
-    said = lambda n: n.name.startswith("_check") or doc(n).startswith("Refuse")
-    refuses = lambda n: isinstance(n, ast.FunctionDef) and (n.name.startswith("_") or said(n)) and (
-        any(isinstance(o, ast.Raise) for o in ast.walk(n)))
-    return all(map(refuses, body)) and any(map(said, body))
-
-
-def is_plumbing(cell):
-    """Whether an exported cell is tagged as what a reader may pass over.
-
-    A tag, since a fold's directives would be copied into the module.
-    """
-    return "plumbing" in cell.metadata.get("tags", [])
-
-
-def fold_title(cell):
-    "What the fold around a cell is called: `#| code-summary: ...`, else what is in it."
-    lines = re.findall(r"^#\s*\|\s*code-summary:\s*(.+?)\s*$", cell.source, flags=re.M)
-    if lines: return (re.sub(r"""^(["'])(.*)\1$""", r"\2", lines[0]),) * 2
-    if only_imports(cell.source): return "Imports", "Imports"
-    if is_plumbing(cell):
-        first = next(o for o in ast.parse(cell.source).body if hasattr(o, "body"))
-        return (f"Plumbing: {first.name.strip('_')}",) * 2
-    if only_checks(cell.source): return ("What is refused, and in which words",) * 2
-    what = "the code and its result" if cell.outputs else "the code"
-    return f"Show {what}", f"Hide {what}"
-
-
-def visible_lines(source):
-    "The lines of a cell without its directives, and without those marked `#| hide_line`."
-    lines = [o for o in source.split("\n") if not re.search(r"#\|\s*hide_line\s*$", o)]
-    while lines and (re.match(r"\s*#\s*\|", lines[0]) or not lines[0].strip()): lines.pop(0)
-    return "\n".join(lines)
-
-
-def code_cell(cell, directives):
+def code_cell(cell):
     "Make a code cell what the site shows; None if it shows nothing of it."
-    flag = lambda key, value: directives.get(key + ":", directives.get(key, [""]))[:1] == [value]
-    if directives.keys() & {"hide", "default_exp"} or flag("include", "false"): return None
-    fold = flag("code-fold", "true") or (
-        not flag("code-fold", "false")
-        and (only_imports(cell.source) or only_checks(cell.source) or is_plumbing(cell)))
-    titles = fold_title(cell)
-    tags = {"remove-input": flag("echo", "false"), "hide-cell": fold,
-            "remove-output": flag("output", "false"),
-            "exported": bool(directives.keys() & {"export", "exporti", "exports"})}
-    tags = [tag for tag, on in tags.items() if on]
+    tags = folds.tags_of(cell)
+    if tags is None: return None
+    title = folds.title_of(cell) if "hide-cell" in tags else None
     cell.metadata = {"tags": tags} if tags else {}
-    if "hide-cell" in tags:
-        cell.metadata["mystnb"] = dict(zip(("code_prompt_show", "code_prompt_hide"), titles))
-    cell.source = visible_lines(cell.source)
+    if title: cell.metadata["mystnb"] = dict(zip(("code_prompt_show", "code_prompt_hide"), title))
+    cell.source = folds.visible_lines(cell.source)
     cell.outputs = [o for o in cell.outputs if not is_view(o)]
     if "exported" in tags: cell.outputs = []
     for data in (o.get("data", {}) for o in cell.outputs):
@@ -420,7 +364,7 @@ def process(path, films=None):
         if cell.cell_type != "code": continue
         directives = extract_directives(cell, remove=False)
         if "default_exp" in directives: module = directives["default_exp"][0]
-        if not code_cell(cell, directives): continue
+        if not code_cell(cell): continue
         if films and name != "index": filmed(cell, up, films)   # README shows the index's GIFs
         cells += [*warm_up(cell, directives, len(cells)), cell]
         if "exported" not in cell.metadata.get("tags", []): continue
@@ -593,7 +537,7 @@ def readme():
             text = re.sub(page, rf"]({site}/\1.html\2)", text)
             out.append(text.replace("](../", "]("))
         elif cell.cell_type == "code":
-            code = visible_lines(cell.source).strip()
+            code = folds.visible_lines(cell.source).strip()
             if d.get("echo:", [""])[0] != "false": out.append(f"```python\n{code}\n```")
             for o in cell.outputs: out += shown(o)
     return "\n\n".join(out) + "\n"
