@@ -386,6 +386,16 @@ def is_here(item, place, made_of):
     return ours if item.kind == "fig" else f"quoted, and {ours}"
 
 
+def nearest(item, found, made_of):
+    "What an item is where the book comes nearest to the paper's; None if it is nowhere."
+    key = item.kind, item.number
+    places = [*found.places.get(key, []), *found.again.get(key, [])]
+    said = [is_here(item, p, made_of) for p in places]
+    order = "ours on", "the same code", "quoted"                # none of them: the thing itself
+    rank = lambda o: next((i for i, word in enumerate(order) if word in o), -1)
+    return min(said, key=rank, default=None)
+
+
 def entries(item, found, made_of):
     "The cells of an item's row, as HTML."
     own, symbols, cells, tests = row(item, found)
