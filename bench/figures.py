@@ -11,10 +11,7 @@ of them as bytes. Then measures each time's guesses in the features of chapter 9
 against its statistics of CIFAR-10's training images, and, for the scale, as many test images.
 figure10.json (figure10-fid.json with --fid).
 
---figure 12, nearest neighbours: of the page's first samples, among the features of all 50,000
-training images. figure12.json.
-
-Figures 5 and 10 keep what is done in --work, a file a batch: a run that was stopped goes on where
+Both keep what is done in --work, a file a batch: a run that was stopped goes on where
 it was.
 """
 import argparse
@@ -34,7 +31,7 @@ def words() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--figure", type=int, nargs="+", choices=RECORDS, default=list(RECORDS),
-                   help="which (default: all)")
+                   help="which (default: both)")
     p.add_argument("--model", default="cifar10-small", help="what load_pretrained takes")
     p.add_argument("--n", type=int, default=1000, help="samples (default: 1000)")
     p.add_argument("--steps", type=int, default=50, help="steps of each (default: 50)")
@@ -164,23 +161,6 @@ def figure_5(a: argparse.Namespace) -> dict:
                 **summed(T, times, sizes, bits, square, prior))
 
 
-# --- figures 12 and 15 ----------------------------------------------------------------------------
-
-def figure_12(a: argparse.Namespace, count: int = 6, k: int = 5) -> dict:
-    "The nearest of all training images, by features, of the page's first samples."
-    import torch
-
-    from ddpm_nb import cifar10, load_pretrained, to_uint8
-    from ddpm_nb.evaluation import cifar10_extractor, extract, nearest
-    (net, d), (train, _), extractor = load_pretrained(a.model), cifar10(), cifar10_extractor()
-    g = torch.Generator().manual_seed(0)
-    samples = to_uint8(d.sample(half(net), (66, 3, 32, 32), "dpm++", 25, g, progress=False)[:count])
-    known, few = (extract(extractor, images)[0] for images in (train, samples.contiguous()))
-    far, which = nearest(few, known, k)
-    return dict(model=a.model, weights=sum_of(net), images=len(train), extractor=extractor.name,
-                nearest=which.tolist(), distances=far.round(decimals=4).tolist())
-
-
 # --- figure 10 ------------------------------------------------------------------------------------
 
 def looks(steps: int, every: int) -> list[int]:
@@ -257,7 +237,7 @@ def figure_10(a: argparse.Namespace) -> dict:
     return measure(a, draw(a, kept), kept)
 
 
-RECORDS = {5: figure_5, 10: figure_10, 12: figure_12}
+RECORDS = {5: figure_5, 10: figure_10}
 
 
 if __name__ == "__main__":

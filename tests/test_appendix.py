@@ -260,6 +260,9 @@ def test_what_there_is_to_read_is_counted_before_the_exercises_and_without_folds
              cell("code", "a = 1\nb = 2", outputs=[picture]),
              cell("code", "#| echo: false\nc = 3\nd = 4", outputs=[picture]),
              cell("code", "e = 5", tags=["plumbing"]),
+             cell("code", "#| export\nimport math"),          # these three the site folds or hides
+             cell("code", "def _check(n):\n    if n < 0: raise ValueError('n')"),
+             cell("code", "#| hide\nshow()", outputs=[picture]),
              cell("markdown", "## Exercises\n\n**1.** What?\n\n$$p$$"), cell("code", "f = 6")]
     assert reading.counted(dict(cells=cells)) == (7, 4, 4, 1)    # an x for each formula
 

@@ -156,6 +156,32 @@ def test_the_mixed_latent_has_its_law_between_its_ends_too(cells):
         assert abs(left) < 5 * math.sqrt(variance / off.numel()) * size
 
 
+class Projected:
+    "Features by one product of matrices; `coarse`: rounded to so much where precision is halved."
+    name = "projected"
+
+    def __init__(self, coarse: float = 0.0): self.coarse = coarse
+
+    def __call__(self, x):
+        features = x.float().flatten(1) @ torch.randn(192, 16, generator=gen(7)) / 255
+        if self.coarse and torch.is_autocast_enabled("cpu"):
+            features = (features / self.coarse).round() * self.coarse
+        return features, torch.ones(len(x), 1)
+
+
+def test_neighbours_by_features_are_those_of_exact_ones(cells):
+    "Figures 12 and 15: found by rough features, ranked by exact ones; too rough ones are seen."
+    train, few = (torch.randint(256, (n, 3, 8, 8), dtype=torch.uint8, generator=gen(n))
+                  for n in (2000, 6))
+    def look(coarse):
+        return run(cells, "def by_features(", data=(train, train),
+                   cifar10_extractor=lambda device: Projected(coarse))["by_features"]
+    far, which = look(0.0)(few)
+    exact = torch.cdist(*(Projected()(x)[0].double() for x in (few, train))).topk(5, largest=False)
+    assert torch.equal(which, exact.indices) and torch.allclose(far, exact.values, atol=1e-5)
+    with pytest.raises(AssertionError): look(2.0)(few)
+
+
 # --- the script and its record --------------------------------------------------------------------
 
 @pytest.fixture
@@ -242,8 +268,8 @@ def test_the_records_are_of_todays_packaged_weights(bench):
     "If this fails: `python bench/figures.py`, then run the page anew."
     from ddpm_nb import load_pretrained
     today = bench.sum_of(load_pretrained("cifar10-small")[0])
-    for name in ("figure5", "figure12"):
-        assert json.loads((RECORD / f"{name}.json").read_text())["weights"] == today, name
+    for path in RECORD.glob("*.json"):
+        assert json.loads(path.read_text())["weights"] == today, path.name
 
 
 def test_the_record_of_figure_5_adds_up_and_agrees_with_the_other_record_of_the_bound():
