@@ -241,6 +241,7 @@ def test_the_script_estimates_the_sums_of_all_terms(bench, monkeypatch):
         assert off < 6 * math.hypot(error, exact.rate[:, k].std() / 4) + 1e-5, k
         rms = exact.distortion[:, k].square().mean().sqrt()
         assert abs(row["rmse"][0] - rms) < 6 * row["rmse"][1] + 0.02 * rms, k
+        assert found["square_error"][k] == pytest.approx(row["rmse"][0]**2, rel=1e-3)
     rate, error = found["rows"][0]["rate"]
     assert error < 0.04 * rate
     assert found["total"][0] == pytest.approx(rate + found["distortion"][0], abs=2e-6)
