@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .data import _hashed
 from .diffusion import randn
 from .sampling import SAMPLERS, GaussianDiffusion
-from .schedules import lies, look_up
+from .schedules import _check_flags, lies, look_up
 
 # %% ../nbs/08_training.ipynb #7fa8ffeb
 @dataclass(frozen=True)
@@ -93,6 +93,9 @@ class EMA:
     def __init__(self, model: nn.Module, decay: float = 0.9999, warmup: bool = False):
         if not lies(decay, 0, 1) or decay == 1:
             raise ValueError(f"decay must lie in [0, 1), got {decay!r}")
+        _check_flags(warmup=warmup)
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         self.decay, self.warmup = decay, warmup
         self.model: nn.Module = copy.deepcopy(model).eval().requires_grad_(False)
 

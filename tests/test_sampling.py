@@ -813,6 +813,7 @@ def test_interpolation_refuses_what_does_not_fit():
     with refused("t must be a whole .* 0 .. 19, got 3.5"): d.interpolate(tame, x, x, 0.5, 3.5)
     with refused("weight must lie in"): d.interpolate(tame, x, x, "half", 9)
     with refused("data must be a tensor"): d.interpolate(tame, x.numpy(), x, 0.5, 9)
+    with refused("floating point"): d.interpolate(tame, x, x.byte(), 0.5, 9)
 
 
 @pytest.mark.parametrize("shape", [4, "x", (), (4, 2.0), (4, -2), (True, 2)])

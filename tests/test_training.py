@@ -71,6 +71,11 @@ def test_ema_is_the_weighted_sum_that_its_name_says():
     assert not ema.model.weight.requires_grad and not ema.model.training
 
 
+def test_an_average_is_of_a_network():
+    with pytest.raises(ValueError, match="^model must be a torch.nn.Module, got OrderedDict"):
+        EMA(nn.Linear(1, 1).state_dict())
+
+
 def test_ema_warmup_forgets_the_random_start():
     model = nn.Linear(1, 1, bias=False)
     slow, quick = EMA(model, 0.9999), EMA(model, 0.9999, warmup=True)

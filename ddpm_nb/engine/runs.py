@@ -24,7 +24,7 @@ from .files import FolderLock, _beside, check_writable, move, replacing, user_pa
 from .images import ImageFiles, _in_8_bits, image_folder
 from ..objective import VARIANCES
 from ..sampling import GaussianDiffusion
-from ..schedules import NoiseSchedule
+from ..schedules import NoiseSchedule, _check_flags
 from ..training import PRECISIONS, EMA, LossByT, TrainConfig, TrainState, Update
 from ..training import learning_rate, losses_of, train
 from ..unet import UNet, UNetConfig
@@ -582,6 +582,7 @@ class _Run(_Place):
                 ):
         if not isinstance(model, nn.Module):
             raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        _check_flags(progress=progress)
         super().__init__(config, folder, device, progress)
         a = self.accelerator
         _check_config(config, diffusion, a.num_processes)
@@ -1245,6 +1246,7 @@ def load_run(path: str | Path,              # a run folder, or one of its checkp
              model: nn.Module | None = None,  # where to put the weights, if they are not a `UNet`'s
             ) -> tuple[nn.Module, GaussianDiffusion]:  # the network in eval mode, and its diffusion
     "What a run has learnt, from its newest checkpoint."
+    _check_flags(averaged=averaged)
     path, weights = _run_checkpoint(path), "ema" if averaged else "model"
     files, state = read_checkpoint(path, only=(weights, "diffusion"))
     if model is None: model = _described_network(path, _part(state, "model"))
