@@ -881,7 +881,7 @@ def test_an_order_that_there_is_not_is_refused(sampler, order):
 @pytest.mark.parametrize("wrong", [None, "digits", torch.zeros(1)])
 def test_what_is_no_model_is_named(wrong):
     d, said = GaussianDiffusion(NoiseSchedule.linear(T=4)), "model must be callable"
-    x, t = torch.zeros(1, 2), torch.tensor([2])
+    x, t = torch.ones(1, 2), torch.tensor([2])
     with pytest.raises(ValueError, match=said): d.sample(wrong, (1, 2), progress=False)
     with pytest.raises(ValueError, match=said): d.bits_per_dim(wrong, x)
     with pytest.raises(ValueError, match=said): d.p_mean_variance(wrong, x, t)
