@@ -301,7 +301,9 @@ def test_data_in_the_place_of_batches_are_refused_in_words(tmp_path):
     (1, 0, True), (255, 0, True), (2, -1, False), (2.4, -1.2, False), (4, -2, True)])
 def test_a_first_batch_of_images_in_another_range_is_a_warning_and_the_trainers_is_its_own(
         scale, shift, told):
-    x = torch.rand(16, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * scale + shift
+    x = torch.rand(16, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    x[:, :, 0, 0] = 0                                                # black, as images have it
+    x = x * scale + shift
     class Scaled(nn.Linear):
         def forward(self, x, t): return x * self.weight
     for images, expected in ((x, told), (x.flatten(1), False)):     # no image: left alone
