@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .diffusion import ForwardProcess, Generators, _check_data, randn
-from .schedules import look_up, whole_number
+from .schedules import _check_flags, look_up, whole_number
 
 # %% ../nbs/03_bound.ipynb #eb2830ef
 class ReverseStep(NamedTuple):
@@ -24,6 +24,20 @@ class ReverseStep(NamedTuple):
     log_variance: Tensor   # broadcastable to it
     x0: Tensor             # the guess of the clean data behind `mean`, shape of x_t
 
+# %% ../nbs/03_bound.ipynb #01413d7c
+#| code-fold: true
+#| code-summary: What is no tensor of numbers, or does not fit the others, is refused
+def _check_elements(**tensors: Tensor) -> None:
+    "Refuse what is no floating-point tensor, and shapes that do not broadcast, by name."
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"{name} must be a floating-point tensor, got {got}")
+    try: torch.broadcast_shapes(*(x.shape for x in tensors.values()))
+    except RuntimeError:
+        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
+        raise ValueError(f"the shapes must broadcast, got {shapes}") from None
+
 # %% ../nbs/03_bound.ipynb #45512133
 def gaussian_kl(mean1: Tensor,          # mean of the first Gaussian, any shape
                 log_variance1: Tensor,  # its log-variance, broadcastable
@@ -31,6 +45,8 @@ def gaussian_kl(mean1: Tensor,          # mean of the first Gaussian, any shape
                 log_variance2: Tensor,  # its log-variance
                 ) -> Tensor:            # nats, per element, the broadcast shape
     "KL divergence between diagonal Gaussians, element by element: D_KL(first || second), nats."
+    _check_elements(mean1=mean1, log_variance1=log_variance1, mean2=mean2,
+                    log_variance2=log_variance2)
     d = log_variance1 - log_variance2
     return 0.5 * (torch.expm1(d) - d + (mean1 - mean2) ** 2 * torch.exp(-log_variance2))
 
@@ -40,6 +56,7 @@ def gaussian_log_likelihood(x: Tensor,           # where, any shape
                             log_scales: Tensor,  # log standard deviations, broadcastable
                             ) -> Tensor:         # nats, per element
     "Log-density of a diagonal Gaussian: the decoder for data that is continuous."
+    _check_elements(x=x, means=means, log_scales=log_scales)
     z = (x - means) * torch.exp(-log_scales)
     return -0.5 * (z ** 2 + math.log(2 * math.pi)) - log_scales
 
@@ -122,6 +139,7 @@ def discretized_gaussian_log_likelihood(
         log_scales: Tensor,  # log standard deviations, broadcastable to `x`
         ) -> Tensor:         # nats, per element; float32, or float64 if an argument is
     "Log-probability of a pixel: a Gaussian in 256 bins, the outer two reach to infinity (eq. 13)."
+    _check_elements(x=x, means=means, log_scales=log_scales)
     dtype, device = _at_least_float32(x, means, log_scales), x.device
     x, means, log_scales = (_to_double(v) for v in (x, means, log_scales))
     level = ((x + 1) * 127.5).round().clamp(0, 255)
@@ -190,6 +208,12 @@ def _some_terms(process: ForwardProcess,
     return bits.view(n, B).T, mse.T
 
 # %% ../nbs/03_bound.ipynb #552b4065
+def _check_not_empty(x0: Tensor) -> None:
+    "A mean over no item is no number."
+    if not len(x0):
+        raise ValueError(f"x0 must hold at least one item, got shape {tuple(x0.shape)}")
+
+
 def _check_levels(x0: Tensor) -> None:
     "Refuse data that are not among the 256 values of the discretized decoder (eq. 13)."
     if x0.device.type == "meta" or x0.numel() == 0: return
@@ -218,7 +242,9 @@ def variational_bound(process: ForwardProcess,      # the forward process
     """
     look_up("decoder", decoder, DECODERS)                            # refused before any work
     if chunk is not None: chunk = whole_number("chunk", chunk)
+    _check_flags(progress=progress)
     _check_data(x0)
+    _check_not_empty(x0)
     B, T = len(x0), process.T
     process.check(x0, torch.zeros(B, dtype=torch.long, device=x0.device))
     if decoder == "discretized": _check_levels(x0)

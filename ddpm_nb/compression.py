@@ -12,10 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .bound import discretized_gaussian_log_likelihood, gaussian_log_likelihood
+from .bound import _check_levels, discretized_gaussian_log_likelihood
+from .bound import gaussian_log_likelihood
 from .data import to_model, to_uint8
-from .diffusion import randn
+from .diffusion import _check_data, randn
 from .objective import ReverseProcess
+from .sampling import _checked_shape
+from .schedules import whole_number
 
 # %% ../nbs/10_compression.ipynb #23fe2bcf
 class RateDistortion(NamedTuple):
@@ -98,10 +101,13 @@ class Interval:
         return f"{-(-(self.low << k) // self.scale):0{k}b}" if k else ""
 
 # %% ../nbs/10_compression.ipynb #deb1c4b6
-def _check(d: ReverseProcess, counts: Sequence[int]) -> None:
+def _check(d: ReverseProcess, counts: Sequence[int], seed: int) -> None:
     if d.decoder != "discretized":
         raise ValueError("only values on a grid can be sent exactly: decoder must be "
                          f"'discretized', got {d.decoder!r}")
+    whole_number("seed", seed, 0, 2**64 - 1)
+    if not isinstance(counts, Sequence):
+        raise ValueError(f"counts must be {d.T} whole numbers, got {type(counts).__name__}")
     if len(counts) != d.T or not all(isinstance(c, int) and c >= 1 for c in counts):
         raise ValueError(f"counts must be {d.T} whole numbers from 1 on, one for each step, got "
                          f"{len(counts)}: {list(counts)!r}")
@@ -131,7 +137,9 @@ def send(d: ReverseProcess,                           # the diffusion, with the 
          clip: bool = True,        # clip x0-hat to [-1, 1]
          ) -> str:                 # zeros and ones
     "Send x_0, coarse before fine (algorithm 3); a step costs log2 of its number of candidates."
-    _check(d, counts)
+    _check(d, counts, seed)
+    _check_data(x0)
+    _check_levels(x0)
     shared, written = torch.Generator().manual_seed(seed), Interval()
     p = torch.zeros_like(x0), torch.zeros_like(x0)             # means and log-variances
     q = d.sqrt_alpha_bars[-1].to(x0) * x0, d.log_one_minus_alpha_bars[-1].to(x0)
@@ -165,9 +173,10 @@ def receive(d: ReverseProcess,        # as the sender's
             clip: bool = True,        # as the sender's
             ) -> Iterator[Received]:  # T + 1 times: x_T, ..., x_1, x_0
     "Receive x_0, with a better guess at each step (algorithm 4)."
-    _check(d, counts)
-    if set(message) - set("01"):
-        raise ValueError(f"a message is a string of zeros and ones, got {message[:40]!r}")
+    _check(d, counts, seed)
+    shape = _checked_shape(shape)
+    if not isinstance(message, str) or set(message) - set("01"):
+        raise ValueError(f"a message is a string of zeros and ones, got {message!r:.40}")
     read, shared = Interval(), torch.Generator().manual_seed(seed)
     def take(starts: Sequence[int]) -> int:
         symbol = read.symbol(message, starts)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .diffusion import one_generator
-from .schedules import lies, whole_number
+from .schedules import _check_flags, lies, whole_number
 
 # %% ../nbs/07_data.ipynb #477d6c0f
 Array = Tensor | np.ndarray
@@ -69,7 +69,7 @@ def digits(train: bool | None = None,  # True: the first 1,500; False: the 297 o
           ) -> tuple[Tensor, Tensor]:  # uint8 (N, 1, size, size), long (N,) in 0 .. 9
     "Handwritten digits that come with the package; above size 8 enlarged, with a black margin."
     size = whole_number("size", size, 8)
-    if train not in (True, False, None):
+    if not isinstance(train, (bool, np.bool_, type(None))):
         raise ValueError(f"train must be one of True, False, None, got {train!r}")
     stored = files("ddpm_nb") / "assets" / "digits.npz"
     with stored.open("rb") as f, np.load(f, allow_pickle=False) as arrays:
@@ -109,16 +109,11 @@ def _missing_files(folder: Path) -> list[str]:
     return [name for name in _TRAIN_FILES + _TEST_FILES if not (folder / name).is_file()]
 
 
-def _check_train(train: bool) -> None:
-    "Refuse a name, such as test: it would be taken for True."
-    if train not in (True, False): raise ValueError(f"train must be True or False, got {train!r}")
-
-
 def read_cifar10(folder: str | Path,         # the archive, unpacked: cifar-10-batches-bin
                  train: bool = True,         # the 50,000 training images, or the 10,000 test images
                 ) -> tuple[Tensor, Tensor]:  # uint8 (N, 3, 32, 32), long (N,) in 0 .. 9
     "CIFAR-10 from the files of its official binary archive."
-    _check_train(train)
+    _check_flags(train=train)
     folder = Path(folder).expanduser()
     if names := _missing_files(folder):
         raise FileNotFoundError(f"CIFAR-10 is not in {folder} (missing: {', '.join(names)}); "
@@ -257,6 +252,7 @@ def _saved_step(state: dict[str, int], batch_size: int) -> int:
 def _check_batches(images: Tensor | Images, batch_size: int, flip: bool, rank: int, world: int,
                    labels: Tensor | None) -> None:
     "Refuse what no batch can be made of."
+    _check_flags(flip=flip)
     n = len(images)
     if n == 0: raise ValueError("there is no image to make batches of")
     if images.dtype != torch.uint8 and not images.dtype.is_floating_point:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .bound import _check_levels, _to_double, decoder_nll, posterior_kl, prior_bits_per_dim
-from .data import Array, Images, _check_train, as_images, as_tensor, to_model
+from .data import Array, Images, as_images, as_tensor, to_model
 from .diffusion import Generators, _check_data, one_each, randn
 from .objective import ReverseProcess, _Watched
-from .schedules import whole_number
+from .schedules import _check_flags, whole_number
 
 # %% ../nbs/09_evaluation.ipynb #2649b446
 def strata(T: int,       # steps of the diffusion
@@ -85,6 +85,7 @@ def likelihood(d: ReverseProcess,                           # the diffusion
                progress: bool = False,     # show a bar
                ) -> Likelihood:            # bits/dim of each image
     "The bound over a data set: the paper's estimator, or a cheap unbiased one (eq. 5)."
+    _check_flags(clip=clip, progress=progress)
     images, batch = as_tensor("images", images), whole_number("batch", batch)
     if images.dtype != torch.uint8: _check_data(images)
     if len(images) == 0: raise ValueError("there is no image to measure")
@@ -120,6 +121,7 @@ def extract(extractor: Extractor,       # what to call
             progress: bool = False,     # show a bar
             ) -> tuple[Tensor, Tensor]:   # features (N, D), probabilities (N, K)
     "Features of a whole set of images, batch by batch."
+    _check_flags(progress=progress)
     images = as_images(images)
     if len(images) == 0: raise ValueError("there is no image to take features of")
     parts = torch.arange(len(images)).split(whole_number("batch", batch))
@@ -364,7 +366,7 @@ def cifar10_extractor(device: str | torch.device = "cpu",    # where to compute
 def cifar10_statistics(train: bool = True,    # of the 50,000 training images, or the 10,000 others
                        ) -> Statistics:       # in the features of `cifar10_extractor`
     "CIFAR-10 as our classifier sees it; it came with the package, so no image is needed."
-    _check_train(train)
+    _check_flags(train=train)
     part = "train" if train else "test"
     stored, name = _asset("statistics.safetensors"), _OwnExtractor.name
     mean, rows = stored[f"{part}.mean"].double(), stored[f"{part}.covariance"].double()

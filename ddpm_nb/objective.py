@@ -11,9 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .bound import DECODERS, ReverseStep, decoder_nll, posterior_kl, variational_bound
-from .diffusion import ForwardProcess, Generators, extract, noise_like
-from .schedules import NoiseSchedule, lies, look_up
+from .bound import DECODERS, ReverseStep, _check_not_empty, decoder_nll, posterior_kl
+from .bound import variational_bound
+from .diffusion import ForwardProcess, Generators, _check_data, extract, noise_like
+from .schedules import NoiseSchedule, _check_flags, lies, look_up
 
 # %% ../nbs/04_objective.ipynb #224d4577
 class _Constants(ForwardProcess):
@@ -223,6 +224,7 @@ class _Reading(_Variances):
              clip: bool = True,     # clip x0-hat to [-1, 1], as the paper's code does
              ) -> ReverseStep:      # the Gaussian p(x_{t-1} given x_t), and its x0-hat
         "Turn the network's output into a reverse step (eq. 1, 11, 15)."
+        _check_flags(clip=clip)
         how, asked = VARIANCES[self.variance], PREDICTIONS[self.prediction]
         output = _checked(output, x_t, how.learned)
         # half precision ends at the network's door
@@ -301,19 +303,12 @@ class _ReverseChain(_Reading):
 
         FloatingPointError, if an answer of the model was NaN or infinite.
         """
-        _check_not_empty(x0)
         watched = _Watched(model)
         def reverse(x_t: Tensor, t: Tensor) -> ReverseStep:
             return self.p_mean_variance(watched, x_t, t, clip)
         terms = variational_bound(self, reverse, x0, self.decoder, chunk, generator, progress)
         watched.check()
         return terms
-
-
-def _check_not_empty(x0: Tensor) -> None:
-    "A mean over no item is no number."
-    if isinstance(x0, Tensor) and x0.ndim and not len(x0):
-        raise ValueError(f"x0 must hold at least one item, got shape {tuple(x0.shape)}")
 
 # %% ../nbs/04_objective.ipynb #9cf1442d
 def _simple(d: _Reading,       # the process, with its names
@@ -370,6 +365,7 @@ class _Training(_ReverseChain):
                ) -> Tensor:   # (B,), at least float32: squared error ("simple"), bits/dim ("vlb")
         "The training loss of each item, of the kind that was chosen (eq. 5, 14)."
         _check_model(model)
+        _check_data(x0)
         if t is None: t = torch.randint(self.T, (len(x0),), device=x0.device)
         self.check(x0, t)
         dtype, x0 = x0.dtype, x0.to(torch.promote_types(x0.dtype, torch.float32))

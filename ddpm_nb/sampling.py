@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from .diffusion import Generators, _check_data, randn, same_shape
 from .objective import ReverseProcess, _Watched
-from .schedules import SPACINGS, lies, look_up, whole_number
+from .schedules import SPACINGS, _check_flags, lies, look_up, whole_number
 
 # %% ../nbs/05_sampling.ipynb #4dd6b20e
 class State(NamedTuple):
@@ -140,6 +140,7 @@ class _Trajectories(ReverseProcess):
 
         FloatingPointError after the last, if an answer of the model was NaN or infinite.
         """
+        _check_flags(clip=clip)
         options = _checked_options(sampler, options)
         if steps is not None: steps = whole_number("steps", steps, 1, self.T)
         spacing = _spacing_for(sampler, steps, spacing)
@@ -175,6 +176,7 @@ class _Samples(_Trajectories):
 
         FloatingPointError, if an answer of the model was NaN or infinite.
         """
+        _check_flags(progress=progress)
         states = self.trajectory(model, shape, sampler, steps, generator, noise=noise, start=start,
                                  clip=clip, spacing=spacing, **options)
         total = (steps or self.T) if start is None else start + 1
@@ -200,7 +202,7 @@ class GaussianDiffusion(_Samples):
                     progress: bool = True,       # show a bar
                     ) -> Tensor:                 # shape of `x0_a`
         "Encode both ends at `t`, mix the latents, and decode by algorithm 2 (figure 8)."
-        _check_data(x0_a)
+        for x0 in (x0_a, x0_b): _check_data(x0)
         same_shape(x0_a, x0_b=x0_b)
         if not lies(weight, 0, 1): raise ValueError(f"weight must lie in [0, 1], got {weight}")
         t = whole_number("t", t, 0, self.T - 1)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from numbers import Integral
 from typing import Any, Self, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -139,6 +140,13 @@ def lies(value: Any, low: float, high: float = math.inf) -> bool:
     "Does a number lie in low .. high? One that is infinite does not, nor does what is no number."
     try: return not isinstance(value, bool) and bool(low <= value <= high and value < math.inf)
     except (TypeError, ValueError, RuntimeError): return False
+
+
+def _check_flags(**flags: object) -> None:
+    "Refuse what is neither True nor False, by name: a word such as no would be taken for True."
+    for name, flag in flags.items():
+        if not isinstance(flag, (bool, np.bool_)):
+            raise ValueError(f"{name} must be True or False, got {flag!r}")
 
 
 def _check(T: int, **betas: float) -> None:

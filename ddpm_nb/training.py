@@ -4,7 +4,7 @@
 __all__ = ['TrainConfig', 'EMA', 'TrainState', 'Update', 'train']
 
 # %% ../nbs/08_training.ipynb #dbf3dd7f
-import contextlib, copy, math
+import contextlib, copy, math, warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple, get_type_hints
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .data import _hashed
 from .diffusion import randn
 from .sampling import SAMPLERS, GaussianDiffusion
-from .schedules import lies, look_up
+from .schedules import _check_flags, lies, look_up
 
 # %% ../nbs/08_training.ipynb #7fa8ffeb
 @dataclass(frozen=True)
@@ -93,6 +93,9 @@ class EMA:
     def __init__(self, model: nn.Module, decay: float = 0.9999, warmup: bool = False):
         if not lies(decay, 0, 1) or decay == 1:
             raise ValueError(f"decay must lie in [0, 1), got {decay!r}")
+        _check_flags(warmup=warmup)
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         self.decay, self.warmup = decay, warmup
         self.model: nn.Module = copy.deepcopy(model).eval().requires_grad_(False)
 
@@ -183,6 +186,23 @@ def _unpacked(batch: Any, device: torch.device) -> tuple[Tensor, Tensor | None]:
         raise ValueError(f"batches must be floats on {device}, got {got}: see Batches and Trainer")
     return x0, labels
 
+# %% ../nbs/08_training.ipynb #ec080b6a
+def _about_range(x: Tensor) -> str | None:     # (N, C, H, W); others may lie where they like
+    "A line for those whose images are not in [-1, 1]."
+    if x.ndim != 4 or not x.is_floating_point(): return None
+    low, high = (float(v) for v in x.aminmax())
+    if -1.5 < low < 0 and high < 1.5: return None
+    return (f"the images go from {low:.3g} to {high:.3g}, and the network is made for "
+            f"-1 .. 1: give them as uint8, or as 2 * x - 1 of what lies in 0 .. 1")
+
+
+def _looked_at(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
+    "The batches; of the first it is seen whether it lies in the network's range."
+    for i, batch in enumerate(batches):
+        if i == 0 and (line := _about_range(_unpacked(batch, device)[0])):
+            warnings.warn(line, stacklevel=3)
+        yield batch
+
 # %% ../nbs/08_training.ipynb #0efbe90f
 def losses_of(net: nn.Module, diffusion: GaussianDiffusion, x0, t, noise, labels=None) -> Tensor:
     "The loss of each item, (B,); labels reach the network as its third argument."
@@ -207,9 +227,11 @@ def train(net: nn.Module,                 # net(x_t, t), or net(x_t, t, labels);
     "Algorithm 1: each turn makes one update of the weights, and hands it out."
     _check_batches(batches)
     state = state or TrainState(net, diffusion.T, config)
-    gradient = gradient or (lambda *item: _gradient(net, diffusion, *item))
-    rank, world = getattr(batches, "rank", 0), getattr(batches, "world", 1)
     device, stream, seed = next(net.parameters()).device, iter(batches), config.seed
+    if gradient is None:
+        stream = _looked_at(stream, device)
+        gradient = lambda *item: _gradient(net, diffusion, *item)
+    rank, world = getattr(batches, "rank", 0), getattr(batches, "world", 1)
     net.train()
     while (step := state.step) < config.steps and (batch := next(stream, None)) is not None:
         x0, labels = _unpacked(batch, device)                             # line 1

@@ -344,6 +344,9 @@ class UNet(nn.Module):
 
 # %% ../nbs/06_unet.ipynb #510dd0eb
 def _check_input(net: UNet, x: Tensor, t: Tensor) -> None:
+    for name, given in (("x", x), ("t", t)):
+        if isinstance(given, Tensor): continue
+        raise ValueError(f"{name} must be a tensor, got {type(given).__name__}")
     c, s, got = net.config.in_channels, net.config.stride, tuple(x.shape)
     own = net.conv_in.weight.dtype
     if not x.is_floating_point():

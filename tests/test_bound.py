@@ -1,4 +1,5 @@
 "The bound: each term against an independent way, the decoder in every corner, brute force."
+import inspect
 import math
 
 import numpy as np
@@ -55,6 +56,38 @@ def test_log_likelihood_equals_scipy():
     x, m, s = torch.randn(3, 50, dtype=f64)
     theirs = stats.norm(m, s.exp()).logpdf(x)
     np.testing.assert_allclose(gaussian_log_likelihood(x, m, s), theirs, rtol=1e-12, atol=1e-12)
+
+
+WRONG = {    # an argument, and what is said of it
+    "none": (None, "{} must be a floating-point tensor, got NoneType"),
+    "list": ([0.0, 0.0], "{} must be a floating-point tensor, got list"),
+    "number": (0.5, "{} must be a floating-point tensor, got float"),
+    "array": (np.zeros(2), "{} must be a floating-point tensor, got ndarray"),
+    "bytes": (torch.zeros(2, dtype=torch.uint8), "{} must be a floating-point tensor, got "),
+    "whole": (torch.zeros(2, dtype=torch.long), "{} must be a floating-point tensor, got "),
+    "shape": (torch.zeros(3), "the shapes must broadcast, got .*{} \\(3,\\)")}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("function, n", (
+    (gaussian_kl, 4), (gaussian_log_likelihood, 3), (binned, 3)))
+def test_what_is_no_tensor_of_numbers_or_does_not_fit_is_refused_by_name(function, n, wrong):
+    "Whole numbers too: a byte of 255 would be taken for a pixel far right of 1."
+    value, said = WRONG[wrong]
+    for i, name in zip(range(n), inspect.signature(function).parameters):
+        given = [torch.zeros(2, 2)] * n
+        given[i] = value
+        with pytest.raises(ValueError, match=f"^{said.format(name)}") as e: function(*given)
+        assert "\n" not in str(e.value)
+
+
+def test_what_is_not_a_number_stays_none():
+    "A NaN anywhere is a NaN in the answer, and nowhere else."
+    for function, n in ((gaussian_kl, 4), (gaussian_log_likelihood, 3), (binned, 3)):
+        for i in range(n):
+            given = [torch.tensor([0.0, 1.0]) for _ in range(n)]
+            given[i][0] = math.nan
+            assert function(*given).isnan().tolist() == [True, False]
 
 
 def test_bits_per_dim_averages_all_but_the_batch():

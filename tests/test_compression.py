@@ -202,6 +202,24 @@ def test_wrong_counts_are_refused_by_both(counts):
         next(receive(d, MODELS["good"], "", (1, 2), counts, 0))
 
 
+@pytest.mark.parametrize("wrong, said", [
+    (dict(x0=None), "data must be a tensor"), (dict(x0=torch.zeros(1, 2).byte()), "floating point"),
+    (dict(x0=torch.zeros(1, 2)), "256 values k/127.5 - 1"),
+    (dict(counts=None), "counts must be 6 whole numbers, got NoneType"),
+    (dict(seed=None), "seed must be a whole number"), (dict(seed="0"), "seed must be a whole"),
+    (dict(shape=None), "shape must be"), (dict(shape=(1.0, 2)), "each number of shape must be"),
+    (dict(message=None), "zeros and ones, got None"), (dict(message=[0]), "zeros and ones")])
+def test_what_cannot_be_sent_or_received_is_refused_in_words(wrong, said):
+    "0 lies between two of the 256 values: it would arrive as another."
+    d, good = GaussianDiffusion(steps(6), prediction="x0"), MODELS["good"]
+    sent = dict(x0=torch.ones(1, 2), counts=[1] * 6, seed=0) | wrong
+    read = dict(message="0" * 99, shape=(1, 2), counts=[1] * 6, seed=0) | wrong
+    if wrong.keys() <= {"x0", "counts", "seed"}:
+        with refused(said): send(d, good, **sent)
+    if "x0" not in wrong:
+        with refused(said): next(receive(d, good, **read))
+
+
 @pytest.mark.parametrize("message", ["012", "0b1", " 1", "-1"])
 def test_what_is_not_a_message_is_refused(message):
     d = GaussianDiffusion(steps(2), prediction="x0")

@@ -128,6 +128,16 @@ def test_there_is_one_letter_for_noise_and_one_divergence(path):
     assert not re.findall(rf"{others}|{kl}", prose)
 
 
+@pytest.mark.parametrize("page, what, found_by", [
+    ("04_objective", "signal-to-noise", "Kingma"), ("05_sampling", "probability-flow", "Song"),
+    ("05_sampling", "Heun", "Karras"), ("10_compression", "random coding", "Havasi"),
+    ("10_compression", "attain the bound", "bits-back"), ("05_sampling", "tilde.beta", "LSUN")])
+def test_whoever_found_it_is_named_where_it_is_explained(page, what, found_by):
+    "In one paragraph; and which data the paper's code samples with which variance."
+    prose = "\n\n".join(source for source, _ in markdown(NBS / f"{page}.ipynb"))
+    assert any(re.search(what, p, flags=re.I) and found_by in p for p in prose.split("\n\n"))
+
+
 def test_plumbing_is_folded_and_every_fold_of_the_book_has_a_title():
     """Imports and checks are folded by the build; other folds say what is in them, but for an
     exercise's answer, whose question stands above it."""

@@ -823,6 +823,8 @@ def test_wrong_t_noise_or_data_are_refused():
     with refused(r"shape \(4,\)"): d.loss(zeros, x, torch.tensor([1]))
     with refused("noise must have shape"): d.loss(zeros, x, noise=draw(4, 1))
     with refused("floating point"): d.loss(zeros, torch.zeros(4, 3, dtype=torch.uint8))
+    for wrong in (None, [x, x], "x", torch.tensor(0.0)):        # a batch with its labels, too
+        with refused("data must be a tensor of shape"): d.loss(zeros, wrong)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

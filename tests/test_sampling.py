@@ -10,6 +10,7 @@ from guards import NoStrangers
 
 from ddpm_nb import sampling
 from ddpm_nb.compression import rate_distortion, send
+from ddpm_nb.diffusion import randn
 from ddpm_nb.objective import PREDICTIONS, VARIANCES, IdealDenoiser
 from ddpm_nb.sampling import _SPACINGS, SAMPLERS, GaussianDiffusion, State
 from ddpm_nb.schedules import SPACINGS, NoiseSchedule
@@ -386,6 +387,35 @@ def test_every_prediction_and_variance_is_read_right_at_every_number_of_steps(
     # rounding, 1e-16, times what mu makes of it at the end of this schedule, 1e3, and some more
     close(x, samples("x0"), rtol=0, atol=1e-10)
     if steps >= 25: assert ((x.abs() - 0.9).abs() < 1e-10).all()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 20, 25, 49, 50])
+@pytest.mark.parametrize("variance", VARIANCES)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_ancestral_steps_of_any_length_are_those_of_bayes_rule(prediction, variance, steps):
+    """Two points again, and the whole chain by hand, with the same noise.
+
+    x0 given x_t is at -.9 or .9, weighed by a tanh; x_prev given x_t and x0 is a product of two
+    Gaussians, over the stretch; and the learned variances are the true one of x_prev given x_t.
+    """
+    points, x = torch.tensor([[-0.9], [0.9]], dtype=torch.float64), draw(40, 1, seed=1)
+    d = GaussianDiffusion(FIFTY, prediction, variance)
+    got = d.sample(IdealDenoiser(d, points), x.shape, "ddpm", steps, gen(0), False, noise=x)
+    bars, noise = [1.0], gen(0)
+    for i in range(steps):
+        left = (1 - FIFTY.betas[:round((i + 1) * 50 / steps)]).prod().item()
+        bars.append(left)
+    for before, bar in zip(bars[-2::-1], bars[:0:-1]):
+        kept = bar / before                         # of the signal's variance, in this stretch
+        x0 = 0.9 * torch.tanh(0.9 * bar**0.5 * x / (1 - bar))
+        if before == 1: x = x0; break
+        precision = 1 / (1 - before) + kept / (1 - kept)
+        weight = before**0.5 / (1 - before) / precision
+        x = weight * x0 + kept**0.5 / (1 - kept) / precision * x
+        spread = {"fixed_small": 1 / precision, "fixed_large": 1 - kept}
+        true = 1 / precision + weight**2 * (0.81 - x0**2)
+        x = x + spread.get(variance, true) ** 0.5 * randn(x.shape, x, noise)
+    close(got, x, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("steps", [1, 5, 25, 49])
@@ -813,6 +843,7 @@ def test_interpolation_refuses_what_does_not_fit():
     with refused("t must be a whole .* 0 .. 19, got 3.5"): d.interpolate(tame, x, x, 0.5, 3.5)
     with refused("weight must lie in"): d.interpolate(tame, x, x, "half", 9)
     with refused("data must be a tensor"): d.interpolate(tame, x.numpy(), x, 0.5, 9)
+    with refused("floating point"): d.interpolate(tame, x, x.byte(), 0.5, 9)
 
 
 @pytest.mark.parametrize("shape", [4, "x", (), (4, 2.0), (4, -2), (True, 2)])
@@ -880,7 +911,7 @@ def test_an_order_that_there_is_not_is_refused(sampler, order):
 @pytest.mark.parametrize("wrong", [None, "digits", torch.zeros(1)])
 def test_what_is_no_model_is_named(wrong):
     d, said = GaussianDiffusion(NoiseSchedule.linear(T=4)), "model must be callable"
-    x, t = torch.zeros(1, 2), torch.tensor([2])
+    x, t = torch.ones(1, 2), torch.tensor([2])
     with pytest.raises(ValueError, match=said): d.sample(wrong, (1, 2), progress=False)
     with pytest.raises(ValueError, match=said): d.bits_per_dim(wrong, x)
     with pytest.raises(ValueError, match=said): d.p_mean_variance(wrong, x, t)

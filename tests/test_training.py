@@ -1,6 +1,7 @@
 "Algorithm 1: its configuration, its rate, its average, its draws, its loop."
 import json
 import math
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -69,6 +70,11 @@ def test_ema_is_the_weighted_sum_that_its_name_says():
     direct = 0.9**12 * first + sum(0.1 * 0.9 ** (11 - i) * w for i, w in enumerate(history))
     assert torch.allclose(ema.model.weight, direct, atol=1e-14)
     assert not ema.model.weight.requires_grad and not ema.model.training
+
+
+def test_an_average_is_of_a_network():
+    with pytest.raises(ValueError, match="^model must be a torch.nn.Module, got OrderedDict"):
+        EMA(nn.Linear(1, 1).state_dict())
 
 
 def test_ema_warmup_forgets_the_random_start():
@@ -289,6 +295,25 @@ def test_data_in_the_place_of_batches_are_refused_in_words(tmp_path):
                       (tmp_path, type(tmp_path).__name__)):
         with pytest.raises(ValueError, match=f"an iterable of batches, got {got}: see Batches and"):
             next(train(Asked(), diffusion(), data, CONFIG))
+
+
+@pytest.mark.parametrize("scale, shift, told", [
+    (1, 0, True), (255, 0, True), (2, -1, False), (2.4, -1.2, False), (4, -2, True)])
+def test_a_first_batch_of_images_in_another_range_is_a_warning_and_the_trainers_is_its_own(
+        scale, shift, told):
+    x = torch.rand(16, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    x[:, :, 0, 0] = 0                                                # black, as images have it
+    x = x * scale + shift
+    class Scaled(nn.Linear):
+        def forward(self, x, t): return x * self.weight
+    for images, expected in ((x, told), (x.flatten(1), False)):     # no image: left alone
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            for _ in train(Scaled(1, 1), diffusion(), Batches(images, 8), CONFIG): pass
+        said = [str(w.message) for w in seen if "made for -1 .. 1" in str(w.message)]
+        assert len(said) == expected and (not said or seen[0].filename == __file__)
+    with warnings.catch_warnings(action="error"):                    # it has a line of its own
+        Trainer(Scaled(1, 1), diffusion(), x, CONFIG, device="cpu", progress=False).update()
 
 
 def test_a_loader_of_pytorchs_gives_batches_to_the_loop():

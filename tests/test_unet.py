@@ -243,6 +243,8 @@ def test_an_input_in_any_layout_gives_the_same_answer():
     (torch.zeros(2, 2, 8, 8).double(), torch.zeros(2),
      r"x is torch.float64, the network's weights are torch.float32: bring one"),
     (torch.zeros(2, 2, 8, 8).half(), torch.zeros(2), "x is torch.float16"),
+    (None, torch.zeros(2), "^x must be a tensor, got NoneType"),
+    (torch.zeros(2, 2, 8, 8), [0, 0], "^t must be a tensor, got list"),
 ])
 def test_wrong_inputs_are_refused_in_words(x, t, words):
     with pytest.raises(ValueError, match=words): UNet(TINY)(x, t)

@@ -654,6 +654,42 @@ faults(
     ("divmod(i, ncols), (h, w)", "divmod(i, nrows)[::-1], (h, w)",
      "plotting::each_image_lies_in_the_grid_pixel_for_pixel_in_reading_order"))
 
+faults(
+    "schedules.py",
+    ("isinstance(flag, (bool, np.bool_)):", "isinstance(flag, (bool, np.bool_, str)):",
+     "flags::a_flag_is_true_or_false_and_no_word"))
+
+faults(
+    "sampling.py",
+    ("        _check_flags(clip=clip)\n        options =", "        options =",
+     "flags::a_flag_is_true_or_false_and_no_word"))
+
+faults(
+    "bound.py",
+    ("not isinstance(x, Tensor) or not x.is_floating_point()", "not isinstance(x, Tensor)",
+     "bound::what_is_no_tensor_of_numbers_or_does_not_fit_is_refused_by_name"),
+    ("    except RuntimeError:\n        shapes =", "    except KeyError:\n        shapes =",
+     "bound::what_is_no_tensor_of_numbers_or_does_not_fit_is_refused_by_name"))
+
+faults(
+    "objective.py",
+    ("return extract(d.posterior_variance, t, x), extract(d.posterior_log_variance, t, x)",
+     "return tuple(extract(v, d.network_t[t], x) for v in (d.original.posterior_variance,\n"
+     "            d.original.posterior_log_variance))",
+     "sampling::ancestral_steps_of_any_length_are_those_of_bayes_rule"))
+
+faults(
+    "compression.py",
+    ("    _check_levels(x0)\n", "",
+     "compression::what_cannot_be_sent_or_received_is_refused_in_words"))
+
+faults(
+    "training.py",
+    ("if -1.5 < low < 0 and high < 1.5:", "if -1.5 < low <= 0 and high < 1.5:",
+     "training::a_first_batch_of_images_in_another_range_is_a_warning_and_the_trainers_is_its_own"),
+    ("    if gradient is None:\n", "    if gradient is None or True:\n",
+     "training::a_first_batch_of_images_in_another_range_is_a_warning_and_the_trainers_is_its_own"))
+
 
 def ids(tests):
     "What pytest calls them."

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..data import _CIFAR10_FOLDER, _CIFAR10_URL, _missing_files, read_cifar10
 from .files import move, replacing, user_path
+from ..schedules import _check_flags
 
 # %% ../../nbs/engine/images.ipynb #51f2ae5b
 def _fetch_rest(url: str, part: Path, timeout: float, progress: bool) -> int | None:
@@ -139,6 +140,7 @@ def cifar10(root: str | Path | None = None,  # holds, or is, cifar-10-batches-bi
             download: bool = False,          # fetch what is missing (170 MB)
            ) -> tuple[Tensor, Tensor]:       # uint8 (N, 3, 32, 32), long (N,) in 0 .. 9
     "CIFAR-10 from its official binary archive; a folder that is there and whole is used as it is."
+    _check_flags(train=train, download=download)
     root = cache_folder() if root is None else user_path(root)
     folder = root if root.name == _CIFAR10_FOLDER else root / _CIFAR10_FOLDER
     if download and _missing_files(folder): _fetch_cifar10(folder)

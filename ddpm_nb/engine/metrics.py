@@ -25,7 +25,7 @@ from .images import cache_folder, cifar10
 from .pretrained import _read_pickle, _read_safetensors
 from ..evaluation import (Extractor, Statistics, _check_pixels, _OwnExtractor,
                                 cifar10_statistics, extract, frechet_distance, inception_score)
-from ..schedules import look_up, whole_number
+from ..schedules import _check_flags, look_up, whole_number
 
 # %% ../../nbs/engine/metrics.ipynb #72a34b00
 INCEPTION = "inception-v3-2015-12-05"      # FID and the Inception Score are defined by it
@@ -147,6 +147,7 @@ def sample_quality(samples: Array | Iterable[Tensor],     # uint8 (N, C, H, W); 
                    progress: bool = False,                # show a bar
                    ) -> Scores:
     "FID and Inception Score of samples; 50,000 of them, and the rest as it stands, is the paper's."
+    _check_flags(progress=progress)      # before anything is fetched
     extractor = inception_extractor() if extractor is None else extractor
     if isinstance(reference, Statistics): name = f"{reference.count:,} images"
     else: reference, name = _cifar10_reference(extractor, reference, root, progress)

@@ -22,7 +22,7 @@ from torch import Tensor
 from .files import replacing, user_path
 from .runs import _channels_out, _check_size
 from ..sampling import GaussianDiffusion
-from ..schedules import NoiseSchedule, look_up
+from ..schedules import NoiseSchedule, _check_flags, look_up
 from ..unet import Stage, UNet, UNetConfig
 
 # %% ../../nbs/engine/pretrained.ipynb #15e4a2b3
@@ -346,6 +346,7 @@ def load_pretrained(name: str | Path,              # a folder, a packaged model,
                     local_files_only: bool = False,        # what was downloaded before; no network
                    ) -> tuple[UNet, GaussianDiffusion]:    # float32, on the CPU, in eval mode
     "Load a model in the layout of `diffusers`; ValueError or OSError if it cannot be this network."
+    _check_flags(local_files_only=local_files_only)
     folder = _find(name, revision, cache_dir, local_files_only)
     config_file = _file(folder, "unet", "config.json")
     scheduler_file = _file(folder, "scheduler", "scheduler_config.json")

@@ -23,7 +23,7 @@ from .images import ImageFiles, _image_files, cifar10, load_files
 from .runs import Trainer, _check_size, _with_channels, checkpoints, differences
 from .runs import make_accelerator, read_checkpoint
 from ..sampling import GaussianDiffusion
-from ..schedules import SCHEDULES, look_up
+from ..schedules import SCHEDULES, _check_flags, look_up
 from ..training import TrainConfig
 from ..unet import UNet, UNetConfig
 
@@ -200,6 +200,7 @@ class _WithData(_Plan):
                 download: bool = False,  # fetch it if it is not there
                ) -> tuple[Tensor | Images, Tensor]:  # uint8 (N, C, H, W), long (N,)
         "Images and labels; ValueError if the recipe's network is not made for them."
+        _check_flags(train=train, download=download)
         load, u = look_up("the data set", self.data, DATASETS), self.unet
         images, labels = load(train, self.root, download, u.image_size)
         images = _with_channels(images, u.in_channels)       # grey, for a grey network
@@ -246,6 +247,7 @@ class Recipe(_WithData):
                 progress: bool = True,              # show a bar
                ) -> Trainer:
         "All of it put together, ready for `.train()` or `.resume().train()`."
+        _check_flags(download=download, progress=progress)       # before a network of 36 million
         net, process = self.network(), self.process()       # what cannot be built is told first
         with make_accelerator(self.train.precision, device).local_main_process_first():
             images, held_out = self.images(True, download), self._held_out()

@@ -24,9 +24,9 @@ from .files import FolderLock, _beside, check_writable, move, replacing, user_pa
 from .images import ImageFiles, _in_8_bits, image_folder
 from ..objective import VARIANCES
 from ..sampling import GaussianDiffusion
-from ..schedules import NoiseSchedule
+from ..schedules import NoiseSchedule, _check_flags
 from ..training import PRECISIONS, EMA, LossByT, TrainConfig, TrainState, Update
-from ..training import learning_rate, losses_of, train
+from ..training import _about_range, learning_rate, losses_of, train
 from ..unet import UNet, UNetConfig
 
 # %% ../../nbs/engine/runs.ipynb #93faab1b
@@ -388,14 +388,11 @@ def _unpack_data(data: Any, net: nn.Module) -> tuple[Tensor | Images, Tensor | N
     return images, labels
 
 # %% ../../nbs/engine/runs.ipynb #0d03fbef
-def _about_range(images: Tensor | Images) -> str | None:
+def _about_images(images: Tensor | Images) -> str | None:
     "A line for those whose images are not in [-1, 1]."
-    if images.ndim != 4 or not images.dtype.is_floating_point: return
+    if not images.dtype.is_floating_point: return None        # of bytes, none need be read
     some = images if isinstance(images, Tensor) else images[torch.arange(min(len(images), 64))]
-    low, high = (float(v) for v in some.aminmax())
-    if low < 0 and -1.5 < low and high < 1.5: return None
-    return (f"note: the images go from {low:.3g} to {high:.3g}, and the network is made for "
-            f"-1 .. 1: give them as uint8, or as 2 * x - 1 of what lies in 0 .. 1")
+    return f"note: {line}" if (line := _about_range(some)) else None
 
 # %% ../../nbs/engine/runs.ipynb #0d26bbbc
 _LOOK = 10        # updates between two looks at the clock, and before the first
@@ -582,6 +579,7 @@ class _Run(_Place):
                 ):
         if not isinstance(model, nn.Module):
             raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        _check_flags(progress=progress)
         super().__init__(config, folder, device, progress)
         a = self.accelerator
         _check_config(config, diffusion, a.num_processes)
@@ -1161,7 +1159,7 @@ class _Shown(_Kept):
         "What may surprise, before the first update."
         c, a = self.config, self.accelerator
         if self.step >= c.steps: return
-        if line := _about_range(self.batches.images): yield line
+        if line := _about_images(self.batches.images): yield line
         if c.precision == "bf16" and a.mixed_precision == "fp16":
             yield "note: this GPU has no units for bf16: fp16, with its scaler, stands in"
         if not self.pace and (line := _about_average(c)): yield line
@@ -1245,6 +1243,7 @@ def load_run(path: str | Path,              # a run folder, or one of its checkp
              model: nn.Module | None = None,  # where to put the weights, if they are not a `UNet`'s
             ) -> tuple[nn.Module, GaussianDiffusion]:  # the network in eval mode, and its diffusion
     "What a run has learnt, from its newest checkpoint."
+    _check_flags(averaged=averaged)
     path, weights = _run_checkpoint(path), "ema" if averaged else "model"
     files, state = read_checkpoint(path, only=(weights, "diffusion"))
     if model is None: model = _described_network(path, _part(state, "model"))
