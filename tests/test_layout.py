@@ -161,6 +161,15 @@ def markdown(path):
 BOX = "```{admonition} What goes wrong\n"
 
 
+def test_no_page_keeps_what_a_library_said_of_this_machine():
+    "matplotlib, where its list of fonts lacks its own; pip; PyTorch, where there is no CUDA."
+    said = re.compile(r"^(findfont:|Matplotlib is building|\[notice\]|.*No CUDA runtime)", re.M)
+    for path in NOTEBOOKS:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            texts = ["".join(o.get("text", "")) for o in cell.get("outputs", [])]
+            assert not any(map(said.search, texts)), f"{path_id(path)}, {cell['id']}"
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=path_id)
 def test_what_goes_wrong_is_a_box_and_no_heading_and_no_bold_paragraph(path):
     "One look everywhere; and the cell that shows the mistake failing follows its box."

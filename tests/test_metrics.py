@@ -155,6 +155,7 @@ def library(monkeypatch):
 
 @pytest.fixture
 def weights(tmp_path):
+    if torch.__version__ < (2, 6): pytest.skip("before PyTorch 2.6 no pickle can be read safely")
     torch.manual_seed(0)
     torch.save(nn.Linear(3, 5).state_dict() | {}, path := tmp_path / "weights.pth")
     state = torch.load(path, weights_only=True)
@@ -207,6 +208,6 @@ def test_a_pickle_that_would_run_something_is_refused(library, cache):
     class Bomb:
         def __reduce__(self): return os.mkdir, (str(cache / "boom"),)
     torch.save({"fc.weight": Bomb()}, cache / "evil.pth")
-    with pytest.raises(ValueError, match="not safe to load"):
+    with pytest.raises(ValueError, match="not safe to load|cannot load safely"):
         inception_extractor(weights=cache / "evil.pth")
     assert not (cache / "boom").exists()

@@ -25,6 +25,8 @@ from ddpm_nb.unet import UNet, UNetConfig
 TINY = UNetConfig(image_size=8, in_channels=1, out_channels=1, base_channels=8,
                   channel_multipliers=(1, 2), blocks_per_level=1,
                   attention_resolutions=(4,), groups=4, dropout=0.1)
+PICKLES = torch.__version__ >= (2, 6)       # which can be read safely; before, none is read
+REFUSED = "cannot load safely: update it to 2.6"
 
 
 def randomised(net, seed=0): return guards.randomised(net, seed).eval()
@@ -583,10 +585,10 @@ class Trap:
     "dtype": (rewrite(lambda s: s.update({"conv_in.bias": torch.zeros(8, dtype=torch.int32)})),
         "conv_in.bias has dtype torch.int32"),
     "nan": (rewrite(lambda s: s["conv_in.bias"].fill_(float("nan"))), "conv_in.bias is not finite"),
-    "trap": (pickled({"conv_in.weight": Trap()}), "not safe to load"),
+    "trap": (pickled({"conv_in.weight": Trap()}), "not safe to load" if PICKLES else REFUSED),
     "bin garbage": (in_place_of_the_weights(b"garbage"), "damaged"),
     "bin empty": (in_place_of_the_weights(b""), "damaged"),
-    "bin list": (pickled([torch.zeros(2)]), "table of tensors"),
+    "bin list": (pickled([torch.zeros(2)]), "table of tensors" if PICKLES else REFUSED),
     "index": (in_pieces(lambda index: "{"), "index.json is not a JSON file"),
     "index without a map": (in_pieces(lambda index: "{}"), "weight_map must give"),
     "index elsewhere": (in_pieces(lambda index: index.replace("diffusion", "../diffusion")),
@@ -641,8 +643,18 @@ def test_hub_options_are_passed_on_and_safetensors_are_preferred(saved, monkeypa
     state = load_file(saved / FILES[2])
     (saved / FILES[2]).unlink()
     torch.save(state, saved / "unet" / f"{WEIGHTS}.bin")
-    load_pretrained("someone/model")
+    if PICKLES: load_pretrained("someone/model")
+    else:
+        with pytest.raises(ValueError, match=REFUSED): load_pretrained("someone/model")
     assert any(p.endswith(".bin") for p in asked[-1][1]["allow_patterns"])
+
+
+def test_a_pickle_is_refused_where_pytorch_cannot_read_one_safely(saved, monkeypatch):
+    state = load_file(saved / FILES[2])
+    (saved / FILES[2]).unlink()
+    torch.save(state, saved / "unet" / f"{WEIGHTS}.bin")
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.5.1+cpu"))
+    with pytest.raises(ValueError, match=REFUSED): load_pretrained(saved)
 
 
 def test_packaged_models_load_by_name(saved, monkeypatch):

@@ -127,14 +127,17 @@ def _take(lock: Any, folder: Path) -> None:
     "Take the lock and leave this process's number in its file, or tell whose number is in it."
     from filelock import Timeout
     folder.mkdir(parents=True, exist_ok=True)
-    path, pid = folder / ".lock", ""
-    with suppress(OSError, ValueError): pid = f" (process {int(path.read_text())})"
+    path, number = folder / ".lock", ""
+    with suppress(OSError, ValueError): number = str(int(path.read_text()))
     try:
         lock.acquire(timeout=0)
         while not _names(path, lock):
             lock.release()
             lock.acquire(timeout=0)
     except Timeout:
+        with suppress(OSError):               # filelock 3 empties a file that it asks for
+            if not path.read_text(): path.write_text(number)
+        pid = number and f" (process {number})"
         raise OSError(f"{folder} is in use by another command{pid}: "
                       f"stop that one, or choose another folder") from None
     with suppress(OSError): path.write_text(str(os.getpid()))

@@ -405,12 +405,12 @@ def _why(e: Exception, revision: str | None, local_files_only: bool) -> str | No
     if isinstance(e, errors.RepositoryNotFoundError):
         return "the hub has no model of that name, or it is private"
     if isinstance(e, errors.RevisionNotFoundError): return f"the model has no revision {revision!r}"
-    if isinstance(e, errors.HfHubHTTPError):
-        return f"the hub answered: {str(e).partition(chr(10))[0]}"
     if isinstance(e, (errors.LocalEntryNotFoundError, ConnectionError)):
         return ("it is not in the cache, and local_files_only forbids the network"
                 if local_files_only else
                 "the hub cannot be reached, and the model is not in the cache")
+    if isinstance(e, errors.HfHubHTTPError):     # in version 0 the one above is one of these
+        return f"the hub answered: {str(e).partition(chr(10))[0]}"
     if isinstance(e, ValueError): return None
     return getattr(e, "strerror", None) or f"{type(e).__name__}: {e}"   # a full disk, say
 
