@@ -54,7 +54,8 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const part of document.querySelectorAll(".cell_output pre")) {
     const lines = part.textContent.trim().split("\n");
     const aligned = lines.filter(o => /\S {2,}\S/.test(o));
-    if (aligned.length > 2 && 2 * aligned.length > lines.length) part.classList.add("columns");
+    const table = aligned.length > 2 && 2 * aligned.length > lines.length;
+    if (table && lines.every(o => o.length <= 100)) part.classList.add("columns");
   }
   addEventListener("resize", reach);
   window.MathJax?.startup?.promise?.then(reach);
