@@ -29,6 +29,7 @@ html_static_path = ["_static"]
 html_css_files = ["book.css", "live.css", "reading.css"]
 html_js_files = ["book.js", ("live.js", {"defer": "defer"}), "reading.js"]
 html_favicon = "_static/favicon.svg"
+html_use_index = False              # it would be empty: reference.html is the list of names
 html_copy_source = False            # the notebooks to download are written by tools/plain.py
 html_show_sourcelink = False
 html_show_sphinx = False
@@ -120,6 +121,21 @@ def link_symbols(app, doctree, docname):
                                           classes=["symbol"]))
 
 
+def keep_together(app, doctree, docname):
+    "No line ends between a formula in it and the comma after it, or the bracket before."
+    from docutils import nodes
+    for node in list(doctree.findall(nodes.math)):
+        parts, i = node.parent, node.parent.index(node)
+        near = [o if isinstance(o, nodes.Text) else "" for o in ("", *parts, "")][i:i + 3]
+        head = re.search(r"\S{0,3}$", near[0])[0]
+        tail = re.match(r"(\S{1,4}(?!\S))?", near[2])[0]
+        if not head + tail: continue
+        if tail: parts[i + 1] = nodes.Text(near[2][len(tail):])
+        held = [nodes.Text(head), node.deepcopy(), nodes.Text(tail)]
+        parts[i] = nodes.inline("", "", *held, classes=["together"])
+        if head: parts[i - 1] = nodes.Text(near[0][:-len(head)])
+
+
 def add_static(app, config):
     "What tools/live.py wrote beside the prepared notebooks."
     config.html_static_path.append(str(Path(app.srcdir) / "static"))
@@ -132,4 +148,5 @@ def setup(app):
     app.connect("doctree-read", number_equations)
     app.connect("doctree-read", describe_images)
     app.connect("doctree-resolved", link_symbols)
+    app.connect("doctree-resolved", keep_together)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

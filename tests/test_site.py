@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.html")
                if "_static" not in p.parts)
-OTHER = ("genindex.html", "search.html")
+OTHER = ("search.html",)
 BOOK = [p for p in PAGES if not p.startswith("source/") and p not in OTHER]
 PLOTTING = "appendix/plotting.html"
 WITHOUT_BROWSER = pytest.mark.skipif(not EXECUTABLE, reason="no Chromium or Chrome here")

@@ -20,7 +20,7 @@ WITHOUT_AXE = pytest.mark.skipif(not AXE, reason="no axe-core here: `npm install
 SIZES = {"desktop": (1300, 900), "telephone": (390, 800)}
 KINDS = ["index", "00_prestudy", "01_schedules", "argument", "experiments/ablations", "engine/cli",
          "appendix/paper_map", "appendix/notation", "appendix/live", "reference", "source/bound",
-         "source/engine/runs", "search", "genindex"]
+         "source/engine/runs", "search"]
 BRIEFLY = [("light", ["desktop"]), ("dark", ["telephone"])]
 LOOKS = [(f"{name}.html", *look) for name in KINDS for look in BRIEFLY]
 LOOKS += [pytest.param(name, scheme, [*SIZES], marks=pytest.mark.slow)

@@ -63,7 +63,7 @@ def entries(path, page):
 def write_index(docs: Path):
     "search-index.js, and the page that searches with it in place of Sphinx's."
     pages = sorted(p for p in docs.rglob("*.html") if not p.is_relative_to(docs / "source")
-                   and p.name not in ("search.html", "genindex.html", "reference.html"))
+                   and p.name not in ("search.html", "reference.html"))
     found = [e for p in pages for e in entries(p, p.relative_to(docs).as_posix())]
     index = json.dumps([list(e) for e in found], ensure_ascii=False, separators=(",", ":"))
     (docs / "search-index.js").write_text(f"const SEARCH_INDEX = {index};\n", encoding="utf-8")

@@ -3,10 +3,10 @@
     python tools/student.py nbs/03_bound.ipynb    say what would be blank (the build writes it)
 
 What is blank: the bodies of the exported functions that a reader can write (public, at most 15
-lines, no plumbing; a module's `forward` too, which its class explains), and the answers of the
-exercises and warm-ups. What stays: signatures, docstrings, the checks of arguments, and every
-check of the book. They are the marker: run the
-notebook from the top, and it stops at what is still to do.
+lines, no plumbing; a module's `forward` too, which its class explains; and all of a cell that is
+tagged "blank", since the formula stands above it), and the answers of the exercises and warm-ups.
+What stays: signatures, docstrings, the checks of arguments, and every check of the book. They are
+the marker: run the notebook from the top, and it stops at what is still to do.
 """
 import ast, json, re, sys
 from itertools import dropwhile
@@ -42,13 +42,13 @@ def is_check(node):
     return isinstance(node, ast.If) and isinstance(node.body[0], ast.Raise) and not node.orelse
 
 
-def to_write(name, node):
+def to_write(name, node, tagged=False):
     "The statements of a function, known by that name, that a reader is to write, or none."
     body = list(dropwhile(is_check, node.body))
     names = {getattr(n, "id", getattr(n, "attr", "")) for n in ast.walk(node)}
-    given = names & READS_FILES or GIVEN.search(node.name) or any(
+    given = names & READS_FILES or GIVEN.search(node.name) and not tagged or any(
         o in ast.unparse(d) for d in node.decorator_list for o in ("property", "method"))
-    explained = ast.get_docstring(node) or re.fullmatch(r"[^_]\w*\.forward", name)
+    explained = tagged or ast.get_docstring(node) or re.fullmatch(r"[^_]\w*\.forward", name)
     if given or not explained or not body: return []
     raises = any(isinstance(n, ast.If) and is_check(n) for n in body)     # a check amid the work
     return [] if raises or node.end_lineno - body[0].lineno + 1 > LINES else body
@@ -62,11 +62,11 @@ def functions(source):
             yield from ((f"{n.name}.{m.name}", m) for m in n.body if isinstance(m, ast.FunctionDef))
 
 
-def emptied(source):
+def emptied(source, tagged=False):
     "A cell without the bodies that are to be written, and the names of the functions."
     lines, names = source.split("\n"), []
     for name, node in reversed(list(functions(source))):
-        if not (body := to_write(name, node)): continue
+        if not (body := to_write(name, node, tagged)): continue
         start, stop, column = body[0].lineno - 1, node.end_lineno, body[0].col_offset
         head = lines[start][:column].rstrip()         # `def ...:`, where all is on one line
         indent = " " * (node.col_offset + 4)
@@ -110,7 +110,8 @@ def asked(source, printed):
     "An exercise's cell without its answer."
     if interval := warm_up(source, printed):
         low, high = (f"{v:.6g}" for v in interval)
-        return f"answer = ...    # your number\nassert {low} <= answer <= {high}"
+        return (f"answer = ...    # your number\nassert answer is not ..., 'yours to compute'\n"
+                f"assert {low} <= answer <= {high}, 'not yet'")
     checks, needed = asserts(source)
     if not checks: return "# yours to write"
     what = f", which needs: {', '.join(needed)}" if needed else ""
@@ -169,13 +170,14 @@ def student(chapter, name):
             question = cell
             continue
         if cell["cell_type"] != "code": continue
+        tags = cell["metadata"].get("tags", [])
         new = {**cell, "outputs": [], "execution_count": None}
         if in_exercises:
             title = first_words(text_of(before)) if before else ""
             blanks.append(Blank(title, [question, cell]))
             source = asked(source, printed_by(cell))
-        elif re.search(r"^#\s*\|\s*export", source, flags=re.M):
-            source, names = emptied(source)
+        elif re.search(r"^#\s*\|\s*export", source, flags=re.M) and "plumbing" not in tags:
+            source, names = emptied(source, "blank" in tags)
             if names: blanks.append(Blank(", ".join(f"`{o}`" for o in names), [cell]))
         cells.append(with_source(new, source))
     said = (f"**A notebook to work in.** {len(blanks)} blanks stand where the chapter's code and "

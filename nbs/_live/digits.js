@@ -105,7 +105,9 @@ export function digits(place) {
   });
   replace(place, "A diffusion model of digits, running in this page",
           pictures(noisy, guess), way, row(fresh, seed, steps, sampler, spacing), status, made);
-  noisy.say("noise: press for a digit");
+  draw(noisy.canvas, normals(+seed.input.value)(SIDE * SIDE));   // where it will begin
+  draw(guess.canvas, new Float32Array(SIDE * SIDE));             // grey: it has not been asked
+  noisy.say("noise, t = 1000: press for a digit");
   guess.say("x̂₀: the network's guess of the clean digit");
   place.state = () => ({ xs, guesses, times });
 }
