@@ -16,18 +16,16 @@ from ddpm_nb import (EMA, SAMPLERS, GaussianDiffusion, NoiseSchedule, TrainConfi
 from ddpm_nb.compression import receive, send
 from ddpm_nb.data import Batches, read_cifar10
 from ddpm_nb.engine import images
-from ddpm_nb.engine.files import replacing
 from ddpm_nb.engine.metrics import sample_quality
 from ddpm_nb.engine.recipes import recipe
 from ddpm_nb.engine.runs import load_run
 from ddpm_nb.evaluation import cifar10_extractor, cifar10_statistics, extract, likelihood
-from ddpm_nb.plotting import axes, lines, scatter
 from ddpm_nb.schedules import _check_flags
 
 WORDS = ["no", "false", "", 0, 1, None, torch.tensor(True)]
 d = GaussianDiffusion(NoiseSchedule.linear(T=4, beta_end=0.5), variance="fixed_small")
 x, t, counts = torch.ones(2, 3), torch.zeros(2, dtype=torch.long), [2] * 4
-pixels, points = torch.zeros(4, 3, 32, 32, dtype=torch.uint8), {"a": np.zeros((3, 2))}
+pixels = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
 
 
 def model(x, t): return torch.zeros_like(x)
@@ -47,12 +45,10 @@ CALLS = {     # of each public function that takes a flag; nothing but the flag 
     TrainConfig: TrainConfig,
     Trainer: lambda **k: Trainer(nn.Linear(1, 1), d, x, **k),
     UNetConfig: UNetConfig,
-    axes: lambda **k: axes(**k).__enter__(),
     cifar10: cifar10,
     cifar10_statistics: cifar10_statistics,
     digits: digits,
     likelihood: lambda **k: likelihood(d, never, x, **k),
-    lines: lambda **k: lines(None, {"a": [1, 2]}, "x", "y", **k),
     load_pretrained: lambda **k: load_pretrained("digits", **k),
     load_run: lambda **k: load_run("nowhere", **k),
     rate_distortion: lambda **k: rate_distortion(d, model, x, **k),
@@ -61,9 +57,7 @@ CALLS = {     # of each public function that takes a flag; nothing but the flag 
     recipe("digits").dataset.__func__: recipe("digits").dataset,
     recipe("digits").images.__func__: recipe("digits").images,
     recipe("digits").trainer.__func__: lambda **k: recipe("digits", "smoke").trainer(**k),
-    replacing: lambda **k: replacing("nowhere", **k).__enter__(),
     sample_quality: lambda **k: sample_quality(pixels, cifar10_extractor(), **k),
-    scatter: lambda **k: scatter(points, **k),
     send: lambda **k: send(d, model, x, counts, 0, **k),
     variational_bound: lambda **k: variational_bound(d, judged, x, **k),
     # and what is not in a module's `__all__`, but called by name
@@ -78,9 +72,10 @@ def flags_of(function):
 
 
 def public():
-    "Functions, classes and the classes' own methods that the modules name."
+    """Functions, classes and the classes' own methods that the modules name, but for plotting, where
+    the picture shows what it was told, and files, which is the package's own door."""
     for found in pkgutil.walk_packages(ddpm_nb.__path__, "ddpm_nb."):
-        if found.name.endswith(("__main__", "_modidx")): continue
+        if found.name.endswith(("__main__", "_modidx", "plotting", "files")): continue
         module = importlib.import_module(found.name)
         for thing in (getattr(module, name) for name in getattr(module, "__all__", ())):
             if not callable(thing) or getattr(thing, "__module__", "") != found.name: continue
