@@ -76,7 +76,8 @@ def environment(folder, needs, wheel):
             link(Path(found.locate_file(top)), Path(paths["purelib"], top))
     python = Path(paths["scripts"], "python")
     subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", "--quiet",
-                    "--no-index", "--no-deps", wheel], check=True)
+                    "--no-index", "--no-deps", "--ignore-installed",    # a checkout on PYTHONPATH
+                    wheel], check=True)
     return python
 
 

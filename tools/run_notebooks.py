@@ -46,7 +46,8 @@ def refresh(path):
     "Execute one notebook; it is written only if every cell ran."
     nb, start = nbformat.read(path, 4), time.time()
     where = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(nb, timeout=None, kernel_name="python3", resources=where).execute()
+    NotebookClient(nb, timeout=None, kernel_name="python3", resources=where,
+                   coalesce_streams=True).execute()
     nbformat.write(tidied(nb), path)
     clean = str(Path(sys.executable).parent / "nbdev_clean")
     subprocess.run([clean, "--fname", str(path)], cwd=ROOT, check=True)
