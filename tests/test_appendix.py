@@ -119,11 +119,16 @@ def test_a_cell_tagged_as_blank_is_one_and_one_tagged_as_plumbing_is_given():
     assert "raise NotImplementedError" in shown[0] and shown[1:] == [formula, CELL]
 
 
-def test_the_blanks_of_the_first_chapter_are_its_schedules_and_none_is_a_check_of_arguments():
-    made = student.student(chapter(NBS / "01_schedules.ipynb"), "01_schedules")
-    titles = " ".join(blank.title for blank in made.blanks)
-    for name in ("_linear", "_quadratic", "_constant", "_jsd", "_cosine"): assert name in titles
-    assert "whole_number" not in titles and "lies" not in titles
+@pytest.mark.parametrize("name, asked, given", [
+    ("01_schedules", ["_linear", "_quadratic", "_constant", "_jsd", "_cosine"],
+     ["whole_number", "lies"]),
+    ("04_objective", ["_Mu.target", "_Eps.target", "_Eps.to_x0", "_V.target", "_simple"],
+     ["Variance.target"])])
+def test_the_blanks_of_a_chapter_are_its_formulas_and_none_is_a_check_of_arguments(name, asked,
+                                                                                   given):
+    made = student.student(chapter(NBS / f"{name}.ipynb"), name)
+    titles = {o for blank in made.blanks for o in re.findall("`(.*?)`", blank.title)}
+    assert {*asked} <= titles and not {*given} & titles
 
 
 MODULES = '''#| exporti
