@@ -108,6 +108,29 @@ def test_a_blank_keeps_signature_docstring_and_checks_and_takes_the_body():
     with pytest.raises(ValueError, match="negative"): scope["twice"](-1)
 
 
+def test_a_cell_tagged_as_blank_is_one_and_one_tagged_as_plumbing_is_given():
+    formula = "#| export\ndef _even(T: int) -> list: return [1 / T] * T"
+    cells = [{"cell_type": "code", "source": source, "metadata": {"tags": tags}, "outputs": []}
+             for source, tags in ((formula, ["blank"]), (formula, []), (CELL, ["plumbing"]))]
+    head = {"cell_type": "markdown", "source": "# One", "metadata": {}}
+    made = student.student({"cells": [head, *cells]}, "01_one")
+    assert [blank.title for blank in made.blanks] == ["`_even`"]
+    shown = [student.text_of(cell) for cell in made.notebook["cells"][2:]]
+    assert "raise NotImplementedError" in shown[0] and shown[1:] == [formula, CELL]
+
+
+@pytest.mark.parametrize("name, asked, given", [
+    ("01_schedules", ["_linear", "_quadratic", "_constant", "_jsd", "_cosine"],
+     ["whole_number", "lies"]),
+    ("04_objective", ["_Mu.target", "_Eps.target", "_Eps.to_x0", "_V.target", "_simple"],
+     ["Variance.target"])])
+def test_the_blanks_of_a_chapter_are_its_formulas_and_none_is_a_check_of_arguments(name, asked,
+                                                                                   given):
+    made = student.student(chapter(NBS / f"{name}.ipynb"), name)
+    titles = {o for blank in made.blanks for o in re.findall("`(.*?)`", blank.title)}
+    assert {*asked} <= titles and not {*given} & titles
+
+
 MODULES = '''#| exporti
 class Half(nn.Module):
     "Half the size."
@@ -459,7 +482,8 @@ def test_a_chapters_page_shows_the_equation_set_in_type_and_marks_its_warm_ups()
         p.wait("document.querySelector('#hint:not([hidden]) mjx-container')", 20)
         assert p.js("document.querySelectorAll('#hint [data-mjx-error]').length") == 0
         assert p.js("document.querySelectorAll('.page-symbols a[aria-label]').length") > 5
-        for number, said in (("3.32", "right"), ("2", "wrong")):
+        for number, said in (("3.32", "right"), ("3,32", "right"), ("332/100", "right"),
+                             ("2", "wrong"), ("0,332", "wrong"), ("three", "")):
             p.js(f"(f => {{ f.querySelector('input').value = '{number}'; f.requestSubmit() }})"
                  "(document.querySelector('form.warm-up'))")
             assert p.js("document.querySelector('form.warm-up').dataset.is") == said

@@ -64,7 +64,8 @@ def test_a_page_that_fails_is_reported_and_one_of_the_appendix_that_stops_in_wor
     ("import torch, numpy, IPython", False), ("def f():\n    from scipy.linalg import sqrtm", True),
     ("from diffusers import UNet2DModel", True), ("x = cifar10(train=False)", True),
     ("net = UNet(UNetConfig.cifar10())", False), ("Path('samplers.json')", True),
-    ("from fastcore.test import test_eq", False), ("Path('..', '..', 'tools')", True)])
+    ("from fastcore.test import test_eq", False), ("Path('..', '..', 'tools')", True),
+    ("from ipywidgets import interact", False)])
 def test_a_page_does_more_in_a_checkout_if_it_uses_what_a_reader_lacks(code, more):
     assert ALONE.has_more("05_sampling", notebook(code)) == more
 

@@ -335,6 +335,11 @@ def test_a_press_draws_a_digit_and_the_slider_leads_back_along_its_way(page, tra
     "By mouse, by keyboard, by touch: each press another seed, and what is drawn is what was found."
     page.appearance("light")
     hand = Hand(page, "argument.html", "[data-live=digits]")
+    greys = """[...part.querySelectorAll('.live-pictures canvas')].map(canvas => {
+      const grey = [...canvas.getContext('2d').getImageData(0, 0, 16, 16).data];
+      return new Set(grey.filter((_, i) => i % 4 === 0)).size;
+    })"""
+    assert hand.js(greys)[0] > 50 and hand.js(greys)[1] == 1      # noise, and not asked yet: grey
     loaded = lambda: sum(o.endswith("live-digits.js") for o in page.requests)
     hand.click("button")
     hand.done(1)

@@ -4,9 +4,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import plain as PLAIN
 import pytest
+
+from ddpm_nb import objective, plotting, schedules
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
@@ -43,6 +46,23 @@ def test_no_notebook_keeps_a_widget(path):
     nb = json.loads(path.read_text(encoding="utf-8"))
     kept = [o for c in nb["cells"] for o in c.get("outputs", []) if PLAIN.is_view(o)]
     assert not kept and "widgets" not in nb["metadata"]
+
+
+@pytest.mark.parametrize("name", ["01_schedules", "04_objective"])
+def test_the_sliders_of_a_notebook_draw_for_every_place_they_can_stand_at(name, monkeypatch):
+    "With a stand-in for ipywidgets, which it need not have."
+    cells = code(json.loads((NBS / f"{name}.ipynb").read_text(encoding="utf-8")))
+    (cell,) = (c for c in cells if "ipywidgets import interact" in c)
+    made = {}
+    interact = lambda **places: lambda draw: made.update(draw=draw, places=places)
+    monkeypatch.setitem(sys.modules, "ipywidgets", SimpleNamespace(interact=interact))
+    names = {"lines": plotting.lines, "NoiseSchedule": schedules.NoiseSchedule,
+             "SCHEDULES": schedules.SCHEDULES, "ReverseProcess": objective.ReverseProcess}
+    exec(cell, names)
+    assert made["draw"]().alt
+    for name, places in made["places"].items():
+        for place in places[:2] if isinstance(places, tuple) else places:
+            assert made["draw"](**{name: place}).alt
 
 
 def test_a_widget_is_dropped_when_a_notebook_is_run_and_when_it_is_made_plain():

@@ -418,7 +418,12 @@ SEARCHES = {   # what people type -> where the first hit leads, with the anchor 
     "load_pretrained": "engine/pretrained.html#api-load_pretrained",
     "GaussianDiffusion": "05_sampling.html#api-GaussianDiffusion",
     "moving average": "08_training.html#api-EMA",
-    "frechet_distance": "09_evaluation.html#api-frechet_distance"}
+    "frechet_distance": "09_evaluation.html#api-frechet_distance",
+    # questions, of which no place has all of the words
+    "why is weight normalization replaced": "06_unet.html",
+    "how long does sampling a batch of 256 images take": "08_training.html",
+    "what are the dangers, the broader impact": "appendix/paper_map.html",
+    "autoregressive bit ordering of Gaussian diffusion": "10_compression.html"}
 
 
 @WITHOUT_BROWSER
@@ -519,6 +524,52 @@ def test_on_a_phone_the_map_of_the_paper_scrolls_and_breaks_no_word(page):
       return out;
     })()"""
     assert page.js(broken) == []
+
+
+@WITHOUT_BROWSER
+def test_on_a_phone_what_goes_on_fades_and_a_table_keeps_its_columns(page):
+    page.appearance("dark")
+    page.open(url("03_bound.html"))
+    page.resize(390, 800)
+    page.js("dispatchEvent(new Event('resize'))")
+    page.wait("document.querySelector('mjx-container.more')", 5)
+    faded = "[...document.querySelectorAll('mjx-container.more')]"
+    assert page.js(f"{faded}.every(o => o.scrollWidth > o.clientWidth)")
+    page.js(f"(e => {{ e.id = 'end'; e.scrollLeft = 1e4; }})({faded}[0])")
+    page.wait("!document.querySelector('#end.more')", 5)          # at its end nothing goes on
+    assert page.js("[...document.querySelectorAll('pre.columns')].length") > 2
+    assert page.js("getComputedStyle(document.querySelector('pre.columns')).whiteSpace") == "pre"
+    picture = page.js("Math.max(...[...document.querySelectorAll('.cell_output img')]"
+                      ".map(o => o.getBoundingClientRect().width))")
+    assert 360 <= picture <= 390                                  # all of the width
+
+
+@WITHOUT_BROWSER
+@pytest.mark.parametrize("width", [390, 1300])
+def test_no_line_begins_with_the_comma_after_a_formula(page, width):
+    page.appearance("light")
+    page.open(url("04_objective.html"))
+    page.resize(width, 800)
+    lost = r"""[...document.querySelectorAll('article span.math > mjx-container')].filter(o => {
+      const next = o.parentElement.nextSibling;
+      if (next?.nodeType !== Node.TEXT_NODE || !/^[.,;:)]/.test(next.data)) return false;
+      const range = document.createRange();
+      range.setStart(next, 0);
+      range.setEnd(next, 1);
+      const {top, height} = range.getBoundingClientRect();
+      return height && top > o.getBoundingClientRect().bottom - 2;
+    }).length"""
+    assert page.js("document.querySelectorAll('.together').length") > 50
+    assert page.js(lost) == 0
+
+
+@pytest.mark.parametrize("name", [name for name in BOOK if name[:2].isdigit()])
+def test_no_drawing_of_a_chapter_is_hidden_in_a_fold_but_those_of_answers(name):
+    "A fold hides what its cell has shown, too."
+    text = (DOCS / name).read_text(encoding="utf-8")
+    folds = re.findall(r'<details class="admonition hide[^>]*>(.*?)</details>', text, flags=re.S)
+    titles = [o[:o.index("</summary>")] for o in folds if "<img" in o]
+    assert folds and all("and its result" in o for o in titles), titles
 
 
 @WITHOUT_BROWSER

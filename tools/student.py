@@ -16,6 +16,7 @@ from typing import NamedTuple
 LINES = 15                                # of a body that may be asked for
 READS_FILES = {"open", "files", "Path", "fromfile", "read_bytes"}
 GIVEN = re.compile(r"^_|^check$|_dict$")  # names of functions that are plumbing
+GIVEN_TAGS = {"plumbing", "given"}        # of cells with nothing to learn by writing them
 CHECK = re.compile(r"(test|check)_")      # fastcore's test_close and its like
 
 
@@ -176,7 +177,7 @@ def student(chapter, name):
             title = first_words(text_of(before)) if before else ""
             blanks.append(Blank(title, [question, cell]))
             source = asked(source, printed_by(cell))
-        elif re.search(r"^#\s*\|\s*export", source, flags=re.M) and "plumbing" not in tags:
+        elif re.search(r"^#\s*\|\s*export", source, flags=re.M) and not GIVEN_TAGS & {*tags}:
             source, names = emptied(source, "blank" in tags)
             if names: blanks.append(Blank(", ".join(f"`{o}`" for o in names), [cell]))
         cells.append(with_source(new, source))
