@@ -9,8 +9,9 @@ Each trial changes the recipe a little, trains on the same number of images with
 learning rate (a tenth of the run warming up, the last three tenths cooling down, if the trial does
 not say otherwise), and is measured: the mean training loss of its last tenth, and L_simple of the
 averaged weights, and of the last ones, on 2,000 test images whose t and noise are the same in every
-trial, so that differences between trials are paired and much surer than either number. One JSON line a trial goes to OUT/trials.jsonl; a trial that is
-there is not run again, one that was interrupted goes on from its last checkpoint.
+trial, so that differences between trials are paired and much surer than either number. One JSON
+line a trial goes to OUT/trials.jsonl; a trial that is there is not run again, one that was
+interrupted goes on from its last checkpoint.
 
 `cpu_seconds` is what the process used on all cores: on a busy machine it says more about cost than
 the clock.
@@ -100,7 +101,8 @@ def run(name: str, start: dict, changes: dict, images: int, out: Path, held) -> 
     return dict(
         name=name, images=images, weights=sum(p.numel() for p in trainer.model.parameters()),
         **changes, steps=steps, train_loss=trainer.history[-1]["loss"],
-        held_out=losses.mean().item(), last=last.mean().item(), standard_error=(losses.std() / len(losses) ** 0.5).item(),
+        held_out=losses.mean().item(), last=last.mean().item(),
+        standard_error=(losses.std() / len(losses) ** 0.5).item(),
         seconds=round(wall, 1), cpu_seconds=round(cpu, 1),
         images_per_cpu_second=made / max(cpu, 1e-9), losses=[round(v, 6) for v in losses.tolist()])
 

@@ -218,7 +218,8 @@ def distances(a) -> None:
             found = []
             for k in a.budgets:
                 drawn = []
-                for problem.noise in noise.split(128 if problem.clip else n):
+                for part in noise.split(125 if problem.clip else n):
+                    problem.noise = part
                     drawn.append(f(problem, k))
                 found.append(float(f"{of(torch.cat(drawn)):.4g}"))
             entry["of"][label] = found
