@@ -255,7 +255,8 @@ def near(a) -> None:
     rows = dict(itertools.chain(our_rows(), their_rows()))
     entry = record["digits"]["near"] = {"evaluations": list(NEAR), "rms": {}, "from": 400,
                                         "power": waver(guesses[400:700])}
-    entry["apart"] = rms(*(rows[label](problem, 50) for label in BESIDE[:2]))
+    apart = rms(*(rows[label](problem, 50) for label in BESIDE[:2]))
+    entry["apart"] = float(f"{apart:.4g}")
     for label in BESIDE:
         found = [rms(rows[label](problem, k), truth) for k in NEAR]
         entry["rms"][label] = [float(f"{v:.4g}") for v in found]
