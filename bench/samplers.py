@@ -12,6 +12,7 @@ that all solve one equation.
     python bench/samplers.py --problems digits --n 256 --out fresh.json
     python bench/samplers.py --times              which time to tell the network
     python bench/samplers.py --distances          how good the pictures are, by evaluations
+    python bench/samplers.py --near               the digits: a few evaluations more, or fewer
 
 Every row is on disk before the next begins; a run that was stopped goes on where it was.
 """
@@ -36,8 +37,10 @@ MIXTURES = {"five spots": 0.7 * torch.stack([ANGLES.cos(), ANGLES.sin()], 1),
             "two spots": torch.tensor([[-0.8, 0.0], [0.8, 0.4]], dtype=torch.float64)}
 NETWORKS = {"digits": "digits", "cifar10-small": "cifar10-small"}
 MANY = {"five spots": 20_000, "two spots": 20_000, "digits": 32, "cifar10-small": 8}
+DRAWN = {"five spots": 20_000, "two spots": 20_000, "digits": 256, "cifar10-small": 500}
 
 JUDGED = "adams between", "unipc between", "ddim even", "diffusers DPM++ 2M Karras"
+ALSO = "diffusers DPM++ 3M log-SNR", "diffusers UniPC log-SNR"      # where it costs little
 
 
 class Problem:
@@ -153,35 +156,112 @@ def run(a) -> None:
             keep(a.out, record)
 
 
+def spot_moments(x, spots):
+    "Each point beside its offset from the nearest spot, (N, 4): the shape, and the spots' width."
+    return torch.cat([x, x - spots[torch.cdist(x, spots).argmin(1)]], 1)
+
+
+def exact_moments(spots, width: float):
+    "Of `spot_moments` of the mixture itself: the offset is independent of which spot it is."
+    from ddpm_nb.evaluation import Statistics
+    own = width**2 * torch.eye(2, dtype=torch.float64)
+    whole = spots.T.cov(correction=0) + own
+    covariance = torch.cat([torch.cat([whole, own], 1), torch.cat([own, own], 1)])
+    return Statistics(torch.cat([spots.mean(0), torch.zeros(2)]), covariance, 10**9)
+
+
+def judge(name: str, n: int):
+    "What gives the Fréchet distance of samples from the data, and `n` that are data."
+    from cifar10_again import distance
+
+    from ddpm_nb import Statistics, cifar10, digits, frechet_distance, to_model, to_uint8
+    g = torch.Generator().manual_seed(0)
+    if name in MIXTURES:
+        spots, true = MIXTURES[name], exact_moments(MIXTURES[name], 0.08)
+        of = lambda x: frechet_distance(Statistics.of(spot_moments(x, spots)), true)
+        offsets = 0.08 * torch.randn(n, 2, generator=g, dtype=torch.float64)
+        return of, spots[torch.randint(len(spots), (n,), generator=g)] + offsets
+    if name == "digits":          # 64 numbers: the 8 x 8 pixels that the digits were made of
+        coarse = lambda x: torch.nn.functional.avg_pool2d(x.double(), 2).flatten(1)
+        true = Statistics.of(coarse(to_model(digits(True)[0])))
+        real = to_model(digits(False)[0])
+        of = lambda x: frechet_distance(Statistics.of(coarse(x)), true)
+    else:
+        of, real = lambda x: distance(to_uint8(x)), to_model(cifar10(train=False)[0])
+    return of, real[torch.randperm(len(real), generator=g)[:n]]
+
+
 def distances(a) -> None:
-    """The distance of samples from the training set of CIFAR-10 (chapter 9), for some of the rows.
+    """The Fréchet distance of samples from the data, for some of the rows.
 
-    The network runs in bfloat16, compiled, for all alike; `real` is that of as many test images.
+    Of a mixture, from its exact moments; of the digits, from the 1,500 that the network was trained
+    on, in coarse pixels; of CIFAR-10, from the training set in chapter 9's features. `real` is that
+    of as many fresh points, or held-out images. The network for CIFAR-10 runs in bfloat16,
+    compiled, for all alike.
     """
-    from cifar10_again import distance, half
-
-    from ddpm_nb import cifar10, to_uint8
     from ddpm_nb.engine.faster import compiled
-    record, n = json.loads(a.out.read_text()), a.n or 500
-    problem = Problem("cifar10-small", n)
-    problem.model, noise = half(compiled(problem.model)), problem.noise
-    test = cifar10(train=False)[0]
-    real = test[torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:n]]
-    whole, what = record["cifar10-small"], {"n": n, "evaluations": list(a.budgets)}
-    if whole.get("model") != digest("cifar10-small"): raise SystemExit("measure its rows first")
-    if any(whole.get("distances", {}).get(key) != value for key, value in what.items()):
-        whole["distances"] = {**what, "real": round(distance(real), 2), "of": {}}
-    entry = whole["distances"]
-    for label, f in itertools.chain(our_rows(), their_rows()):
-        if label not in (a.only or JUDGED) or label in entry["of"]: continue
-        found = []
-        for k in a.budgets:
-            images = []
-            for problem.noise in noise.split(125): images.append(to_uint8(f(problem, k)))
-            found.append(round(distance(torch.cat(images)), 2))
-        entry["of"][label] = found
-        print(f"{label:28}" + "".join(f"{v:8.2f}" for v in found), flush=True)
-        keep(a.out, record)
+    record = json.loads(a.out.read_text())
+    for name in a.problems:
+        n = a.n or DRAWN[name]
+        problem, (of, real) = Problem(name, n), judge(name, n)
+        if name == "cifar10-small":
+            from cifar10_again import half
+            problem.model = half(compiled(problem.model))
+        noise, whole, what = problem.noise, record[name], {"n": n, "evaluations": list(a.budgets)}
+        if whole.get("model") != digest(name): raise SystemExit(f"{name}: measure its rows first")
+        if any(whole.get("distances", {}).get(key) != value for key, value in what.items()):
+            whole["distances"] = {**what, "real": float(f"{of(real):.4g}"), "of": {}}
+        entry = whole["distances"]
+        judged = a.only or (JUDGED + ALSO if name in MIXTURES else JUDGED)
+        for label, f in itertools.chain(our_rows(), their_rows()):
+            if label not in judged or label in entry["of"]: continue
+            found = []
+            for k in a.budgets:
+                drawn = []
+                for part in noise.split(125 if problem.clip else n):
+                    problem.noise = part
+                    drawn.append(f(problem, k))
+                found.append(float(f"{of(torch.cat(drawn)):.4g}"))
+            entry["of"][label] = found
+            print(f"{name:14} {label:28}" + "".join(f"{v:10.4g}" for v in found), flush=True)
+            keep(a.out, record)
+
+
+NEAR = 13, 14, 15, 16, 17, 46, 48, 50, 52, 54, 56
+BESIDE = ("adams between", "unipc order=3 between", "diffusers DPM++ 3M log-SNR",
+          "diffusers UniPC 3 Karras")
+
+
+def waver(guesses) -> list[float]:      # (n, ...), n times in order -> (n / 2,)
+    "The power of the guesses' wavering at 1, 2, ... periods in n, what a polynomial has taken out."
+    n = len(guesses)
+    smooth = torch.linspace(-1, 1, n, dtype=torch.float64)[:, None]**torch.arange(12)
+    basis, y = torch.linalg.qr(smooth)[0], guesses.flatten(1).double()
+    rest = (y - basis @ (basis.T @ y)) * torch.hann_window(n, dtype=torch.float64)[:, None]
+    power = torch.fft.rfft(rest, dim=0).abs().square().mean(1)[1:]
+    return [float(f"{v:.3g}") for v in (power / power.sum()).tolist()]
+
+
+def near(a) -> None:
+    """What is left of the error on the digits at some fifty evaluations.
+
+    The distances at other numbers of evaluations; how far two of ours are apart at 50; and the
+    power of the network's wavering in t, from 400 to 700 along the solution, by frequency.
+    """
+    record, problem = json.loads(a.out.read_text()), Problem("digits", a.n or MANY["digits"])
+    states = problem.d.trajectory(problem.model, problem.noise.shape, "dpm++", noise=problem.noise)
+    path = [(state.x.clone(), state.x0.clone()) for state in states]
+    truth, guesses = path[-1][0], torch.stack([x0 for _, x0 in reversed(path)])
+    rows = dict(itertools.chain(our_rows(), their_rows()))
+    entry = record["digits"]["near"] = {"evaluations": list(NEAR), "rms": {}, "from": 400,
+                                        "power": waver(guesses[400:700])}
+    apart = rms(*(rows[label](problem, 50) for label in BESIDE[:2]))
+    entry["apart"] = float(f"{apart:.4g}")
+    for label in BESIDE:
+        found = [rms(rows[label](problem, k), truth) for k in NEAR]
+        entry["rms"][label] = [float(f"{v:.4g}") for v in found]
+        print(f"{label:28}" + "".join(f"{v:9.5f}" for v in found), flush=True)
+    keep(a.out, record)
 
 
 def fractional(spacing: str, steps: int):
@@ -226,5 +306,6 @@ if __name__ == "__main__":
     p.add_argument("--out", type=Path, default=ROOT / "nbs" / "samplers.json")
     p.add_argument("--times", action="store_true", help="compare what the network is told")
     p.add_argument("--distances", action="store_true", help="judge the samples themselves")
+    p.add_argument("--near", action="store_true", help="the digits, at other numbers")
     a = p.parse_args()
-    (times if a.times else distances if a.distances else run)(a)
+    (times if a.times else distances if a.distances else near if a.near else run)(a)

@@ -65,7 +65,33 @@ def test_what_chapter_5_shows_was_measured_on_the_networks_that_are_packaged(ben
         assert entry["model"] == bench.digest(name), name
         assert set(entry["rms"]) == {label for label, _ in (*bench.our_rows(), *bench.their_rows())}
         assert all(len(row) == len(entry["evaluations"]) for row in entry["rms"].values())
-    assert set(record["cifar10-small"]["distances"]["of"]) == set(bench.JUDGED)
+        more = bench.ALSO if name in bench.MIXTURES else ()
+        assert set(entry["distances"]["of"]) == {*bench.JUDGED, *more}
+    near = record["digits"]["near"]
+    assert list(near["rms"]) == list(bench.BESIDE) and near["evaluations"] == list(bench.NEAR)
+
+
+@pytest.mark.parametrize("name", ["five spots", "two spots"])
+def test_the_moments_of_a_mixture_are_those_of_many_points_drawn_from_it(bench, name):
+    "A million: the distance by chance, of trace 0.5 over a million times a few, is below 1e-5."
+    of, points = bench.judge(name, 1_000_000)
+    assert of(points) < 1e-5 < 1e-3 < of(1.1 * points)
+    wider = points + 0.04 * torch.randn_like(points)       # a width of 0.09 for 0.08
+    assert of(wider) > 1e-4
+
+
+def test_the_digits_are_judged_beside_those_that_were_held_out(bench):
+    of, real = bench.judge("digits", 256)
+    assert real.shape == (256, 1, 16, 16) and 0 < of(real) < of(0.8 * real) < of(torch.zeros_like(
+        real) + 0.1 * torch.randn_like(real))
+
+
+def test_what_wavers_with_a_period_is_found_there(bench):
+    t = torch.arange(300, dtype=torch.float64)[:, None]
+    guesses = (t / 300)**3 - t / 100 + 0.01 * torch.sin(t * 2 * torch.pi / 15 + torch.arange(4))
+    power = bench.waver(guesses)
+    assert len(power) == 150 and abs(sum(power) - 1) < 0.01
+    assert power.index(max(power)) + 1 == 20 and sum(power[18:21]) > 0.98      # 20 periods in 300
 
 
 def test_the_network_of_a_record_is_told_by_a_digest_of_its_weights(bench):
