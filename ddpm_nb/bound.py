@@ -25,8 +25,6 @@ class ReverseStep(NamedTuple):
     x0: Tensor             # the guess of the clean data behind `mean`, shape of x_t
 
 # %% ../nbs/03_bound.ipynb #01413d7c
-#| code-fold: true
-#| code-summary: What is no tensor of numbers, or does not fit the others, is refused
 def _check_elements(**tensors: Tensor) -> None:
     "Refuse what is no floating-point tensor, and shapes that do not broadcast, by name."
     for name, x in tensors.items():

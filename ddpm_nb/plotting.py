@@ -314,11 +314,6 @@ def _add_legends(fig: "Figure") -> None:
         if labels and a.get_legend() is None: a.legend()
 
 # %% ../nbs/appendix/plotting.ipynb #eeced50f
-def _check(**flags: bool) -> None:
-    from ddpm_nb.schedules import _check_flags      # not above: it brings PyTorch
-    _check_flags(**flags)
-
-
 @contextmanager
 def axes(title: str | None = None,      # says what to notice
          xlabel: str = "",              # name and unit
@@ -333,7 +328,6 @@ def axes(title: str | None = None,      # says what to notice
         ) -> Iterator[Any]:             # one Axes, or an array of them (nrows x ncols, squeezed)
     "Styled axes; the figure is shown at the end of the `with` block, and nothing is left open."
     import matplotlib
-    _check(show=show)
     with matplotlib.rc_context(_STYLE):
         matplotlib.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=CYCLE)
         fig, ax = _subplots(title, xlabel, ylabel, nrows, ncols, width, height, kwargs)
@@ -382,7 +376,6 @@ def lines(x: Any,                       # (N,), or None: 0, 1, 2, ...
           **kwargs: Any,                # to `axes`
          ) -> Picture:
     "Curves over one axis."
-    _check(logx=logx, logy=logy)
     bands = bands or {}
     names = list(ys) + [n for n in bands if n not in ys]
     for name in (*points, *dashed):
@@ -433,7 +426,6 @@ def scatter(points: dict[str, Any],     # name -> (N, 2)
             **kwargs: Any,              # to `axes`
            ) -> Picture:
     "Points in the plane: one cloud on another, or side by side; both axes have one scale."
-    _check(panels=panels)
     clouds = _clouds(points)
     colors = [color] * len(clouds) if isinstance(color, str) else color
     colors = colors or [color_of(n, i) for i, n in enumerate(clouds)]

@@ -72,8 +72,8 @@ def flags_of(function):
 
 
 def public():
-    """Functions, classes and the classes' own methods that the modules name, but for plotting, where
-    the picture shows what it was told, and files, which is the package's own door."""
+    """Functions, classes and their own methods that the modules name; but for plotting, where the
+    picture shows what it was told, and files, which is the package's own door."""
     for found in pkgutil.walk_packages(ddpm_nb.__path__, "ddpm_nb."):
         if found.name.endswith(("__main__", "_modidx", "plotting", "files")): continue
         module = importlib.import_module(found.name)

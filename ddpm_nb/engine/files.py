@@ -59,8 +59,6 @@ def replacing(path: str | Path,      # what is to appear, or to be replaced; its
               folder: bool = False,  # a folder, which the block finds empty; else a file
              ) -> Iterator[Path]:    # where the block writes it: beside `path`, under a hidden name
     "What the block writes appears at `path` at once and whole, or not at all."
-    from ddpm_nb.schedules import _check_flags      # not above: it brings PyTorch
-    _check_flags(folder=folder)
     path = user_path(path).resolve()      # through a link, to what it stands for
     if path.exists() and not (path.is_dir() if folder else path.is_file()):
         kind = "folder" if folder else "ordinary file"

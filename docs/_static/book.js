@@ -31,17 +31,32 @@ document.addEventListener("DOMContentLoaded", () => {
   };
   const reach = () => {
     const wide = "div.math, span.math, mjx-container, div.cell_output, div.cell_output > .output, " +
-      "div.highlight pre, .api table, .pst-scrollable-table-container";
+      "div.highlight pre, pre.columns, .api table, .pst-scrollable-table-container";
     const lines = [...document.querySelectorAll("span.math")];      // most fit their line
-    const fit = lines.map(part => !!part.closest("a") || part.offsetWidth < room(part) - 1);
+    const comma = part => part.parentElement.matches(".together") ? 16 : 0;     // as in book.css
+    const fit = lines.map(part =>
+      !!part.closest("a") || part.offsetWidth < room(part) - comma(part) - 1);
     lines.forEach((part, i) => part.classList.toggle("fits", fit[i]));    // measured all at once
     for (const part of document.querySelectorAll(wide)) {
       const scrolls = part.scrollWidth > part.clientWidth + 1 && !part.closest("a") &&
         getComputedStyle(part).overflowX !== "visible";
       if (scrolls) part.tabIndex = 0;
       else part.removeAttribute("tabindex");
+      fade(part);
     }
   };
+  // ... and is seen to go on: it fades at the right, but for code, whose lines say so themselves
+  const fade = part => part.classList.toggle("more", part.tabIndex === 0 &&
+    !part.matches("pre:not(.columns)") &&
+    part.scrollLeft + part.clientWidth < part.scrollWidth - 4);
+  addEventListener("scroll", e => { if (e.target.tabIndex === 0) fade(e.target); }, true);
+  // a result in columns keeps them, where other results break their lines
+  for (const part of document.querySelectorAll(".cell_output pre")) {
+    const lines = part.textContent.trim().split("\n");
+    const aligned = lines.filter(o => /\S {2,}\S/.test(o));
+    const table = aligned.length > 2 && 2 * aligned.length > lines.length;
+    if (table && lines.every(o => o.length <= 100)) part.classList.add("columns");
+  }
   addEventListener("resize", reach);
   window.MathJax?.startup?.promise?.then(reach);
   addEventListener("load", () => setTimeout(reach, 500));

@@ -59,9 +59,9 @@ document.addEventListener("DOMContentLoaded", () => {
   addEventListener("keydown", e => { if (e.key === "Escape") hide(); });
   addEventListener("resize", hide);
 
-  // "1.5e-3", "1,5", "3/4", "12 %" as one number; NaN if it is none
+  // "1.5e-3", "1,5", "0,125", "3/4", "12 %" as one number; NaN if it is none
   const number = text => {
-    const parts = text.trim().replace(/\s*%$/, "").replace(/(\d),(\d{1,2})$/, "$1.$2")
+    const parts = text.trim().replace(/\s*%$/, "").replace(/^(-?0),|,(\d{1,2})$/, "$1.$2")
       .replaceAll(",", "").replace("\u2212", "-").split("/");
     if (parts.length > 2 || parts.some(o => !o.trim())) return NaN;
     return parts.map(Number).reduce((a, b) => a / b);

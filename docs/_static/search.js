@@ -9,7 +9,11 @@ const SYNONYMS = {
   "moving average": ["ema", "average"], "fid": ["fid", "fréchet"], "is": ["inception score"],
   "mixed precision": ["precision", "bfloat16"], "kl": ["divergence"], "cfg": ["guidance"],
 };
-const fold = s => s.toLowerCase().normalize("NFD").replace(/[\u0300-\u036f]/g, "");
+// Small letters without accents, in British spelling; no comma in a number.
+const fold = s => s.toLowerCase().normalize("NFD").replace(/[\u0300-\u036f]/g, "")
+  .replace(/iz(?=ation|e|ing)/g, "is").replace(/(\d),(?=\d{3})/g, "$1");
+const LITTLE = new Set(("a an and are as at by did do does for from how in it of on or the to was " +
+  "were what when where which who why with").split(" "));   // a question's words, not its answer's
 const tokens = s => fold(s).split(/[^\p{L}\p{N}_+.]+/u).filter(Boolean);
 
 // What is looked for: the words themselves, or in their place what the book calls it.
@@ -20,7 +24,8 @@ function queries(text) {
 
 // How well one place answers one query; 0: it does not hold all of the words.
 function score([kind, url, title, page, text], query) {
-  const words = tokens(query), name = fold(title), body = fold(text);
+  const all = tokens(query), asked = all.filter(o => !LITTLE.has(o));
+  const words = asked.length ? asked : all, name = fold(title), body = fold(text);
   if (!words.length) return 0;
   let sum = 0;
   for (const word of words) {
@@ -41,6 +46,19 @@ function score([kind, url, title, page, text], query) {
   return sum + { name: 3, section: 1, page: 2 }[kind] - 3 * later;
 }
 
+// Few places have all of the words: then those that have the most of them, and the rarest, after.
+function partly(text) {
+  const stem = word => word.length > 5 ? word.replace(/(ing|ed|e?s)$/, "") : word;
+  const found = new Map();
+  for (const word of new Set(tokens(text).filter(o => !LITTLE.has(o)).map(stem))) {
+    const hits = SEARCH_INDEX.map(o => [o, score(o, word)]).filter(o => o[1]);
+    const rare = Math.log(SEARCH_INDEX.length / hits.length);
+    for (const [entry, value] of hits)
+      found.set(entry, (found.get(entry) || 0) + rare * (10 + Math.min(value, 15)));
+  }
+  return [...found].map(([entry, value]) => [entry, { entry, value: value / 1e4, query: text }]);
+}
+
 function search(text, most = 30) {
   const found = new Map();
   queries(text).forEach((query, i) => {
@@ -49,6 +67,8 @@ function search(text, most = 30) {
       if (value > (found.get(entry)?.value || 0)) found.set(entry, { entry, value, query });
     }
   });
+  if (found.size < 3)
+    for (const [entry, hit] of partly(text)) if (!found.has(entry)) found.set(entry, hit);
   return [...found.values()].sort((a, b) => b.value - a.value).slice(0, most);
 }
 
