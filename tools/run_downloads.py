@@ -158,8 +158,9 @@ def main():
     args = parser.parse_args()
     found = {page: nb for _, page, nb in notebooks()}
     if unknown := {*args.pages} - {*found}: sys.exit(f"no such page: {', '.join(unknown)}")
-    # the experiments take longest: with them first, no stream waits for the other at the end
-    pages = sorted(args.pages or found, key=lambda page: not page.startswith("experiments/"))
+    # these take longest: with them first, no stream waits for the other at the end
+    long = "experiments/", "engine/faster"
+    pages = sorted(args.pages or found, key=lambda page: not page.startswith(long))
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
         if args.python: python = Path(args.python).absolute()       # as a link: it is a venv's
