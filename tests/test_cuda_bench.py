@@ -99,10 +99,8 @@ def test_the_script_runs_end_to_end_at_a_tiny_size(tmp_path):
     of = {name: r["result"] for name, r in results.items()}
     assert sum(of["tests"]["counts"].values()) >= 1 and of["tests"]["exit code"] in (0, 5)
     assert of["correct"]["failed"] == []
-    for form in ("bf16", "bf16, compiled"): assert of["correct"][f"{form}, and fp32"]["found"] > 0
-    for form in ("fp32, eager", "bf16, compiled"):
-        assert of["rates"][f"{form}, ours"]["training"]["images_per_second"] > 0
-        assert of["rates"][f"{form}, ours"]["forward"]["images_per_second"] > 0
+    assert of["correct"]["bf16, and fp32"]["found"] > 0
+    assert of["rates"]["fp32, eager, ours"]["training"]["images_per_second"] > 0
     assert of["train"]["step"] == of["train"]["config"]["steps"] and of["train"]["budget"]
     assert of["train"]["log"][-1]["held_out"] > 0 and of["train"]["data"] == "smooth random colours"
     assert of["samples"]["ddpm"]["images"] == 4
