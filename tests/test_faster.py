@@ -118,16 +118,18 @@ def test_the_hash_dropout_drops_the_right_share_anew_each_time_and_obeys_the_see
 
 # The whole network ------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("config", [TINY, replace(TINY, head_channels=4), UNetConfig.digits()],
-                         ids=["tiny", "heads", "digits"])
+@pytest.mark.parametrize("backend, config", [
+    ("eager", TINY), ("aot_eager", replace(TINY, head_channels=4)),
+    ("aot_eager", UNetConfig.digits())], ids=["tiny-eager", "heads-aot_eager", "digits-aot_eager"])
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 def test_outputs_and_every_gradient_are_the_networks(backend, config, train):
+    "`aot_eager` does all that `eager` does, and derives the way back: a second or two a layer."
     net = randomised(UNet(replace(config, dropout=0.0 if train else 0.1))).double().train(train)
     size = config.image_size
     x = torch.randn(4, config.in_channels, size, size, dtype=torch.float64)
     fast = compiled(net, backend=backend)
     assert_equal(run(fast, net, x, T), run(net, net, x, T), 1e-10)
+    if train and backend != "eager": return       # a graph of its own, in each mode once
     with torch.no_grad(): assert_equal([fast(x, T)], [net(x, T)], 1e-12)
 
 
