@@ -74,7 +74,9 @@ def notebooks(gpu):
 
 def tests(gpu):
     "pytest"
-    return run(sys.executable, "-m", "pytest", "-n", "2", *(["--slow"] if gpu else []))
+    # each worker keeps to a stretch of files: what a module makes once is not made by both
+    workers = "-n", "2", "--dist", "worksteal"
+    return run(sys.executable, "-m", "pytest", *workers, *(["--slow"] if gpu else []))
 
 
 def main():
