@@ -39,7 +39,12 @@ def address(tmp_path_factory):
     options = [f"--port={port}", "--no-browser", "--IdentityProvider.token=", "--allow-root",
                f"--ServerApp.root_dir={home / 'nbs'}", "--ServerApp.disable_check_xsrf=True",
                f"--config={ROOT / CONFIG}"]
+    # every cell is rendered, not only those in the window
+    settings = home / "settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"windowingMode": "none"}', encoding="utf-8")
     places = {f"JUPYTER_{o}_DIR": str(home / o.lower()) for o in ("CONFIG", "DATA", "RUNTIME")}
+    places["JUPYTERLAB_SETTINGS_DIR"] = str(home / "settings")
     lab = subprocess.Popen(
         [sys.executable, "-m", "jupyterlab", *options], stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -113,8 +118,9 @@ def test_equations_have_the_papers_numbers_and_only_those_with_a_label_have_one(
     with browser() as page:
         page.open(f"{address}/lab/tree/{name}.ipynb?reset")
         page.wait("document.querySelectorAll('.jp-MarkdownCell').length > 3", 120)
-        page.resize(1300, 40_000)       # the whole notebook is in the window, and so rendered
         page.wait(f"({READ}).length >= {len(want)}", 120)
+        leading = f"({POINTED}).some(p => p[0] == o)"
+        page.wait(f"{sorted(elsewhere(name))}.every(o => {leading})", 120)
         assert dict(page.js(READ)) == want
         counted = "document.querySelectorAll('.jp-MarkdownCell [id^=eq-] .katex-display').length"
         assert page.js(ALL) > page.js(counted)          # there are others,
