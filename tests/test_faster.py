@@ -288,8 +288,8 @@ def test_a_network_that_takes_labels_keeps_its_arguments():
     class Labelled(UNet):
         def forward(self, x, t, y=None): return super().forward(x, t) + (0 if y is None else y)
 
-    net = Labelled(TINY).eval()
-    x, t = torch.randn(2, TINY.in_channels, 8, 8), torch.tensor([1, 5])
+    net = Labelled(ONE).eval()
+    x, t = torch.randn(2, ONE.in_channels, 8, 8), torch.tensor([1, 5])
     fast = compiled(net, backend="eager")
     torch.testing.assert_close(fast(x, t, 3.0), net(x, t, 3.0))
 
