@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-# For pages: what one batch frees the next one takes, and the system need not clear it in between.
+# What one batch frees the next one takes, and the system need not clear it in between.
 # (These are glibc's, and others do not mind them.)
 KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
 IGNORE = shutil.ignore_patterns("__pycache__", "runs", "data", ".ipynb_checkpoints", "_static")
@@ -63,7 +63,7 @@ def site():
 
 def downloads():
     "every notebook runs alone, with the package's own requirements only"
-    return run(sys.executable, "tools/run_downloads.py", env=os.environ | KEEP)
+    return run(sys.executable, "tools/run_downloads.py")
 
 
 def notebooks(gpu):
@@ -72,8 +72,7 @@ def notebooks(gpu):
     if not gpu:
         from run_downloads import more
         chosen = ["--file_re", f"^({'|'.join(page.split('/')[-1] for page in more())})\\.ipynb$"]
-    command = BIN / "nbdev_test", "--n_workers", "2", "--timing", *chosen
-    return run(*command, env=os.environ | KEEP)
+    return run(BIN / "nbdev_test", "--n_workers", "2", "--timing", *chosen)
 
 
 def tests(gpu):
@@ -92,7 +91,7 @@ def main():
                         help="include what is marked for a GPU, or as slow")
     args = parser.parse_args()
     # two workers, and one thread for each
-    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    os.environ.update(KEEP, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     os.environ.update(PYTHONUNBUFFERED="1", MPLBACKEND="agg")
     os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     compiled = tempfile.TemporaryDirectory()       # no half-written file of a compiler's of before
