@@ -2,7 +2,9 @@
 import ast
 import json
 import re
+import subprocess
 import symtable
+import sys
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -438,3 +440,22 @@ def test_each_of_the_packages_names_is_the_modules_own():
     for name in ddpm_nb.__all__:
         homes = [importlib.import_module(m) for m in CODE if name in public(m)]
         assert any(getattr(ddpm_nb, name) is getattr(home, name) for home in homes), name
+
+
+TOOLS = [p for p in SCRIPTS if p.parent.name == "tools" and "add_argument" in p.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("path", TOOLS, ids=lambda p: p.stem)
+def test_a_tool_explains_itself_and_does_nothing_else_then(path, tmp_path):
+    pytest.importorskip("nbdev")
+    command = [sys.executable, path, "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert not done.returncode and done.stdout.startswith("usage"), done.stderr
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_tool_reads_no_argument_past_argparse():
+    "One that took whatever came for a path made a folder called --help."
+    tools = [p for p in SCRIPTS if p.parent.name == "tools"]
+    assert len(TOOLS) >= 9
+    assert not [p.stem for p in tools if "sys.argv" in p.read_text("utf-8")]
