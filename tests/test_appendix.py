@@ -14,12 +14,12 @@ from browser import EXECUTABLE, browser
 ROOT = Path(__file__).resolve().parent.parent
 NBS, STATIC = ROOT / "nbs", ROOT / "nbs" / "_static"
 sys.path.append(str(ROOT / "tools"))
+pytest.importorskip("nbdev", reason="the build of the site needs nbdev: pip install .[dev]")
 import notation  # noqa: E402
 import paper_map  # noqa: E402
 import reading  # noqa: E402
 import student  # noqa: E402
 
-pytest.importorskip("nbdev", reason="the build of the site needs nbdev: pip install .[dev]")
 spec = importlib.util.spec_from_file_location("book_site_of_reading", ROOT / "tools" / "site.py")
 SITE = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(SITE)

@@ -2,7 +2,9 @@
 import ast
 import json
 import re
+import subprocess
 import symtable
+import sys
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -186,12 +188,23 @@ def test_every_chapter_shows_something_going_wrong():
     assert not [p for p, n in boxes.items() if p[:1] in "01" and not n]
 
 
+class Scoped(ast.NodeTransformer):
+    "Comprehensions become generators: the others' names are the cell's to symtable, from 3.12 on."
+    def one(self, node):
+        self.generic_visit(node)
+        of = [node.elt] if hasattr(node, "elt") else [node.key, node.value]
+        return ast.GeneratorExp(ast.Tuple(of, ast.Load()), node.generators)
+
+    visit_ListComp = visit_SetComp = visit_DictComp = one
+
+
 def shown_and_hidden(sources):
     "The symbols of a page's code cells: of those that its reader sees, and of the others."
     tables = [], []
     for cell in sources:
         unseen = re.search(r"^#\s*\|\s*(?:hide\b|echo: *false)", cell, flags=re.M)
         python = re.sub(r"^[%!].*", "", cell, flags=re.M)
+        python = ast.unparse(Scoped().visit(ast.parse(python)))
         tables[bool(unseen)].append(symtable.symtable(python, "cell", "exec"))
     return tables
 
@@ -223,7 +236,8 @@ def test_a_name_out_of_nowhere_is_told_from_one_that_is_shown():
     fold = "#| code-fold: true\n#| code-summary: Set-up\nimport io"
     assert not out_of_nowhere([fold, use]) and not out_of_nowhere(["#| hide\nimport io", fold, use])
     assert not out_of_nowhere(["#| hide\nimport io", "%pip list", "print([io for io in 'ab'])"])
-    assert not out_of_nowhere(["#| hide\n[io for io in 'ab']", use])
+    for hidden in ("[io for io in 'ab']", "{io for io in 'ab'}", "{io: 1 for io in 'ab'}"):
+        assert not out_of_nowhere([f"#| hide\n{hidden}", use]), hidden
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=path_id)
@@ -426,3 +440,22 @@ def test_each_of_the_packages_names_is_the_modules_own():
     for name in ddpm_nb.__all__:
         homes = [importlib.import_module(m) for m in CODE if name in public(m)]
         assert any(getattr(ddpm_nb, name) is getattr(home, name) for home in homes), name
+
+
+TOOLS = [p for p in SCRIPTS if p.parent.name == "tools" and "add_argument" in p.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("path", TOOLS, ids=lambda p: p.stem)
+def test_a_tool_explains_itself_and_does_nothing_else_then(path, tmp_path):
+    pytest.importorskip("nbdev")
+    command = [sys.executable, path, "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert not done.returncode and done.stdout.startswith("usage"), done.stderr
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_tool_reads_no_argument_past_argparse():
+    "One that took whatever came for a path made a folder called --help."
+    tools = [p for p in SCRIPTS if p.parent.name == "tools"]
+    assert len(TOOLS) >= 9
+    assert not [p.stem for p in tools if "sys.argv" in p.read_text("utf-8")]

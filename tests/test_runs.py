@@ -1582,7 +1582,9 @@ class DeviceGuard(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function in self.factories and "device" not in kwargs:
+        # torch's Adam counts its steps on the CPU; torch 2.4 does not say so
+        theirs = sys._getframe(1).f_globals["__name__"] == "torch.optim.adam"
+        if function in self.factories and "device" not in kwargs and not theirs:
             raise AssertionError(f"{function.__name__} makes a tensor on the default device")
         def tensors(o):
             if isinstance(o, torch.Tensor): yield o

@@ -5,7 +5,7 @@
 The sources are modules. A page that is opened from disk may not load modules, so the site gets them
 as one plain script.
 """
-import base64, hashlib, html, io, json, re, sys
+import argparse, base64, hashlib, html, io, json, re
 from pathlib import Path
 
 import numpy as np
@@ -110,4 +110,8 @@ def write(folder):
         (folder / name).write_text(text, encoding="utf-8")
 
 
-if __name__ == "__main__": write(Path(sys.argv[1]))
+if __name__ == "__main__":
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("folder", type=Path, help="where to: docs/_static is the site's")
+    write(parser.parse_args().folder)

@@ -5,7 +5,7 @@
 180 words of prose a minute, 6 seconds for a line of visible code, 20 for a displayed formula or a
 figure: a guess, the same for all pages. Exercises are counted apart.
 """
-import json, re, sys
+import argparse, json, re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,6 +63,9 @@ def minutes(counted):
 
 
 if __name__ == "__main__":
-    for path in map(Path, sys.argv[1:]):
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("notebooks", nargs="+", type=Path, help="their paths")
+    for path in parser.parse_args().notebooks:
         found = counted(json.loads(path.read_text(encoding="utf-8")))
         print(f"{path}: {minutes(found)} min; {found}")

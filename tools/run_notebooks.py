@@ -3,7 +3,7 @@
     python tools/run_notebooks.py                          all of them, as `make notebooks` does
     python tools/run_notebooks.py nbs/engine/runs.ipynb    one; `make notebooks NB=...`
 """
-import base64, io, subprocess, sys, time
+import argparse, base64, io, subprocess, sys, time
 from pathlib import Path
 
 import nbformat
@@ -61,4 +61,7 @@ def everything():
 
 
 if __name__ == "__main__":
-    for path in [Path(p).resolve() for p in sys.argv[1:]] or everything(): refresh(path)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("notebooks", nargs="*", type=Path, help="their paths; all of them")
+    for path in parser.parse_args().notebooks or everything(): refresh(path.resolve())

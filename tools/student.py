@@ -8,7 +8,7 @@ tagged "blank", since the formula stands above it), and the answers of the exerc
 What stays: signatures, docstrings, the checks of arguments, and every check of the book. They are
 the marker: run the notebook from the top, and it stops at what is still to do.
 """
-import ast, json, re, sys
+import argparse, ast, json, re
 from itertools import dropwhile
 from pathlib import Path
 from typing import NamedTuple
@@ -201,7 +201,10 @@ def answers(chapter, blanks):
 
 
 if __name__ == "__main__":
-    for path in map(Path, sys.argv[1:]):
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("notebooks", nargs="+", type=Path, help="their paths")
+    for path in parser.parse_args().notebooks:
         made = student(json.loads(path.read_text(encoding="utf-8")), path.stem)
         print(f"{path}: {len(made.blanks)} blanks")
         for blank in made.blanks: print("   ", blank.title)
