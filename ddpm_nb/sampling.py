@@ -302,21 +302,31 @@ def _weighted(weights: list[float], known: _Known) -> Tensor:
                start=weights[0] * known[0][1])
 
 
+def _slope(width: float, alpha: float, sigma: float) -> float:
+    "How far x0-hat moves with x where the data are Gaussian, of that width: 0 .. 1 / alpha."
+    return alpha * width**2 / (alpha**2 * width**2 + sigma**2)
+
+
 def _multistep(d: ReverseProcess, model: Callable[[Tensor, Tensor], Tensor], x: Tensor, start: int,
-               clip: bool, order: int, within: float,
+               clip: bool, order: int, width: float | None,
                answer: Callable[[Tensor, Tensor, int], Tensor],          # of x, x0-hat and index
                step: Callable[[Tensor, int, int, _Known], Tensor],       # from index to index
                ) -> Iterator[State]:
-    "Predict with the last `order` answers; if all steps are shorter than `within`, correct them."
+    "Predict with the last `order` answers; unless `width` is None, correct with one more."
     order = whole_number("order", order, 1, 3)
-    lambdas, before = _half_log_snr(d), x
+    if width is not None and not lies(width, 0):
+        raise ValueError(f"width must be None, or a number from 0 on, got {width!r}")
+    (alphas, sigmas), lambdas, before = _scales(d), _half_log_snr(d), x
     known: _Known = []
-    corrects = _longest_step(lambdas[:start + 1]) < within
     for i in range(start, -1, -1):
         x0 = d.p_mean_variance(model, x, _at(i, x), clip).x0
         now = lambdas[i], answer(x, x0, i)
-        if known and corrects:
-            x = step(before, i + 1, i, [known[0], now, *known[1:order]])
+        if known and width is not None:
+            corrected = step(before, i + 1, i, [known[0], now, *known[1:order]])
+            moved = _slope(width, alphas[i], sigmas[i]) * (corrected - x)
+            x0 = x0 + moved.clamp(-width, width)        # what is undecided is no wider
+            if clip: x0 = x0.clamp(-1, 1)
+            x, now = corrected, (lambdas[i], answer(corrected, x0, i))
         known, before = [now, *known[:order - 1]], x
         x = x0 if i == 0 else step(x, i, i - 1, known)     # the last jump ends in x0-hat itself
         yield State(i, x, x0)
@@ -325,12 +335,6 @@ def _multistep(d: ReverseProcess, model: Callable[[Tensor, Tensor], Tensor], x: 
 def _half_log_snr(d: ReverseProcess) -> list[float]:
     "lambda at each index, falling; finite where there is no signal, so that integrals are."
     return [max(v, -12 - i / d.T) for i, v in enumerate((d.schedule.log_snr / 2).tolist())]
-
-
-def _longest_step(lambdas: list[float]) -> float:
-    "Of a way in lambda, falling; what has less than 0.4 % signal is all alike."
-    lambdas = [max(v, -5.5) for v in lambdas]
-    return max((a - b for a, b in zip(lambdas, lambdas[1:])), default=0.0)
 
 # %% ../nbs/05_sampling.ipynb #0858e11a
 def unipc(d: ReverseProcess,                            # the process whose steps are undone
@@ -348,7 +352,7 @@ def unipc(d: ReverseProcess,                            # the process whose step
         lead = _weighted(weights, known)
         return sigmas[j] / sigmas[i] * x + alphas[j] * lead
     def answer(x: Tensor, x0: Tensor, i: int) -> Tensor: return x0
-    yield from _multistep(d, model, x, start, clip, order, math.inf, answer, step)
+    yield from _multistep(d, model, x, start, clip, order, 0.0, answer, step)
 
 
 SAMPLERS["unipc"] = unipc
@@ -362,7 +366,7 @@ def adams(d: ReverseProcess,                            # the process whose step
           clip: bool,                                   # clip x0-hat to [-1, 1]
           generator: Generators | None,            # not used: the solver is deterministic
           order: int = 3,                               # of the predictor, 1 .. 3
-          within: float = 0.75,                         # correct, if all steps are shorter
+          width: float | None = 0.2,                    # of what is undecided; None: don't correct
           ) -> Iterator[State]:                         # one state a step, as predicted
     "Adams' method on the circle: the velocities of the last steps, integrated over the angle."
     (alphas, sigmas), lambdas = _scales(d), _half_log_snr(d)
@@ -376,7 +380,8 @@ def adams(d: ReverseProcess,                            # the process whose step
         return x + _weighted(weights, known)
     def velocity(x: Tensor, x0: Tensor, i: int) -> Tensor:
         return (alphas[i] * x - x0) / sigmas[i]     # cos eps - sin x0-hat; x = cos x0-hat + sin eps
-    yield from _multistep(d, model, x, start, clip, order, within, velocity, step)
+    if start < 5: width = None       # so few steps are too long to be corrected
+    yield from _multistep(d, model, x, start, clip, order, width, velocity, step)
 
 
 SAMPLERS["adams"] = adams

@@ -44,6 +44,11 @@ def test_diffusers_ddim_by_way_of_the_bench_is_ours(bench, problem):
     assert bench.rms(ours, theirs) < 1e-4
 
 
+def test_how_far_off_each_sample_is_makes_up_the_root_mean_square(bench):
+    a, b = torch.zeros(2, 3, 2), torch.tensor([1.0, 2.0])[:, None, None].expand(2, 3, 2)
+    assert bench.off(a, b).tolist() == [1.0, 2.0] and abs(bench.rms(a, b) - 2.5**0.5) < 1e-12
+
+
 def test_every_row_comes_near_the_solution(bench, problem):
     truth = problem.ours("dpm++", None, "even")
     for label, f in (*bench.our_rows(), *bench.their_rows()):
@@ -54,7 +59,8 @@ def test_rows_of_other_weights_are_dropped_and_those_of_the_same_are_kept(bench)
     what, record = {"n": 8, "model": "abc"}, {}
     bench.entry_of(record, "digits", what)["rms"]["adams"] = [1.0]
     assert bench.entry_of(record, "digits", what)["rms"] == {"adams": [1.0]}
-    assert bench.entry_of(record, "digits", {**what, "model": "abd"})["rms"] == {}
+    for kind in ("rms", "median"):
+        assert bench.entry_of(record, "digits", {**what, "model": "abd"})[kind] == {}
     assert record["digits"]["model"] == "abd"
 
 
@@ -63,12 +69,13 @@ def test_what_chapter_5_shows_was_measured_on_the_networks_that_are_packaged(ben
     assert list(record) == ["five spots", "digits", "cifar10-small"]
     for name, entry in record.items():
         assert entry["model"] == bench.digest(name), name
-        assert set(entry["rms"]) == {label for label, _ in (*bench.our_rows(), *bench.their_rows())}
-        assert all(len(row) == len(entry["evaluations"]) for row in entry["rms"].values())
+        for rows in (entry["rms"], entry["median"]):
+            assert set(rows) == {label for label, _ in (*bench.our_rows(), *bench.their_rows())}
+            assert all(len(row) == len(entry["evaluations"]) for row in rows.values())
         more = bench.ALSO if name in bench.MIXTURES else ()
         assert set(entry["distances"]["of"]) == {*bench.JUDGED, *more}
     near = record["digits"]["near"]
-    assert list(near["rms"]) == list(bench.BESIDE) and near["evaluations"] == list(bench.NEAR)
+    assert list(near["median"]) == list(bench.BESIDE) and near["evaluations"] == list(bench.NEAR)
 
 
 @pytest.mark.parametrize("name", ["five spots", "two spots"])

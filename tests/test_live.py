@@ -56,7 +56,7 @@ def test_every_module_is_in_the_script_and_the_model_is_short():
     sources = {p.name: p.read_text(encoding="utf-8") for p in live.SOURCES.glob("*.js")}
     assert live.modules() == sources
     lines = lambda name: len(sources[name].strip().split("\n"))
-    assert sum(map(lines, ("layers.js", "unet.js", "samplers.js", "multistep.js"))) <= 360
+    assert sum(map(lines, ("layers.js", "unet.js", "samplers.js", "multistep.js"))) <= 370
     wide = [o for text in sources.values() for o in text.split("\n") if len(o) > 100]
     assert not wide, wide
 

@@ -555,8 +555,14 @@ faults(
     "sampling.py",
     ("        if len(known) == 1:", "        if len(known) == 0:",
      "sampling::adams_of_order_1_is_ddim"),
-    ("        if known and corrects:", "        if known:",
-     "sampling::adams_corrects_all_steps_or_none"))
+    ("alphas[i], sigmas[i]) * (corrected - x)", "alphas[i], sigmas[i]) * (x - corrected)",
+     "sampling::on_data_of_its_width_adams_goes_as_if"),
+    ("            x0 = x0 + moved.clamp(-width, width)", "            x0 = x0",
+     "sampling::on_data_of_its_width_adams_goes_as_if"),
+    ("            if clip: x0 = x0.clamp(-1, 1)", "            pass",
+     "sampling::a_guess_that_goes_along_stays_in_the_range"),
+    ("    if start < 5: width = None", "    if start < 1: width = None",
+     "sampling::adams_in_very_few_steps_is_as_near_as_ddim"))
 
 faults(
     "schedules.py",

@@ -1,5 +1,5 @@
 // Chapters 2, 4 and 5: from noise to data. x is a list of numbers, whatever they are of.
-import { adams, unipc } from "./multistep.js";
+import { adams, bounded, unipc } from "./multistep.js";
 import { respaced, schedule, SCHEDULES } from "./schedules.js";
 
 // What a network's answer says of x_0, by what it was trained to say (chapter 4).
@@ -16,8 +16,9 @@ export function diffusion(config, steps, spacing) {
   if (steps) s = respaced(s, steps, spacing);
   const read = PREDICTIONS[config.prediction_type], T = s.T;
   const small = s.betas.map((beta, i) => beta * s.sigmas2Prev[i] / s.sigmas2[i]);   // beta-tilde
+  const clipped = x0 => config.clip_sample ? x0.map(v => bounded(v, 1)) : x0;
   return {
-    schedule: s,
+    schedule: s, clipped,
     // the paper's sigma^2, beta; for the first step, where beta-tilde is 0, that of the second
     variance: i => i ? s.betas[i] : T > 1 ? small[1] : s.betas[0],
     noised(x0, i, eps) {                                                            // eq. 4
@@ -27,8 +28,7 @@ export function diffusion(config, steps, spacing) {
     guess(model, x, i) {                                                            // eq. 15
       const signal = Math.sqrt(s.alphaBars[i]), sigma = Math.sqrt(s.sigmas2[i]);
       const answer = model(x, s.timesteps[i]);
-      const x0 = x.map((v, j) => read(v, answer[j], signal, sigma));
-      return config.clip_sample ? x0.map(v => Math.min(Math.max(v, -1), 1)) : x0;
+      return clipped(x.map((v, j) => read(v, answer[j], signal, sigma)));
     },
     posteriorMean(x0, x, i) {                                                       // eq. 7
       const ofX0 = Math.sqrt(s.alphaBarsPrev[i]) * s.betas[i] / s.sigmas2[i];
