@@ -556,11 +556,11 @@ faults(
     ("        if len(known) == 1:", "        if len(known) == 0:",
      "sampling::adams_of_order_1_is_ddim"),
     ("alphas[i], sigmas[i]) * (corrected - x)", "alphas[i], sigmas[i]) * (x - corrected)",
-     "sampling::on_data_of_its_width_adams_goes_as_if"),
+     "sampling::on_data_of_its_width_adams_goes_as_if_the_network_were_asked_twice_a_step"),
     ("            x0 = x0 + moved.clamp(-width, width)", "            x0 = x0",
-     "sampling::on_data_of_its_width_adams_goes_as_if"),
+     "sampling::on_data_of_its_width_adams_goes_as_if_the_network_were_asked_twice_a_step"),
     ("            if clip: x0 = x0.clamp(-1, 1)", "            pass",
-     "sampling::a_guess_that_goes_along_stays_in_the_range"),
+     "sampling::a_guess_that_goes_along_stays_in_the_range_if_guesses_are_clipped"),
     ("    if start < 5: width = None", "    if start < 1: width = None",
      "sampling::adams_in_very_few_steps_is_as_near_as_ddim"))
 
