@@ -131,29 +131,33 @@ function integrals(density, a, b, nodes) {
   return sums;
 }
 
-// Predict with the last `order` answers; if all steps of half log-SNR are shorter than `within`,
-// correct them with one more. An answer is what `value` makes of x and x0-hat. `step` goes from
-// index i to index j; its mix(weights) gives, pixel by pixel, the known answers in that mixture.
-function* multistep(d, model, x, order, within, value, step) {
+// Predict with the last `order` answers; with a width, or 0, correct with one more, and let x0-hat
+// go along as it does on data of that width. An answer is what `value` makes of x and x0-hat; step
+// goes from i to j, and its mix(weights) gives, pixel by pixel, the known answers in that mixture.
+function* multistep(d, model, x, order, width, value, step) {
+  const [signals, sigmas] = roots(d.schedule), spread = width ** 2;
   const { T, logSnr } = d.schedule, lambdas = logSnr.map((v, i) => Math.max(v / 2, -12 - i / T));
   const walk = (x, i, j, known) => step(x, i, j, weightsOf => {
     const weights = weightsOf(lambdas[i], lambdas[j], known.map(o => o.at));
     return n => known.reduce((sum, { value }, k) => sum + weights[k] * value[n], 0);
   }, known);
-  const clipped = lambdas.map(v => Math.max(v, -5.5));       // 0.4 % signal: below, all is alike
-  const corrects = clipped.every((v, i) => !i || clipped[i - 1] - v < within);
   let known = [], before = x;
   for (let i = T - 1; i >= 0; i--) {
-    const x0 = d.guess(model, x, i), now = { at: lambdas[i], value: value(x, x0, i) };
-    if (known.length && corrects)
-      x = walk(before, i + 1, i, [known[0], now, ...known.slice(1, order)]);
-    known = [now, ...known.slice(0, order - 1)];
-    before = x;
+    let x0 = d.guess(model, x, i);
+    const seen = () => ({ at: lambdas[i], value: value(x, x0, i) });
+    if (known.length && width !== null) {
+      const there = walk(before, i + 1, i, [known[0], seen(), ...known.slice(1, order)]);
+      const slope = signals[i] * spread / (signals[i] ** 2 * spread + sigmas[i] ** 2);
+      x0 = d.clipped(x0.map((v, n) => v + bounded(slope * (there[n] - x[n]), width)));
+      x = there;
+    }
+    [known, before] = [[seen(), ...known.slice(0, order - 1)], x];
     x = i ? walk(x, i, i - 1, known) : x0;        // the last jump ends in x0-hat itself
     yield { i, x, x0 };
   }
 }
 
+const bounded = (v, most) => Math.min(Math.max(v, -most), most);
 const roots = ({ alphaBars, sigmas2 }) => [alphaBars.map(Math.sqrt), sigmas2.map(Math.sqrt)];
 
 // x0-hat, integrated over half log-SNR; for two answers with the usual weights, B_2.
@@ -164,7 +168,7 @@ function* unipc(d, model, x) {
     const whole = -Math.expm1(a - b), slope = whole / 2 * (b - a) / (nodes[1] - a);
     return [whole - slope, slope];
   };
-  yield* multistep(d, model, x, 2, Infinity, (x, x0) => x0, (x, i, j, mix) => {
+  yield* multistep(d, model, x, 2, 0, (x, x0) => x0, (x, i, j, mix) => {
     const lead = mix(toward);
     return x.map((v, n) => sigmas[j] / sigmas[i] * v + signals[j] * lead(n));
   });
@@ -175,7 +179,8 @@ function* adams(d, model, x) {
   const [signals, sigmas] = roots(d.schedule);
   const angle = (a, b, nodes) => integrals(u => -0.5 / Math.cosh(u), a, b, nodes);
   const velocity = (x, x0, i) => x.map((v, n) => (signals[i] * v - x0[n]) / sigmas[i]);
-  yield* multistep(d, model, x, 3, 0.75, velocity, (x, i, j, mix, known) => {
+  const width = d.schedule.T > 5 ? 0.2 : null;      // fewer steps are too long to be corrected
+  yield* multistep(d, model, x, 3, width, velocity, (x, i, j, mix, known) => {
     if (known.length === 1) {                   // of one velocity: on around the circle, as ddim
       const cos = signals[i] * signals[j] + sigmas[i] * sigmas[j];
       const sin = sigmas[j] * signals[i] - signals[j] * sigmas[i];
@@ -185,7 +190,7 @@ function* adams(d, model, x) {
     return x.map((v, n) => v + turned(n));
   });
 }
-return { unipc, adams };
+return { bounded, unipc, adams };
 })();
 
 modules["schedules.js"] = (() => {
@@ -275,7 +280,7 @@ return { SCHEDULES, schedule, SPACINGS, respaced };
 
 modules["samplers.js"] = (() => {
 // Chapters 2, 4 and 5: from noise to data. x is a list of numbers, whatever they are of.
-const { adams, unipc } = modules["multistep.js"];
+const { adams, bounded, unipc } = modules["multistep.js"];
 const { respaced, schedule, SCHEDULES } = modules["schedules.js"];
 
 // What a network's answer says of x_0, by what it was trained to say (chapter 4).
@@ -292,8 +297,9 @@ function diffusion(config, steps, spacing) {
   if (steps) s = respaced(s, steps, spacing);
   const read = PREDICTIONS[config.prediction_type], T = s.T;
   const small = s.betas.map((beta, i) => beta * s.sigmas2Prev[i] / s.sigmas2[i]);   // beta-tilde
+  const clipped = x0 => config.clip_sample ? x0.map(v => bounded(v, 1)) : x0;
   return {
-    schedule: s,
+    schedule: s, clipped,
     // the paper's sigma^2, beta; for the first step, where beta-tilde is 0, that of the second
     variance: i => i ? s.betas[i] : T > 1 ? small[1] : s.betas[0],
     noised(x0, i, eps) {                                                            // eq. 4
@@ -303,8 +309,7 @@ function diffusion(config, steps, spacing) {
     guess(model, x, i) {                                                            // eq. 15
       const signal = Math.sqrt(s.alphaBars[i]), sigma = Math.sqrt(s.sigmas2[i]);
       const answer = model(x, s.timesteps[i]);
-      const x0 = x.map((v, j) => read(v, answer[j], signal, sigma));
-      return config.clip_sample ? x0.map(v => Math.min(Math.max(v, -1), 1)) : x0;
+      return clipped(x.map((v, j) => read(v, answer[j], signal, sigma)));
     },
     posteriorMean(x0, x, i) {                                                       // eq. 7
       const ofX0 = Math.sqrt(s.alphaBarsPrev[i]) * s.betas[i] / s.sigmas2[i];
