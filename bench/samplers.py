@@ -3,8 +3,8 @@
 
 For each number of evaluations: the distance from the solution of the probability-flow equation
 that begins at the same noise, root mean square over all samples (a few, on whose way the image is
-nearly decided otherwise, make most of that) and the median sample's. That solution is computed by the
-second-order DPM-Solver++ with all 1,000 times, where ours and diffusers' are the same numbers
+nearly decided otherwise, make most of that) and the median sample's. That solution is computed by
+the second-order DPM-Solver++ with all 1,000 times, where ours and diffusers' are the same numbers
 (with --truth, fewer); it ends, as all do, in the last guess of x0. The guess is clipped to
 [-1, 1] for the two networks, and the peers are given the noise that the clipped guess implies, so
 that all solve one equation.
