@@ -290,7 +290,7 @@ def solve(sampler, steps, low=-3.0, high=3.0, s=0.5, **options):
 @pytest.mark.parametrize("sampler,options,order", [
     ("ddim", {}, 1), ("dpm++", {}, 2), ("unipc", dict(order=1), 2), ("unipc", dict(order=2), 3),
     ("adams", dict(order=2, width=None), 2), ("adams", dict(order=1), 2),
-    ("adams", dict(order=2, width=0.5), 3)])
+    ("adams", dict(order=2, width=0.5), 3), ("adams", dict(order=2, s=1.5), 3)])
 def test_the_solvers_converge_at_their_order(sampler, options, order):
     "Halving the step divides the error by 2^order, within 10 %; a corrector raises the order."
     errors = [solve(sampler, n, **options) for n in (80, 160, 320, 640)]
@@ -353,6 +353,16 @@ def test_on_data_of_its_width_adams_goes_as_if_the_network_were_asked_twice_a_st
     found = d.sample(gaussian(d, s), (1, 1), "adams", None, None, False, noise=one, clip=False,
                      order=1, width=s)
     assert abs(found.item() / x - 1) < 1e-9
+
+
+def test_a_guess_goes_along_by_no_more_than_the_width():
+    d, said = GaussianDiffusion(PAPER, "x0"), []
+    def wild(x, t):
+        said.append(5 * torch.sin(7 * x))
+        return said[-1]
+    states = d.trajectory(wild, (50, 3), "adams", 12, noise=3 * draw(50, 3), clip=False)
+    moves = [(state.x0 - said[-1]).abs().max().item() for state in states]
+    assert moves[0] == 0 and max(moves) == pytest.approx(0.2, rel=1e-9)
 
 
 def test_a_guess_that_goes_along_stays_in_the_range_if_guesses_are_clipped():

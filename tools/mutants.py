@@ -559,6 +559,8 @@ faults(
      "sampling::on_data_of_its_width_adams_goes_as_if_the_network_were_asked_twice_a_step"),
     ("            x0 = x0 + moved.clamp(-width, width)", "            x0 = x0",
      "sampling::on_data_of_its_width_adams_goes_as_if_the_network_were_asked_twice_a_step"),
+    ("moved.clamp(-width, width)", "moved",
+     "sampling::a_guess_goes_along_by_no_more_than_the_width"),
     ("            if clip: x0 = x0.clamp(-1, 1)", "            pass",
      "sampling::a_guess_that_goes_along_stays_in_the_range_if_guesses_are_clipped"),
     ("    if start < 5: width = None", "    if start < 1: width = None",
