@@ -52,7 +52,7 @@ def drawn(model, d, a, steps: int):
         for n in [a.chunk] * (a.samples // a.chunk):
             x = d.sample(model, (n, 3, 32, 32), sampler="ddpm", steps=steps, generator=g,
                          progress=False)
-            parts.append(to_uint8(x))
+            parts.append(to_uint8(x).cpu())
     except FloatingPointError: return None
     return torch.cat(parts).contiguous()   # the network leaves them channels last
 
@@ -132,15 +132,14 @@ def add_distances(rows: list[dict], a) -> None:
 def variances(a) -> list[dict]:
     "The packaged network by algorithm 2: the distance by the number of steps and the variance."
     import torch
-    from cifar10_again import distance, half
+    from cifar10_again import DEVICE, distance, half, ready
 
     from ddpm_nb import GaussianDiffusion, load_pretrained
-    from ddpm_nb.engine.faster import compiled
     net, d = load_pretrained("cifar10-small")
-    model, rows = half(compiled(net)), []
+    model, rows = half(ready(net)), []
     for steps in (5, 10, 25, 50, 100):
         for variance in ("fixed_large", "fixed_small"):
-            process = GaussianDiffusion(d.schedule, d.prediction, variance)
+            process = GaussianDiffusion(d.schedule, d.prediction, variance).to(DEVICE)
             with torch.inference_mode(): samples = drawn(model, process, a, steps)
             found = distance(samples)
             rows.append(dict(variance=variance, steps=steps, samples=a.samples, distance=found))

@@ -22,6 +22,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+torch.backends.cudnn.allow_tf32 = False    # what is measured in float32 is float32 everywhere
+
 
 def orthogonal(g: Tensor, steps: int = 5) -> Tensor:   # (K, rows, columns)
     "Each matrix with its singular values brought near 1, by Newton and Schulz's iteration."
@@ -67,16 +70,17 @@ class Muon(torch.optim.Optimizer):
 
     def _rest(self, params: list[Tensor], group: dict) -> None:
         "Adam."
-        (b1, b2), lr = group["betas"], group["lr"]
-        for p in params:
-            s = self.state[p]
+        (b1, b2), lr, states = group["betas"], group["lr"], [self.state[p] for p in params]
+        for p, s in zip(params, states):
             if "step" not in s: s.update(exp_avg_sq=torch.zeros_like(p), step=torch.tensor(0.0))
             s["step"] += 1
-            k = s["step"].item()
-            s["exp_avg"].lerp_(p.grad, 1 - b1)
-            s["exp_avg_sq"].lerp_(p.grad.square(), 1 - b2)
-            size = (s["exp_avg_sq"] / (1 - b2**k)).sqrt_().add_(group["eps"])
-            p.addcdiv_(s["exp_avg"], size, value=-lr / (1 - b1**k))
+        k, grads = states[0]["step"].item(), [p.grad for p in params]
+        mean, square = ([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq"))
+        torch._foreach_lerp_(mean, grads, 1 - b1)
+        torch._foreach_lerp_(square, torch._foreach_mul(grads, grads), 1 - b2)
+        size = torch._foreach_sqrt(torch._foreach_div(square, 1 - b2**k))
+        torch._foreach_add_(size, group["eps"])
+        torch._foreach_addcdiv_(params, mean, size, value=-lr / (1 - b1**k))
 
 
 def centred(log_snr: Tensor, mean: float = -1.0, deviation: float = 1.6, rest: float = 0.2,
@@ -94,6 +98,13 @@ def centred(log_snr: Tensor, mean: float = -1.0, deviation: float = 1.6, rest: f
     return torch.searchsorted(share, middles).clamp(max=len(below) - 1)
 
 
+def ready(net):
+    "The network where it is measured, and as it is called there."
+    from ddpm_nb.engine.faster import compiled
+    net = net.to(DEVICE)
+    return net if DEVICE == "cuda" else compiled(net)      # a minute of compiling saves seconds
+
+
 def half(net):
     "The network in bfloat16, its answers in float32."
     def model(x, t):
@@ -109,14 +120,13 @@ def loss_by_t(model, d, images, bins: int = 20, batch: int = 100) -> dict:
     from ddpm_nb import to_model
     g, n, found = torch.Generator().manual_seed(2020), len(images), []
     t = (torch.arange(n) * d.T // n)[torch.randperm(n, generator=g)]
+    snr = (d.schedule.alpha_bars / d.schedule.one_minus_alpha_bars).to(d.device)
     with torch.inference_mode():
-        for x0, t_ in zip(to_model(images).split(batch), t.split(batch)):
-            noise = torch.randn(x0.shape, generator=g)
+        for x0, t_ in zip(to_model(images).to(d.device).split(batch), t.to(d.device).split(batch)):
+            noise = torch.randn(x0.shape, generator=g).to(d.device)
             guess = d.p_mean_variance(model, d.q_sample(x0, t_, noise), t_, clip=False).x0
-            signal, noise = ((v[t_] ** 0.5)[:, None, None, None] for v in
-                             (d.schedule.alpha_bars, d.schedule.one_minus_alpha_bars))
-            found.append(((guess - x0).double() * signal / noise).square().flatten(1).mean(1))
-    losses, order = torch.cat(found), t.argsort()
+            found.append((guess - x0).double().square().flatten(1).mean(1) * snr[t_])
+    losses, order = torch.cat(found).cpu(), t.argsort()
     means = lambda v: [part.double().mean().item() for part in v[order].tensor_split(bins)]
     return dict(images=n, mean=losses.mean().item(), t=means(t), by_t=means(losses),
                 standard_error=losses.std().item() / math.sqrt(n))
@@ -126,7 +136,7 @@ def drawn(model, d, count: int, batch: int = 125) -> Tensor:   # uint8 (count, 3
     "Samples, in the command's default way of drawing; the same noise for every model."
     from ddpm_nb import to_uint8
     g = torch.Generator().manual_seed(0)
-    return torch.cat([to_uint8(d.sample(model, (batch, 3, 32, 32), "adams", 20, g, False))
+    return torch.cat([to_uint8(d.sample(model, (batch, 3, 32, 32), "adams", 20, g, False)).cpu()
                       for _ in range(count // batch)])
 
 
@@ -134,7 +144,7 @@ def distance(images: Tensor) -> float:
     "From the training set, in the features of chapter 9's classifier."
     from ddpm_nb.evaluation import (Statistics, cifar10_extractor, cifar10_statistics, extract,
                                     frechet_distance)
-    extractor = cifar10_extractor()
+    extractor = cifar10_extractor(DEVICE)
     parts = [extract(extractor, part)[0] for part in images.contiguous().split(250)]
     return frechet_distance(Statistics.of(torch.cat(parts), extractor.name), cifar10_statistics())
 
@@ -142,8 +152,7 @@ def distance(images: Tensor) -> float:
 def measured(net, d, held_out: int, samples: int) -> dict:
     "What the trials are judged by."
     from ddpm_nb import cifar10
-    from ddpm_nb.engine.faster import compiled
-    model = half(compiled(net))
+    model = half(ready(net))
     return dict(held_out=loss_by_t(model, d, cifar10(train=False)[0][:held_out], bins=8),
                 distance=distance(drawn(model, d, samples)), samples=samples)
 
@@ -156,15 +165,16 @@ def stage(a):
     r = recipe("cifar10", "small").replace(
         steps=a.updates, batch_size=a.batch, lr=a.lr, warmup=a.warmup,
         cooldown=int(a.fall * a.updates), ema_decay=a.ema, ema_warmup=True, compile=a.compile,
-        log_every=25, save_every=200, keep_every=a.keep, sample_every=0, seed=a.seed,
+        minutes=a.minutes, log_every=25, save_every=a.save, keep_every=a.keep, sample_every=0,
+        seed=a.seed,
         diffusion=dict(prediction=a.prediction))
-    run = r.trainer(a.run, "cpu", progress=False)
+    run = r.trainer(a.run, DEVICE, progress=False)
     if a.start:
         load = load_run if checkpoints(a.start) else load_pretrained
         there = load(a.start)[0].state_dict()
         for net in (run.model, run.ema.model): net.load_state_dict(there)
     if a.times == "centred":
-        d, where = run.diffusion, centred(run.diffusion.schedule.log_snr)
+        d, where = run.diffusion, centred(run.diffusion.schedule.log_snr).to(run.device)
         plain, d.losses = d.losses, lambda net, x0, t, noise: plain(net, x0, where[t], noise)
     if a.optimizer == "muon":
         run.state.optimizer = run.accelerator.prepare(Muon(run.model.parameters(), a.lr))
@@ -179,6 +189,8 @@ def words(given: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--start", help="what to go on from: a run folder, or what load_pretrained "
                                    "takes; none: from chance")
     p.add_argument("--updates", type=int, default=4000)
+    p.add_argument("--minutes", type=float, default=0.0, help="as many of these as fit into so "
+                                                              "many minutes (0: all)")
     p.add_argument("--optimizer", choices=("muon", "adam"), default="muon")
     p.add_argument("--prediction", choices=("v", "eps"), default="v")
     p.add_argument("--times", choices=("centred", "uniform"), default="centred",
@@ -188,7 +200,8 @@ def words(given: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--warmup", type=int, default=100, help="updates over which the rate rises")
     p.add_argument("--fall", type=float, default=0.9, help="share of the run at a falling rate")
     p.add_argument("--ema", type=float, default=0.999)
-    p.add_argument("--keep", type=int, default=1000, help="updates between checkpoints for good")
+    p.add_argument("--save", type=int, default=200, help="updates between checkpoints")
+    p.add_argument("--keep", type=int, default=1000, help="updates between those for good")
     p.add_argument("--seed", type=int, default=0, help="another for each stage")
     p.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     p.add_argument("--held-out", type=int, default=2000, help="test images for the error")

@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""Write down what the stages of bench/cifar10_again.py have made, and ship it.
+"""Write down what the stages of bench/cifar10_again.py have made, or a recipe, and ship it.
 
-RUN is the last stage; those before it are found by what it began from. Its averaged weights, in
-half precision, go to ddpm_nb/assets/cifar10-small (--package), and what is measured is these. Into
---record goes what experiments/cifar10 shows: record.json (stages, hours, log, held-out error by t,
-bits/dim, distance, nearest neighbours), samples.png (64 images, DDIM, 100 steps, seed 0, not
-chosen) and, with --curve, in a run of its own, what came out earlier: the distance and the error
-after so many images, and evolution.png, the same noise turned into images by each of them.
+RUN is a recipe's run, or the last stage; those before it are found by what it began from. Its
+averaged weights, in half precision, go to RUN/model, or, with a card, to
+ddpm_nb/assets/cifar10-small (--package), and what is measured is these. Into --record goes what
+experiments/cifar10 shows: record.json (stages, hours, log, held-out error by t, bits/dim, distance,
+nearest neighbours), samples.png (64 images, DDIM, 100 steps, seed 0, not chosen) and, with --curve,
+in a run of its own, what came out earlier: the distance and the error after so many images, and
+evolution.png, the same noise turned into images by each of them.
 
 The first edition's record is first.json, and its samples first.png, in the same folder.
 
@@ -21,13 +22,14 @@ import math
 import shutil
 from pathlib import Path
 
-from cifar10_again import distance, drawn, half, loss_by_t
+from cifar10_again import DEVICE, distance, drawn, half, loss_by_t, ready
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "ddpm_nb/assets/cifar10-small"
 
 
-def bits_per_dim(net, d, images, terms: int = 32, seed: int = 0, batch: int = 64):
+def bits_per_dim(net, d, images, terms: int = 32, seed: int = 0,
+                 batch: int = 500 if DEVICE == "cuda" else 64):
     "Unbiased estimates of the bound of each image, and of its first term (chapter 9)."
     import torch
 
@@ -47,23 +49,41 @@ def thin(rows: list[dict], count: int = 150) -> list[dict]:
             for group in (rows[i:i + size] for i in range(0, len(rows), size))]
 
 
+def asked(run: Path) -> dict:
+    "What was asked of a stage beyond its recipe; of a recipe's run, nothing."
+    there = run / "stage.json"
+    plain = dict(start=None, optimizer="adam", times="uniform")
+    return json.loads(there.read_text()) if there.is_file() else plain
+
+
 def stages(run: Path) -> list[Path]:
     "The runs, the first of them begun from a model that is none."
-    asked = json.loads((run / "stage.json").read_text())
-    before = Path(asked["start"] or "")
+    before = Path(asked(run)["start"] or "")
     return [*(stages(before) if (before / "stage.json").is_file() else []), run]
 
 
-def told(run: Path) -> dict:
-    "What a stage was asked for, and what it took."
+def state_of(run: Path) -> tuple[dict, dict]:
+    "The state of a run's newest checkpoint; its config, by short names."
     from ddpm_nb.engine.runs import checkpoints, read_checkpoint
-    asked = json.loads((run / "stage.json").read_text())
-    kept = ("optimizer", "prediction", "times", "batch", "lr", "warmup", "fall", "ema")
     _, state = read_checkpoint(checkpoints(run)[-1], only=("none",))
+    return state, {k.removeprefix("train."): v for k, v in state["config"].items()}
+
+
+def told(run: Path) -> dict:
+    "What a stage was, and what it took."
+    (state, c), how = state_of(run), asked(run)
     done = state["step"]
-    if done < asked["updates"]: raise SystemExit(f"{run} stands at {done} of {asked['updates']}")
-    return dict(updates=done, images=done * asked["batch"], hours=state["seconds"] / 3600,
-                **{k: asked[k] for k in kept})
+    if done < c["steps"]: raise SystemExit(f"{run} stands at {done} of {c['steps']}")
+    return dict(updates=done, images=done * c["batch_size"], hours=state["seconds"] / 3600,
+                optimizer=how["optimizer"], prediction=c["diffusion.prediction"],
+                times=how["times"], batch=c["batch_size"], lr=c["lr"], warmup=c["warmup"],
+                fall=c["cooldown"] / c["steps"], ema=c["ema_decay"])
+
+
+def before(a) -> list[dict]:
+    "The first edition, as a stage, where the first of the runs began from it."
+    if not asked(stages(a.run)[0])["start"]: return []
+    return [first_stage(json.loads((a.record / "first.json").read_text()))]
 
 
 def first_stage(first: dict) -> dict:
@@ -150,7 +170,8 @@ def nearest_of(images, train) -> float:
 
     from ddpm_nb import to_model
     from ddpm_nb.evaluation import nearest
-    found = [nearest(to_model(images), to_model(way))[0] for way in (train, train.flip(3))]
+    here = lambda images: to_model(images).to(DEVICE)
+    found = [nearest(here(images), here(way))[0] for way in (train, train.flip(3))]
     size = math.sqrt(images[0].numel())
     return torch.cat(found, 1).amin(1).median().item() / size
 
@@ -165,10 +186,9 @@ def cost_of(net, d, images, count: int, terms: int) -> dict:
 def measure(net, d, a) -> dict:
     "All that is measured of the finished model, but for its pictures."
     from ddpm_nb import cifar10
-    from ddpm_nb.engine.faster import compiled
     train, test = (cifar10(train=part)[0] for part in (True, False))
     order = shuffled(len(test))
-    fast = compiled(net)
+    fast = ready(net)
     samples, real = drawn(half(fast), d, a.samples), test[order[:a.samples]]
     found = dict(
         held_out=loss_by_t(half(net), d, test[order[:a.held_out]]),
@@ -188,7 +208,7 @@ def save(images, ncols: int, path: Path) -> None:
     from PIL import Image
 
     from ddpm_nb.plotting import image_grid
-    Image.fromarray(image_grid(images, ncols, pad=0)).save(path, optimize=True)
+    Image.fromarray(image_grid(images.cpu(), ncols, pad=0)).save(path, optimize=True)
 
 
 def whole(a) -> None:
@@ -196,25 +216,23 @@ def whole(a) -> None:
     import torch
 
     from ddpm_nb.engine.pretrained import load_pretrained, save_pretrained
-    from ddpm_nb.engine.runs import checkpoints, load_run, read_checkpoint
+    from ddpm_nb.engine.runs import load_run
     place = TARGET if a.package else a.run / "model"
     if place.exists(): shutil.rmtree(place)
     save_pretrained(place, *load_run(a.run), dtype=torch.float16)
-    net, d = load_pretrained(place)                       # what is shipped is what is measured
-    runs = stages(a.run)
-    made = [first_stage(json.loads((a.record / "first.json").read_text())), *map(told, runs)]
-    _, state = read_checkpoint(checkpoints(a.run)[-1], only=("none",))
+    net, d = (part.to(DEVICE) for part in load_pretrained(place))    # what is shipped is measured
+    made, (state, _) = [*before(a), *map(told, stages(a.run))], state_of(a.run)
     log = [json.loads(line) for line in (a.run / "log.jsonl").read_text().splitlines()]
-    save(d.sample(half(net), (64, 3, 32, 32), "ddim", 100, torch.Generator().manual_seed(0)), 8,
-         a.record / "samples.png")
+    g = torch.Generator().manual_seed(0)
+    save(d.sample(half(net), (64, 3, 32, 32), "ddim", 100, g, False), 8, a.record / "samples.png")
     record = dict(
         images=sum(s["images"] for s in made), hours=sum(s["hours"] for s in made),
         hardware=a.hardware, code=state["code"], torch=state["torch"], stages=made,
         weights=sum(v.numel() for v in net.parameters()), unet=net.config.to_dict(),
         diffusion=[d.prediction, d.variance], log=thin(log), **measure(net, d, a))
     (a.record / "record.json").write_text(json.dumps(record, indent=1) + "\n")
-    (place / "README.md").write_text(card(record))
-    print((place / "README.md").read_text())
+    if a.package: (place / "README.md").write_text(card(record))
+    print(card(record))
 
 
 def models(a):
@@ -224,14 +242,14 @@ def models(a):
     for name in a.earlier:
         images, _, folder = name.partition("=")
         yield int(images), 1, *load_pretrained(folder)
-    seen = json.loads((a.record / "first.json").read_text())["images"]
+    seen = sum(stage["images"] for stage in before(a))
     for run in stages(a.run):
-        asked = json.loads((run / "stage.json").read_text())
+        _, c = state_of(run)
         for at in checkpoints(run):
             step = int(at.name.rpartition("_")[2])
-            if step % asked["keep"] == 0 or step == asked["updates"]:
-                yield seen + step * asked["batch"], 2, *load_run(at)
-        seen += asked["updates"] * asked["batch"]
+            if c["keep_every"] and step % c["keep_every"] == 0 or step == c["steps"]:
+                yield seen + step * c["batch_size"], 2 if before(a) else 1, *load_run(at)
+        seen += c["steps"] * c["batch_size"]
 
 
 def curve(a) -> None:
@@ -239,13 +257,12 @@ def curve(a) -> None:
     import torch
 
     from ddpm_nb import cifar10
-    from ddpm_nb.engine.faster import compiled
     written = a.record / "record.json"
     record, rows, strips = json.loads(written.read_text()), [], []
     test = cifar10(train=False)[0]
     held = test[shuffled(len(test))[:a.held_out]]
     for images, edition, net, d in models(a):
-        fast = half(compiled(net))
+        fast, d = half(ready(net)), d.to(DEVICE)
         samples = drawn(fast, d, a.curve)
         rows.append(dict(images=images, edition=edition, samples=a.curve,
                          distance=distance(samples), error=loss_by_t(fast, d, held)["mean"]))
@@ -279,4 +296,5 @@ def words() -> argparse.Namespace:
 
 if __name__ == "__main__":
     a = words()
+    a.record.mkdir(parents=True, exist_ok=True)
     (curve if a.curve else whole)(a)

@@ -45,6 +45,7 @@ def words() -> argparse.Namespace:
     p.add_argument("--out", type=Path, default=Path("cuda-results"))
     p.add_argument("--work", type=Path, help="(default: OUT-work)")
     p.add_argument("--data", help="where CIFAR-10 is (default: ~/.cache/ddpm_nb)")
+    p.add_argument("--only", nargs="+", choices=STEPS, help="steps to do in this call (all)")
     p.add_argument("--again", nargs="+", default=[], choices=STEPS, help="steps to do once more")
     p.add_argument("--dry-run", action="store_true", help="everything tiny")
     p.add_argument("--weights", type=int, nargs="+", help="parts to put into --out")
@@ -114,14 +115,18 @@ def trainer(a, config: dict, device=None, dropout=0.0):
                    progress=False)
 
 
-def gradient_of(run):  # (weights,), float32, on the CPU
-    "The gradient of the first batch, as the run computes it."
+def gradients_of(run, n: int = 4):  # (n, weights), float32, on the CPU
+    "The gradients of the first batches, as the run computes them; a graph is replayed by the last."
     import torch
 
     from ddpm_nb.training import draw
-    x0 = next(run.batches)
-    run.gradient(x0, *draw(x0, run.diffusion.T, 0, 0), None)
-    return torch.cat([p.grad.flatten() for p in run.model.parameters()]).float().cpu()
+    found = []
+    for k in range(n):
+        run.state.optimizer.zero_grad()
+        x0 = next(run.batches)
+        run.gradient(x0, *draw(x0, run.diffusion.T, 0, k), None)
+        found.append(torch.cat([p.grad.flatten() for p in run.model.parameters()]).float().cpu())
+    return torch.stack(found)
 
 
 def weights_of(run):
@@ -129,7 +134,9 @@ def weights_of(run):
     return torch.cat([p.detach().flatten() for p in run.model.parameters()]).cpu()
 
 
-def apart(a, b) -> float: return float((a - b).norm() / b.norm())
+def apart(a, b) -> float:  # (..., weights), twice
+    "How far a is from b, of b's size; of several, the most."
+    return float(((a - b).norm(dim=-1) / b.norm(dim=-1)).max())
 
 
 @contextlib.contextmanager
@@ -187,18 +194,20 @@ def tests(a: argparse.Namespace, notes: Notes) -> None:
 
 
 def _check_gradients(a, notes):
-    "The gradient in each precision and form, beside float32 on the CPU and on the device."
+    "The gradients in each precision and form, beside float32 on the CPU and on the device."
     with exact_float32():
-        base, here = (gradient_of(trainer(a, {}, d)) for d in ("cpu", None))
+        base, here = (gradients_of(trainer(a, {}, d)) for d in ("cpu", None))
         yield "fp32, the device and the CPU", apart(here, base), 1e-3
         forms = {"bf16": dict(precision="bf16"), "fp16": dict(precision="fp16")}
         if not a.dry_run: forms |= {f"{p}, compiled": dict(precision=p, compile=True)
                                     for p in ("fp32", "bf16", "fp16")}
+        if not a.dry_run: forms |= {"bf16, compiled, in two parts": dict(
+            precision="bf16", compile=True, accumulate=2)}
         for name, config in forms.items():
             if "fp16" in name and device_name() == "cpu": continue
             limit = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.05}[name[:4]]
             run = trainer(a, config)
-            found = gradient_of(run)
+            found = gradients_of(run)
             yield f"{name}, and fp32", apart(found, here), limit
 
 
@@ -222,7 +231,7 @@ def _check_runs(a, notes):
         again.resume()
         for _ in range(3): again.update(), second.update()
         yield "resumed, and not stopped", apart(*map(weights_of, (again, second))), 1e-5
-        draws = [run.sample(2, steps=3).cpu() for run in (again, again)]
+        draws = [run.sample(2, steps=3).flatten(1).cpu() for run in (again, again)]
         yield "samples: the same seed, the same images", apart(*draws), 1e-5
 
 
@@ -369,8 +378,8 @@ def rates(a: argparse.Namespace, notes: Notes) -> None:
         UNet(plan(a).unet)(torch.zeros(1, 3, 32, 32), torch.zeros(1))
     work = notes["operations of an image, forward"] = counter.get_total_flops()
     order = [(p, "eager", "ours") for p in ("bf16", "fp16", "tf32", "fp32")]
-    order += [("bf16", "compiled", "ours"), ("bf16", "eager", "diffusers"),
-              ("bf16", "graphs", "ours"), ("bf16", "compiled", "diffusers")]
+    order += [("bf16", "eager", "diffusers"), ("bf16", "compiled", "ours"),
+              ("bf16", "compiled", "diffusers"), ("bf16", "graphs", "ours")]
     order += [(p, form, "ours") for p in ("fp16", "tf32", "fp32") for form in [*FORMS][1:]]
     if a.dry_run: order = [("fp32", "eager", "ours"), ("bf16", "eager", "diffusers")]
     for precision, form, who in order:
@@ -403,7 +412,8 @@ def train(a: argparse.Namespace, notes: Notes) -> None:
     from ddpm_nb.engine.runs import checkpoints
     if "minutes" not in notes: notes["minutes"] = a.train_minutes
     images, notes["data"] = images_of(a)
-    r, folder = plan(a, minutes=notes["minutes"]), a.work / "run"
+    keep = {} if a.dry_run else dict(save_every=4_000, keep_every=4_000)
+    r, folder = plan(a, minutes=notes["minutes"], **keep), a.work / "run"
     run = Trainer(r.network(), r.process(), images[128:], r.train, folder, device_name(),
                   progress=False, held_out=images[:128])
     if checkpoints(folder): run.resume()
@@ -436,17 +446,21 @@ def _trained(a):
 
 
 def samples(a: argparse.Namespace, notes: Notes) -> None:
-    "What it draws, by two samplers."
+    "What it draws, by two samplers; of twelve, some of the states and guesses of x0 on the way."
     import torch
-
-    from ddpm_nb.plotting import save_grid
+    from cifar10_snapshot import save
     net, diffusion = _trained(a)
-    n, few = (4, 3) if a.dry_run else (64, 50)
+    n, few = (4, 3) if a.dry_run else (100, 50)
     for sampler, steps in (("ddim", few), ("ddpm", few if a.dry_run else 1000)):
-        begun = time.perf_counter()
-        x = diffusion.sample(net, (n, 3, 32, 32), sampler, steps, progress=False,
-                             generator=torch.Generator().manual_seed(0))
-        save_grid(x, a.out / f"samples-{sampler}.png", scale=2)
+        begun, states, guesses = time.perf_counter(), [], []
+        with torch.autocast(device_name(), torch.bfloat16, enabled=not a.dry_run):
+            for state in diffusion.trajectory(net, (n, 3, 32, 32), sampler, steps,
+                                              torch.Generator().manual_seed(0)):
+                if (state.t + 1) % (steps // 20 or 1) == 0 or state.t == 0:
+                    states.append(state.x[:12].cpu()), guesses.append(state.x0[:12].cpu())
+        save(state.x, 10, a.out / f"samples-{sampler}.png")
+        save(torch.cat(states), 12, a.out / f"states-{sampler}.png")
+        save(torch.cat(guesses), 12, a.out / f"guesses-{sampler}.png")
         notes[sampler] = dict(images=n, steps=steps, seconds=time.perf_counter() - begun)
 
 
@@ -460,16 +474,16 @@ def distance(a: argparse.Namespace, notes: Notes) -> None:
         notes["left out"] = f"ddpm_nb.evaluation has no {', '.join(missing)}"
         return
     (net, diffusion), n, batch = _trained(a), *((32, 16) if a.dry_run else (10_000, 500))
-    g, drawn, steps = torch.Generator().manual_seed(1), [], 3 if a.dry_run else 50
+    g, drawn, steps = torch.Generator().manual_seed(1), [], 3 if a.dry_run else 20
     for _ in range(0, n, batch):
         with torch.autocast(device_name(), torch.bfloat16, enabled=not a.dry_run):
-            x = diffusion.sample(net, (batch, 3, 32, 32), "ddim", steps, g, progress=False)
+            x = diffusion.sample(net, (batch, 3, 32, 32), "adams", steps, g, progress=False)
         drawn.append(to_uint8(x).cpu())
-    extractor = evaluation.cifar10_extractor()
+    extractor = evaluation.cifar10_extractor(device_name())
     features, _ = evaluation.extract(extractor, torch.cat(drawn))
     own = evaluation.Statistics.of(features, extractor.name)
     notes["distance"] = evaluation.frechet_distance(own, evaluation.cifar10_statistics(True))
-    notes["of"] = dict(images=n, precision="bf16", sampler="ddim", steps=steps,
+    notes["of"] = dict(images=n, precision="bf16", sampler="adams", steps=steps,
                        extractor=extractor.name)
 
 
@@ -485,7 +499,8 @@ def run_step(name: str, limit: float, a: argparse.Namespace) -> dict:
     a.work.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, __file__, "--step", name, *sys.argv[1:]]
     if name == "train": command += ["--train-minutes", str(a.train_minutes)]
-    env, begun = {**os.environ, "PYTHONPATH": str(ROOT)}, time.monotonic()
+    env, begun = {**os.environ, "PYTHONPATH": os.pathsep.join(
+        [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])}, time.monotonic()
     env.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")       # as `repeatable` wants it
     with open(a.work / f"{name}.log", "ab") as log:
         child = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
@@ -535,6 +550,7 @@ def main() -> int:
         (a.work / f"{name}.json").unlink(missing_ok=True)
     for name, most in STEPS.items():
         if results.get(name, {}).get("status") in FINAL: continue
+        if a.only and name not in a.only: continue
         left = 60 * a.minutes - (time.monotonic() - begun) - LAST
         if left < 5: break
         if a.train_minutes is None and name == "train":

@@ -22,7 +22,7 @@ import time
 import zlib
 from pathlib import Path
 
-from cifar10_again import half
+from cifar10_again import DEVICE, half, ready
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -89,11 +89,10 @@ def dealt(parts: list[list[int]], n: int, generator):   # long (n, len(parts))
 
 @functools.cache
 def network(name: str):
-    "A model compiled, in half precision, and its diffusion."
+    "A model, ready, in half precision, and its diffusion."
     from ddpm_nb import load_pretrained
-    from ddpm_nb.engine.faster import compiled
     net, d = load_pretrained(name)
-    return half(compiled(net)), d
+    return half(ready(net)), d.to(DEVICE)
 
 
 def terms_at(name: str, images, times, seed: int) -> dict:
@@ -103,17 +102,18 @@ def terms_at(name: str, images, times, seed: int) -> dict:
     from ddpm_nb import to_model
     from ddpm_nb.bound import decoder_nll, posterior_kl, prior_bits_per_dim
     from ddpm_nb.diffusion import randn
-    (model, d), g, x0 = network(name), torch.Generator().manual_seed(seed), to_model(images)
-    bits, square = [], []
+    (model, d), g = network(name), torch.Generator().manual_seed(seed)
+    x0, bits, square = to_model(images).to(d.device), [], []
     with torch.inference_mode():
-        for t in times.T:                          # in its first column all are 0, in no other one
+        for t in times.to(d.device).T:     # in its first column all are 0, in no other one
             x_t = d.q_sample(x0, t, randn(x0.shape, x0, g))
             step = d.p_mean_variance(model, x_t, t)
             p = step.mean, step.log_variance.expand_as(x0)
             bits.append(posterior_kl(d, x0, x_t, t, *p) if t[0] else decoder_nll(x0, *p))
             square.append((step.x0 - x0).square().flatten(1).mean(1))
-        return dict(bits=torch.stack(bits, 1).double(), square=torch.stack(square, 1).double(),
-                    prior=prior_bits_per_dim(d, x0).double())
+        found = dict(bits=torch.stack(bits, 1), square=torch.stack(square, 1),
+                     prior=prior_bits_per_dim(d, x0))
+        return {name: v.double().cpu() for name, v in found.items()}
 
 
 def summed(T: int, times, sizes, bits, square, prior) -> dict:
@@ -182,13 +182,10 @@ def draw_batch(net, d, n: int, steps: int, kept: list[int], seed: int):
 
 def draw(a: argparse.Namespace, kept: list[int]) -> list[dict]:
     "All batches, drawn where they are missing."
-    import torch
-
     from ddpm_nb import GaussianDiffusion, load_pretrained
     net, d = load_pretrained(a.model)
     if d.variance == "fixed_large": d = GaussianDiffusion(d.schedule, d.prediction, "fixed_small")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    net, d, work = net.to(device), d.to(device), a.work / sum_of(net)
+    net, d, work = net.to(DEVICE), d.to(DEVICE), a.work / sum_of(net)
     return [once(work / f"figure10_{a.steps}_{k:04}.safetensors",
                  lambda: dict(x0=draw_batch(net, d, a.batch, a.steps, kept, seed=k)))
             for k in range(a.n // a.batch)]
@@ -218,7 +215,7 @@ def measure(a: argparse.Namespace, drawn: list[dict], kept: list[int]) -> dict:
     from ddpm_nb import load_pretrained
     from ddpm_nb.engine.metrics import inception_extractor
     from ddpm_nb.evaluation import cifar10_extractor
-    extractor = inception_extractor() if a.fid else cifar10_extractor()
+    extractor = (inception_extractor if a.fid else cifar10_extractor)(DEVICE)
     net, d = load_pretrained(a.model)
     timesteps = d.schedule.respaced(a.steps).timesteps
     times = [int(timesteps[i]) + 1 for i in kept]

@@ -25,6 +25,7 @@ import math
 from pathlib import Path
 
 import torch
+from cifar10_again import DEVICE, distance, half, ready
 
 from ddpm_nb import GaussianDiffusion, NoiseSchedule, load_pretrained
 from ddpm_nb.engine.files import replacing
@@ -37,8 +38,8 @@ ANGLES = torch.tensor([0.3, 1.6, 2.8, 4.0, 5.2], dtype=torch.float64)
 MIXTURES = {"five spots": 0.7 * torch.stack([ANGLES.cos(), ANGLES.sin()], 1),
             "two spots": torch.tensor([[-0.8, 0.0], [0.8, 0.4]], dtype=torch.float64)}
 NETWORKS = {"digits": "digits", "cifar10-small": "cifar10-small"}
-MANY = {"five spots": 20_000, "two spots": 20_000, "digits": 128, "cifar10-small": 16}
-DRAWN = {"five spots": 20_000, "two spots": 20_000, "digits": 256, "cifar10-small": 500}
+MANY = {"five spots": 20_000, "two spots": 20_000, "digits": 128, "cifar10-small": 128}
+DRAWN = {"five spots": 20_000, "two spots": 20_000, "digits": 256, "cifar10-small": 2000}
 
 JUDGED = "adams between", "unipc between", "ddim even", "diffusers DPM++ 2M Karras"
 ALSO = "diffusers DPM++ 3M log-SNR", "diffusers UniPC log-SNR"      # where it costs little
@@ -52,9 +53,10 @@ class Problem:
         self.clip = name in NETWORKS
         if self.clip:
             folder = ROOT / "ddpm_nb" / "assets" / NETWORKS[name]
-            self.model, self.d = load_pretrained(folder)
+            self.model, self.d = (part.to(DEVICE) for part in load_pretrained(folder))
             c = self.model.config
-            self.noise = torch.randn(n, c.in_channels, c.image_size, c.image_size, generator=g)
+            shape = n, c.in_channels, c.image_size, c.image_size
+            self.noise = torch.randn(shape, generator=g).to(DEVICE)
         else:
             self.d = GaussianDiffusion(PAPER)
             self.model = IdealDenoiser(self.d, MIXTURES[name], 0.08)
@@ -67,9 +69,10 @@ class Problem:
     @torch.inference_mode()
     def eps(self, x, t: float):
         "The noise in x that the (clipped) guess of x0 implies, at the nearest time there is."
-        t = torch.full((len(x),), round(t))
+        k = round(t)
+        t = torch.full((len(x),), k, device=x.device)
         x0 = self.d.p_mean_variance(self.model, x.to(self.noise.dtype), t, self.clip).x0
-        a, v = PAPER.alpha_bars[t[0]], PAPER.one_minus_alpha_bars[t[0]]
+        a, v = PAPER.alpha_bars[k], PAPER.one_minus_alpha_bars[k]
         return (x - a.sqrt() * x0) / v.sqrt()
 
     def theirs(self, scheduler, evaluations: int):
@@ -180,8 +183,6 @@ def exact_moments(spots, width: float):
 
 def judge(name: str, n: int):
     "What gives the Fréchet distance of samples from the data, and `n` that are data."
-    from cifar10_again import distance
-
     from ddpm_nb import Statistics, cifar10, digits, frechet_distance, to_model, to_uint8
     g = torch.Generator().manual_seed(0)
     if name in MIXTURES:
@@ -207,14 +208,12 @@ def distances(a) -> None:
     of as many fresh points, or held-out images. The network for CIFAR-10 runs in bfloat16,
     compiled, for all alike.
     """
-    from ddpm_nb.engine.faster import compiled
     record = json.loads(a.out.read_text())
     for name in a.problems:
         n = a.n or DRAWN[name]
         problem, (of, real) = Problem(name, n), judge(name, n)
         if name == "cifar10-small":
-            from cifar10_again import half
-            problem.model = half(compiled(problem.model))
+            problem.model = half(ready(problem.model))
         noise, whole, what = problem.noise, record[name], {"n": n, "evaluations": list(a.budgets)}
         if whole.get("model") != digest(name): raise SystemExit(f"{name}: measure its rows first")
         if any(whole.get("distances", {}).get(key) != value for key, value in what.items()):

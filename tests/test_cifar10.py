@@ -18,6 +18,7 @@ nbformat = pytest.importorskip("nbformat")
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "nbs/experiments/cifar10.ipynb"
 RECORD = ROOT / "nbs/experiments/cifar10_small"
+PAPER = RECORD.with_name("cifar10_paper")
 MODEL = ROOT / "ddpm_nb/assets/cifar10-small"
 
 
@@ -311,6 +312,41 @@ def test_the_second_edition_is_better_than_the_first_where_its_page_says_so():
     assert r["held_out"]["mean"] < first["held_out"]["mean"]
     assert r["held_out"]["by_t"][-1] < first["held_out"]["by_t"][-1] / 2
     assert r["nearest"]["samples"] > 0.7 * r["nearest"]["test"]          # it copies nothing
+
+
+def test_the_record_of_the_run_on_a_gpu_agrees_with_itself_and_with_the_recipe():
+    r, c = (json.loads((PAPER / f"{name}.json").read_text()) for name in ("record", "cuda"))
+    plan, (stage,) = recipe("cifar10", "gpu-hours"), r["stages"]
+    assert r["images"] == stage["images"] == stage["updates"] * plan.train.batch_size
+    assert r["hours"] == stage["hours"] < c["budget"]["minutes"] / 60
+    assert UNetConfig.from_dict(r["unet"]) == UNetConfig.cifar10() and r["weights"] == 35_746_307
+    assert {k: stage[k] for k in ("lr", "warmup", "ema")} == dict(
+        lr=plan.train.lr, warmup=plan.train.warmup, ema=plan.train.ema_decay)
+    assert stage["fall"] == pytest.approx(plan.train.cooldown / plan.train.steps, abs=1e-3)
+    assert r["curve"][-1]["images"] == r["images"] and c["distance"]["of"]["images"] == 10_000
+    by_bound = json.loads((PAPER / "figure5.json").read_text())["total"]     # by other draws
+    assert abs(by_bound[0] - r["bits"]["mean"]) < 3 * math.hypot(
+        by_bound[1], r["bits"]["standard_error"])
+    assert all(max(errors) < (1e-5 if "fp32, " in name else 0.01)
+               for name, errors in c["gradients"].items())
+    from PIL import Image
+    size = lambda name: Image.open(PAPER / f"{name}.png").size
+    assert size("samples") == (320, 320) and size("guesses") == (384, 9 * 32)
+    assert size("states") == (384, 8 * 32) and size("evolution") == (384, 32 * len(r["curve"]))
+
+
+def test_pages_quote_the_record_of_the_run_on_a_gpu():
+    r = json.loads((PAPER / "record.json").read_text())
+    page = lambda name: (ROOT / f"nbs/{name}.ipynb").read_text()
+    for key in ("bits", "bits_train"):
+        quoted = f"{r[key]['mean']:.3f} ± {r[key]['standard_error']:.3f}"
+        assert quoted in page("09_evaluation") and quoted in page("experiments/cifar10")
+    text, (stage,) = page("experiments/cifar10"), r["stages"]
+    for said in (f"{stage['updates']:,} updates", f"{r['images'] / 50_000:.0f} passes",
+                 f"{r['bits']['mean']:.2f} bits per dimension"): assert said in text, said
+    pace = sorted(row["images_per_second"] for row in r["log"])[len(r["log"]) * 3 // 4]
+    said = int(re.search(r"ON_H100 = (\d+)", text)[1])
+    assert abs(said - pace) < 0.02 * pace           # its usual pace, but for grids and checkpoints
 
 
 def test_the_packaged_model_loads_samples_and_states_its_limits():

@@ -182,6 +182,18 @@ def test_a_convolutional_network_resumes_to_the_bit_too(tmp_path, config):
 
 @pytest.mark.skipif(" " in torch.__file__, reason="torch.compile links no kernels where PyTorch "
                                                   "lies in a path with a space")
+@pytest.mark.parametrize("cuda, accumulate, processes, recorded", [
+    (True, 1, 1, True), (False, 1, 1, False), (True, 2, 1, False), (True, 1, 2, False)])
+def test_on_cuda_an_update_of_one_pass_is_recorded(monkeypatch, cuda, accumulate, processes,
+                                                   recorded):
+    "Where gradients are added up, a graph would write over them."
+    monkeypatch.setattr("ddpm_nb.engine.faster.compiled", lambda net, **options: options)
+    net = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(is_cuda=cuda)]))
+    config = TrainConfig(compile=True, accumulate=accumulate)
+    kept, options = runs._forms(net, config, processes)
+    assert kept is net and options == ({"mode": "reduce-overhead"} if recorded else {})
+
+
 def test_a_compiled_run_follows_the_plain_one_in_one_graph_and_goes_on_plain(tmp_path):
     from torch._dynamo.utils import counters
     torch._dynamo.reset()
@@ -1004,7 +1016,17 @@ def test_a_tenth_of_the_time_is_enough_to_know_the_pace(clock):
     t = clocked(minutes=10.0, warmup=5_000)
     for _ in t.steps():
         if t.budget: break
-    assert t.step == t.budget["at"] == 60 and t.config.steps == 60 + int(0.98 * 540)
+    assert t.step == t.budget["at"] == 70 and t.config.steps == 70 + int(0.98 * 530)
+
+
+def test_a_tenth_of_the_time_begins_when_all_is_compiled(clock):
+    "Compiling may take longer than that: ten updates alone would say little."
+    t = clocked(minutes=10.0, warmup=5_000)
+    for update in t.steps():
+        if update.step == 1: Clocked.clock += 90
+        if t.budget: break
+    assert t.step == t.budget["at"] == 70 and t.budget["seconds_per_update"] == 1.0
+    assert t.config.steps == 70 + int(0.98 * 440)
 
 
 @pytest.mark.parametrize("pace", [1.0, 3.0, 0.2])

@@ -133,7 +133,7 @@ class _Compiled(nn.Module):
             if ours.training != theirs.training: ours.training = theirs.training
         gradients = torch.is_grad_enabled()
         out = self._runs[gradients](*inputs)
-        return out.clone() if out.is_cuda and not gradients else out
+        return out.clone() if out.is_cuda else out
 
     @property
     def training(self) -> bool: return self._orig_mod.training   # type: ignore

@@ -435,7 +435,7 @@ class _Pace:
         seconds = self.processes.mean(now())
         if self.start is None:
             self.start = update.step, seconds
-        elif update.step >= self.due or seconds >= self.tenth:
+        elif update.step >= self.due or seconds - self.start[1] >= self.tenth:
             return (seconds - self.start[1]) / (update.step - self.start[0]), seconds
 
 # %% ../../nbs/engine/runs.ipynb #d77354a8
@@ -478,12 +478,13 @@ class _HeldOut:
         return torch.cat([of(part) for part in parts]).mean().item()
 
 # %% ../../nbs/engine/runs.ipynb #887fd81c
-def _forms(model: nn.Module, compile: bool) -> tuple[nn.Module, nn.Module]:
+def _forms(model: nn.Module, c: TrainConfig, processes: int = 1) -> tuple[nn.Module, nn.Module]:
     "The network itself, and the form of it that is called."
     net = getattr(model, "_orig_mod", model)       # of torch.compile
-    if not compile or net is not model: return net, model
+    if not c.compile or net is not model: return net, model
     from ddpm_nb.engine.faster import compiled
-    return net, compiled(net)
+    graph = next(net.parameters()).is_cuda and c.accumulate == processes == 1
+    return net, compiled(net, mode="reduce-overhead") if graph else compiled(net)
 
 # %% ../../nbs/engine/runs.ipynb #f6b1b1e9
 def _channels_out(c: UNetConfig, d: GaussianDiffusion) -> int:
@@ -583,7 +584,7 @@ class _Run(_Place):
         super().__init__(config, folder, device, progress)
         a = self.accelerator
         _check_config(config, diffusion, a.num_processes)
-        net, called = _forms(model.to(a.device), config.compile)
+        net, called = _forms(model.to(a.device), config, a.num_processes)
         images, labels = _unpack_data(data, net)
         self.batches: Batches = Batches(images, config.batch_size, config.seed, config.flip,
                                         a.device, a.process_index, a.num_processes, labels)
