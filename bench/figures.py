@@ -13,6 +13,9 @@ figure10.json (figure10-fid.json with --fid).
 
 Both keep what is done in --work, a file a batch: a run that was stopped goes on where
 it was.
+
+--page, the other figures: runs the cells of experiments/figures with --model in the place of the
+packaged network, and keeps the images of each picture it shows of it, as tiles.
 """
 import argparse
 import functools
@@ -32,6 +35,7 @@ def words() -> argparse.Namespace:
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--figure", type=int, nargs="+", choices=RECORDS, default=list(RECORDS),
                    help="which (default: both)")
+    p.add_argument("--page", action="store_true", help="the page's own pictures, of --model")
     p.add_argument("--model", default="cifar10-small", help="what load_pretrained takes")
     p.add_argument("--n", type=int, default=1000, help="samples (default: 1000)")
     p.add_argument("--steps", type=int, default=50, help="steps of each (default: 50)")
@@ -237,9 +241,47 @@ def figure_10(a: argparse.Namespace) -> dict:
 RECORDS = {5: figure_5, 10: figure_10}
 
 
+# --- the page's own pictures ----------------------------------------------------------------------
+
+def page(a: argparse.Namespace) -> None:
+    "The cells of experiments/figures with another model; the tiles of its pictures, as they come."
+    import numpy as np
+    import torch
+    from cifar10_snapshot import save
+
+    import ddpm_nb.plotting as plot
+    a.record.mkdir(parents=True, exist_ok=True)
+    names = iter(f"figure{k}.png" for k in (13, 6, 7, 8, 9, 12))
+    strip, images = plot.show_strip, plot.show_images
+
+    def kept(x, ncols: int, title: str) -> None:
+        if not title.startswith(f"{a.model}: ") or not (name := next(names, None)): return
+        save(x, ncols, a.record / name)
+        print(f"{name}: {title}", flush=True)
+
+    def show_strip(rows, *args, **words):
+        rows = [np.asarray(torch.as_tensor(row).cpu()) for row in rows]
+        kept(torch.from_numpy(np.concatenate(rows)), len(rows[0]), words["title"])
+        return strip(rows, *args, **words)
+
+    def show_images(x, ncols=None, **words):
+        kept(x, ncols, words["title"])
+        return images(x, ncols, **words)
+
+    plot.show_strip, plot.show_images, scope = show_strip, show_images, {"__name__": "page"}
+    cells = json.loads((ROOT / "nbs/experiments/figures.ipynb").read_text())["cells"]
+    for cell in (c for c in cells if c["cell_type"] == "code"):
+        code = "".join(cell["source"])
+        if code.startswith("MODEL ="): code = f"MODEL = {a.model!r}"
+        exec(compile(code, cell["id"], "exec"), scope)
+
+
 if __name__ == "__main__":
     from ddpm_nb.engine.files import replacing
     a = words()
+    if a.page:
+        page(a)
+        raise SystemExit
     for figure in a.figure:
         found = RECORDS[figure](a)
         name = f"figure{figure}{'-fid' * (a.fid and figure == 10)}.json"

@@ -107,4 +107,5 @@ def test_the_script_runs_end_to_end_at_a_tiny_size(tmp_path):
     assert "distance" in of["distance"] or "left out" in of["distance"]
     files = {p.name for p in out.iterdir()}
     assert files == {"results.json", "rates.png", "loss.png", *(
-        f"{what}-{sampler}.png" for what in ("samples", "states", "guesses") for sampler in ("ddim", "ddpm"))}
+        f"{what}-{sampler}.png" for what in ("samples", "states", "guesses")
+        for sampler in ("ddim", "ddpm"))}

@@ -321,9 +321,22 @@ def test_every_figure_without_a_page_of_its_own_has_its_label_here():
     assert {int(n) for n in re.findall(r"^\(fig-ddpm-(\d+)\)=$", text, re.M)} == FIGURES
 
 
+def test_the_papers_network_has_its_pictures_as_its_record_has_them(cells):
+    "Whole tiles, as many in a row as there are labels; none is left over, none is missing."
+    from PIL import Image
+    shown = dict(re.findall(r'by_the_papers\("(figure\d+\.png)", (.*)', "\n".join(
+        c.source.replace("\n", " ") for c in cells if "by_the_papers(\"" in c.source)))
+    there = RECORD.parent / "cifar10_paper"
+    assert {f.name for f in there.glob("figure*.png")} == set(shown) and len(shown) == 6
+    for name in shown:
+        width, height = Image.open(there / name).size
+        assert width == 11 * 32 and height % 32 == 0 and height // 32 in (4, 6, 8, 9)
+
+
 def test_every_picture_says_what_model_it_is_of(cells):
     "In the title, since a picture travels without its page."
     for c in cells:
         for call in re.findall(r"plot\.show_(?:images|strip)\((.*)", c.source, re.S):
-            assert "MODEL" in call or "three ways" in call, call[:80]
+            named = "MODEL" in call or "The paper's network" in call
+            assert named or "three ways" in call, call[:80]
             assert "alt=" in call

@@ -618,6 +618,11 @@ faults(
 
 faults(
     "engine/runs.py",
+    ("seconds - self.start[1] >= self.tenth", "seconds >= self.tenth",
+     "runs::a_tenth_of_the_time_begins_when_all_is_compiled"),
+    ("next(net.parameters()).is_cuda and c.accumulate == processes == 1",
+     "next(net.parameters()).is_cuda and processes == 1",
+     "runs::on_cuda_an_update_of_one_pass_is_recorded"),
     ("sampler=c.sampler,", "sampler=\"adams\",",
      "wired::grids_and_samples_are_of_the_averaged_weights_and_the_sampler"),
     ("enabled=half is not None)", "enabled=False)",
