@@ -327,7 +327,7 @@ def test_the_record_of_the_run_on_a_gpu_agrees_with_itself_and_with_the_recipe()
     by_bound = json.loads((PAPER / "figure5.json").read_text())["total"]     # by other draws
     assert abs(by_bound[0] - r["bits"]["mean"]) < 3 * math.hypot(
         by_bound[1], r["bits"]["standard_error"])
-    assert all(max(errors) < (1e-5 if "fp32, " in name else 0.01)
+    assert all(max(errors) < (0.01 if name.startswith(("bf16", "fp16")) else 1e-5)
                for name, errors in c["gradients"].items())
     from PIL import Image
     size = lambda name: Image.open(PAPER / f"{name}.png").size
@@ -344,9 +344,11 @@ def test_pages_quote_the_record_of_the_run_on_a_gpu():
     text, (stage,) = page("experiments/cifar10"), r["stages"]
     for said in (f"{stage['updates']:,} updates", f"{r['images'] / 50_000:.0f} passes",
                  f"{r['bits']['mean']:.2f} bits per dimension"): assert said in text, said
-    pace = sorted(row["images_per_second"] for row in r["log"])[len(r["log"]) * 3 // 4]
+    begun, ended = (next(row for row in rows if row["step"] >= 1000) for rows in
+                    (r["log"], r["log"][::-1]))
+    pace = 128 * (ended["step"] - begun["step"]) / (ended["hours"] - begun["hours"]) / 3600
     said = int(re.search(r"ON_H100 = (\d+)", text)[1])
-    assert abs(said - pace) < 0.02 * pace           # its usual pace, but for grids and checkpoints
+    assert abs(said - pace) < 0.01 * pace           # with its grids and checkpoints
 
 
 def test_the_packaged_model_loads_samples_and_states_its_limits():
