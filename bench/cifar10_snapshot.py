@@ -231,8 +231,9 @@ def whole(a) -> None:
         weights=sum(v.numel() for v in net.parameters()), unet=net.config.to_dict(),
         diffusion=[d.prediction, d.variance], log=thin(log), **measure(net, d, a))
     (a.record / "record.json").write_text(json.dumps(record, indent=1) + "\n")
-    if a.package: (place / "README.md").write_text(card(record))
-    print(card(record))
+    if a.package:
+        (place / "README.md").write_text(card(record))
+        print(card(record))
 
 
 def models(a):

@@ -38,8 +38,8 @@ ANGLES = torch.tensor([0.3, 1.6, 2.8, 4.0, 5.2], dtype=torch.float64)
 MIXTURES = {"five spots": 0.7 * torch.stack([ANGLES.cos(), ANGLES.sin()], 1),
             "two spots": torch.tensor([[-0.8, 0.0], [0.8, 0.4]], dtype=torch.float64)}
 NETWORKS = {"digits": "digits", "cifar10-small": "cifar10-small"}
-MANY = {"five spots": 20_000, "two spots": 20_000, "digits": 128, "cifar10-small": 128}
-DRAWN = {"five spots": 20_000, "two spots": 20_000, "digits": 256, "cifar10-small": 2000}
+MANY = {"five spots": 20_000, "two spots": 20_000, "digits": 128, "cifar10-small": 16}
+DRAWN = {"five spots": 20_000, "two spots": 20_000, "digits": 256, "cifar10-small": 500}
 
 JUDGED = "adams between", "unipc between", "ddim even", "diffusers DPM++ 2M Karras"
 ALSO = "diffusers DPM++ 3M log-SNR", "diffusers UniPC log-SNR"      # where it costs little
