@@ -180,8 +180,6 @@ def test_a_convolutional_network_resumes_to_the_bit_too(tmp_path, config):
     assert_same(by_recipe(r, images, tmp_path / "b").resume().train(), whole)
 
 
-@pytest.mark.skipif(" " in torch.__file__, reason="torch.compile links no kernels where PyTorch "
-                                                  "lies in a path with a space")
 @pytest.mark.parametrize("cuda, accumulate, processes, recorded", [
     (True, 1, 1, True), (False, 1, 1, False), (True, 2, 1, False), (True, 1, 2, False)])
 def test_on_cuda_an_update_of_one_pass_is_recorded(monkeypatch, cuda, accumulate, processes,
@@ -194,6 +192,8 @@ def test_on_cuda_an_update_of_one_pass_is_recorded(monkeypatch, cuda, accumulate
     assert kept is net and options == ({"mode": "reduce-overhead"} if recorded else {})
 
 
+@pytest.mark.skipif(" " in torch.__file__, reason="torch.compile links no kernels where PyTorch "
+                                                  "lies in a path with a space")
 def test_a_compiled_run_follows_the_plain_one_in_one_graph_and_goes_on_plain(tmp_path):
     from torch._dynamo.utils import counters
     torch._dynamo.reset()
