@@ -81,6 +81,13 @@ def test_training_that_was_stopped_is_gone_on_with_by_the_next_call(bench, capsy
     assert set(states(results).values()) == {"done"}
 
 
+def test_only_some_steps_are_done_if_so_asked_and_the_rest_by_the_next_call(bench, capsys):
+    results, begun = bench("--only", "rates", "machine")
+    assert begun == ["machine", "rates"] and set(results) == {"machine", "rates"}
+    assert "the same command goes on" in capsys.readouterr().out
+    assert bench()[1] == [step for step in bench.steps if step not in ("machine", "rates")]
+
+
 def test_without_time_nothing_is_begun(bench, capsys):
     results, _ = bench(train="stops")
     assert bench("--minutes", "0") == (results, [])

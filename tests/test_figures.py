@@ -207,6 +207,32 @@ def test_the_script_keeps_the_guesses_of_algorithm_2(bench):
     assert (found[-1].float() - (end + 1) * 127.5).abs().max() <= 0.51
 
 
+def test_the_script_keeps_the_pages_pictures_of_the_model_that_was_named(bench, monkeypatch,
+                                                                         tmp_path):
+    "In their order, as tiles; those of another network on the page are not its own."
+    from types import SimpleNamespace
+
+    import ddpm_nb.plotting as plot
+    from PIL import Image
+    for name in ("show_strip", "show_images"):          # which the page's cells find replaced
+        monkeypatch.setattr(plot, name, getattr(plot, name))
+    sources = ['MODEL = "cifar10-small"', "import torch\nimport ddpm_nb.plotting as plot",
+               "x = torch.arange(4).view(4, 1, 1, 1).expand(4, 3, 32, 32) / 4",
+               "plot.show_images(x, ncols=2, title=f'{MODEL}: four')",
+               "plot.show_strip([x, x], title='of another: eight')",
+               "plot.show_strip([x[:3], x[1:]], title=f'{MODEL}: six')"]
+    cells = [dict(cell_type="code", id=str(k), source=[s]) for k, s in enumerate(sources)]
+    page = tmp_path / "nbs/experiments/figures.ipynb"
+    page.parent.mkdir(parents=True)
+    page.write_text(json.dumps(dict(cells=cells)))
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    bench.page(SimpleNamespace(model="mine", record=tmp_path / "record"))
+    sizes = {f.name: Image.open(f).size for f in (tmp_path / "record").iterdir()}
+    assert sizes == {"figure13.png": (64, 64), "figure6.png": (96, 64)}
+    tile = Image.open(tmp_path / "record/figure6.png").getpixel((80, 40))
+    assert tile == (223,) * 3                           # the last of the second row: 0.75
+
+
 @pytest.mark.parametrize("T", [20, 100, 1000])
 def test_the_parts_are_a_partition_and_times_are_dealt_evenly(bench, T):
     parts = bench.parts_of(T)

@@ -478,7 +478,7 @@ class _HeldOut:
         return torch.cat([of(part) for part in parts]).mean().item()
 
 # %% ../../nbs/engine/runs.ipynb #887fd81c
-def _forms(model: nn.Module, c: TrainConfig, processes: int = 1) -> tuple[nn.Module, nn.Module]:
+def _forms(model: nn.Module, c: TrainConfig, processes: int) -> tuple[nn.Module, nn.Module]:
     "The network itself, and the form of it that is called."
     net = getattr(model, "_orig_mod", model)       # of torch.compile
     if not c.compile or net is not model: return net, model
