@@ -132,10 +132,11 @@ def loss_by_t(model, d, images, bins: int = 20, batch: int = 100) -> dict:
                 standard_error=losses.std().item() / math.sqrt(n))
 
 
-def drawn(model, d, count: int, batch: int = 125) -> Tensor:   # uint8 (count, 3, 32, 32)
+def drawn(model, d, count: int, batch: int = 125, seed: int = 0,
+          ) -> Tensor:   # uint8 (count, 3, 32, 32)
     "Samples, in the command's default way of drawing; the same noise for every model."
     from ddpm_nb import to_uint8
-    g = torch.Generator().manual_seed(0)
+    g = torch.Generator().manual_seed(seed)
     return torch.cat([to_uint8(d.sample(model, (batch, 3, 32, 32), "adams", 20, g, False)).cpu()
                       for _ in range(count // batch)])
 

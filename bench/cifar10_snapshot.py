@@ -7,7 +7,8 @@ ddpm_nb/assets/cifar10-small (--package), and what is measured is these. Into --
 experiments/cifar10 shows: record.json (stages, hours, log, held-out error by t, bits/dim, distance,
 nearest neighbours), samples.png (64 images, DDIM, 100 steps, seed 0, not chosen) and, with --curve,
 in a run of its own, what came out earlier: the distance and the error after so many images, and
-evolution.png, the same noise turned into images by each of them.
+evolution.png, the same noise turned into images by each of them; and, with --between, in one more,
+what a mean of weights before and after the last stage would be worth.
 
 The first edition's record is first.json, and its samples first.png, in the same folder.
 
@@ -20,6 +21,8 @@ import argparse
 import json
 import math
 import shutil
+import statistics
+from itertools import pairwise
 from pathlib import Path
 
 from cifar10_again import DEVICE, distance, drawn, half, loss_by_t, ready
@@ -69,15 +72,41 @@ def state_of(run: Path) -> tuple[dict, dict]:
     return state, {k.removeprefix("train."): v for k, v in state["config"].items()}
 
 
+def lines(run: Path) -> list[dict]:
+    "The log."
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def worked(run: Path, seconds: float) -> float:
+    """The seconds that a run was at work, of those that its clock has counted.
+
+    A stage takes days beside other work, and its clock counts on while it stands still: a stretch
+    between two lines of the log that took more than twice the usual time counts as a usual one.
+    The first stands as it is: it has the compiling.
+    """
+    took = [after - before for before, after in pairwise([0, *(r["seconds"] for r in lines(run))])]
+    if len(took) < 3: return seconds
+    usual = statistics.median(took)
+    return seconds - sum(s - usual for s in took[1:] if s > 2 * usual)
+
+
 def told(run: Path) -> dict:
-    "What a stage was, and what it took."
+    "What a stage was, and what it took; one that the next began from before its end, so far."
     (state, c), how = state_of(run), asked(run)
-    done = state["step"]
-    if done < c["steps"]: raise SystemExit(f"{run} stands at {done} of {c['steps']}")
-    return dict(updates=done, images=done * c["batch_size"], hours=state["seconds"] / 3600,
+    done, falling = state["step"], max(0, state["step"] - c["steps"] + c["cooldown"])
+    return dict(updates=done, images=done * c["batch_size"],
+                hours=worked(run, state["seconds"]) / 3600,
                 optimizer=how["optimizer"], prediction=c["diffusion.prediction"],
                 times=how["times"], batch=c["batch_size"], lr=c["lr"], warmup=c["warmup"],
-                fall=c["cooldown"] / c["steps"], ema=c["ema_decay"])
+                fall=falling / done, ema=c["ema_decay"])
+
+
+def finished(run: Path) -> list[dict]:
+    "The stages of a run, as told; the last of them must have come to its end."
+    (state, c), made = state_of(run), [told(stage) for stage in stages(run)]
+    if state["step"] < c["steps"]:
+        raise SystemExit(f"{run} stands at {state['step']} of {c['steps']}")
+    return made
 
 
 def before(a) -> list[dict]:
@@ -137,9 +166,11 @@ def network_in_words(u: dict) -> str:
 def stage_in_words(k: int, s: dict) -> str:
     how = "equally spread" if s["times"] == "uniform" else "centred"
     optimizer = dict(muon="Muon and Adam", adam="Adam")[s["optimizer"]]
+    falls = ("then constant" if not s["fall"] else "then falling to 0" if s["fall"] == 1 else
+             f"falling to 0 over the last {s['fall']:.0%}")
     return (f"| stage {k} | {s['updates']:,} updates of {s['batch']} images in {s['hours']:.2f} "
             f"hours; predicts {s['prediction']}; t {how}; {optimizer}, rate up to {s['lr']:g}, "
-            f"{s['warmup']:,} updates of warm-up, falling to 0 over the last {s['fall']:.0%}; "
+            f"{s['warmup']:,} updates of warm-up, {falls}; "
             f"average with decay {s['ema']}; arithmetic in bfloat16, weights in float32 |")
 
 
@@ -221,15 +252,14 @@ def whole(a) -> None:
     if place.exists(): shutil.rmtree(place)
     save_pretrained(place, *load_run(a.run), dtype=torch.float16)
     net, d = (part.to(DEVICE) for part in load_pretrained(place))    # what is shipped is measured
-    made, (state, _) = [*before(a), *map(told, stages(a.run))], state_of(a.run)
-    log = [json.loads(line) for line in (a.run / "log.jsonl").read_text().splitlines()]
+    made, (state, _) = [*before(a), *finished(a.run)], state_of(a.run)
     g = torch.Generator().manual_seed(0)
     save(d.sample(half(net), (64, 3, 32, 32), "ddim", 100, g, False), 8, a.record / "samples.png")
     record = dict(
         images=sum(s["images"] for s in made), hours=sum(s["hours"] for s in made),
         hardware=a.hardware, code=state["code"], torch=state["torch"], stages=made,
         weights=sum(v.numel() for v in net.parameters()), unet=net.config.to_dict(),
-        diffusion=[d.prediction, d.variance], log=thin(log), **measure(net, d, a))
+        diffusion=[d.prediction, d.variance], log=thin(lines(a.run)), **measure(net, d, a))
     (a.record / "record.json").write_text(json.dumps(record, indent=1) + "\n")
     if a.package:
         (place / "README.md").write_text(card(record))
@@ -245,12 +275,12 @@ def models(a):
         yield int(images), 1, *load_pretrained(folder)
     seen = sum(stage["images"] for stage in before(a))
     for run in stages(a.run):
-        _, c = state_of(run)
+        state, c = state_of(run)
         for at in checkpoints(run):
             step = int(at.name.rpartition("_")[2])
-            if c["keep_every"] and step % c["keep_every"] == 0 or step == c["steps"]:
+            if c["keep_every"] and step % c["keep_every"] == 0 or step == state["step"]:
                 yield seen + step * c["batch_size"], 2 if before(a) else 1, *load_run(at)
-        seen += c["steps"] * c["batch_size"]
+        seen += state["step"] * c["batch_size"]
 
 
 def curve(a) -> None:
@@ -274,6 +304,26 @@ def curve(a) -> None:
     written.write_text(json.dumps(record, indent=1) + "\n")
 
 
+def between(a) -> None:
+    "Into the record: the weights before the last stage, their mean with those after it, and these."
+    import torch
+
+    from ddpm_nb import cifar10
+    from ddpm_nb.engine.runs import load_run
+    written, test = a.record / "record.json", cifar10(train=False)[0]
+    record, rows, held = json.loads(written.read_text()), [], test[shuffled(len(test))[:a.held_out]]
+    (net, d), start = load_run(a.run), load_run(asked(a.run)["start"])[0].state_dict()
+    end = {k: v.clone() for k, v in net.state_dict().items()}
+    fast, d = half(ready(net)), d.to(DEVICE)
+    for share in (0.0, 0.5, 1.0):
+        net.load_state_dict({k: torch.lerp(start[k], end[k], share) for k in end})
+        rows.append(dict(
+            share=share, samples=a.between, error=loss_by_t(fast, d, held)["mean"],
+            distance=[distance(drawn(fast, d, a.between, seed=seed)) for seed in range(3)]))
+        print(rows[-1], flush=True)
+    written.write_text(json.dumps(record | dict(between=rows), indent=1) + "\n")
+
+
 def words() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -288,6 +338,9 @@ def words() -> argparse.Namespace:
     p.add_argument("--samples", type=int, default=2000, help="for the distance")
     p.add_argument("--curve", type=int, default=0, metavar="N",
                    help="only add to the record how it became so, by N samples each")
+    p.add_argument("--between", type=int, default=0, metavar="N",
+                   help="only add to the record what the mean of the weights before the last stage "
+                        "and after it is worth, by three draws of N samples")
     p.add_argument("--earlier", nargs="*", default=[], metavar="IMAGES=FOLDER",
                    help="saved models of the first edition, for the curve")
     p.add_argument("--hardware", default="two cores of an AMD EPYC (AVX-512, bfloat16)",
@@ -298,4 +351,4 @@ def words() -> argparse.Namespace:
 if __name__ == "__main__":
     a = words()
     a.record.mkdir(parents=True, exist_ok=True)
-    (curve if a.curve else whole)(a)
+    (curve if a.curve else between if a.between else whole)(a)

@@ -238,11 +238,27 @@ def test_a_stage_that_was_interrupted_ends_as_if_it_had_not_been(again, tmp_path
     straight, broken = begin("a").train(), begin("b")
     for _ in range(2): next(broken.steps())
     broken.save()
+    (tmp_path / "b/log.jsonl").touch()
+    from cifar10_snapshot import finished, told
+    so_far = told(tmp_path / "b")            # where the next stage may begin from it all the same
+    assert (so_far["updates"], so_far["images"], so_far["fall"]) == (2, 4, pytest.approx(1 / 2))
+    with pytest.raises(SystemExit, match="b stands at 2 of 3"): finished(tmp_path / "b")
     resumed = begin("b")
     assert resumed.step == 2 and resumed.train().step == 3
     for a, b in zip(straight.model.parameters(), resumed.model.parameters()): assert a.equal(b)
     there = load_pretrained("cifar10-small")[0].parameters()
     assert not any(a.equal(b) for a, b in zip(there, straight.model.parameters()) if a.ndim > 1)
+
+
+def test_hours_are_those_at_work_whatever_the_clock_says(again, tmp_path):
+    "A stage that stood still for a day has not worked for a day; compiling is work."
+    from cifar10_snapshot import worked
+    clock = [100, 110, 121, 86_521, 86_530, 86_541]        # compiled for 90 s, then stopped once
+    log = "".join(json.dumps(dict(seconds=s)) + "\n" for s in clock)
+    (tmp_path / "log.jsonl").write_text(log)
+    assert worked(tmp_path, 86_545.0) == 86_545 - (86_400 - 11)
+    (tmp_path / "log.jsonl").write_text(log[:log.index("\n") + 1])
+    assert worked(tmp_path, 105.0) == 105
 
 
 def test_strata_partition_all_steps_and_the_estimate_is_unbiased(again):
@@ -300,8 +316,16 @@ def test_what_training_images_cost_is_measured_as_sharply_as_the_papers_gap():
     test, train = r["bits"], r["bits_train"]
     assert math.hypot(test["standard_error"], train["standard_error"]) < 0.015
     assert abs(test["mean"] - train["mean"]) < 0.1
-    card = (MODEL / "README.md").read_text()
-    for b in (test, train): assert f"{b['mean']:.3f} ± {b['standard_error']:.3f}" in card
+
+
+def test_the_card_is_what_the_record_says(again):
+    "Word for word; a rate that does not fall, or only falls, is said to be that."
+    from cifar10_snapshot import card, stage_in_words
+    r = json.loads((RECORD / "record.json").read_text())
+    assert (MODEL / "README.md").read_text() == card(r)
+    for fall, words in ((0, "warm-up, then constant;"), (1, "warm-up, then falling to 0;"),
+                        (0.5, "warm-up, falling to 0 over the last 50%;")):
+        assert words in stage_in_words(2, r["stages"][-1] | dict(fall=fall))
 
 
 def test_the_second_edition_is_better_than_the_first_where_its_page_says_so():
@@ -312,6 +336,19 @@ def test_the_second_edition_is_better_than_the_first_where_its_page_says_so():
     assert r["held_out"]["mean"] < first["held_out"]["mean"]
     assert r["held_out"]["by_t"][-1] < first["held_out"]["by_t"][-1] / 2
     assert r["nearest"]["samples"] > 0.7 * r["nearest"]["test"]          # it copies nothing
+
+
+def test_the_mean_of_weights_is_worth_what_the_page_says_and_its_ends_are_those_of_the_curve():
+    "Two runs of the same measure; the last one's weights are in half precision there."
+    r = json.loads((RECORD / "record.json").read_text())
+    start, middle, end = r["between"]
+    assert [row["share"] for row in r["between"]] == [0.0, 0.5, 1.0]
+    for row, point in ((start, r["curve"][-2]), (end, r["curve"][-1])):
+        assert row["distance"][0] == pytest.approx(point["distance"], rel=0.01)
+        assert row["error"] == pytest.approx(point["error"], rel=1e-3)
+    assert end["error"] < middle["error"] < start["error"]
+    nearer = [m < min(a, b) for m, a, b in zip(*(row["distance"] for row in (middle, start, end)))]
+    assert nearer == [True] * 3
 
 
 def test_the_record_of_the_run_on_a_gpu_agrees_with_itself_and_with_the_recipe():
