@@ -50,10 +50,19 @@ class Page:
         if failed: raise RuntimeError(json.dumps(failed)[:1000])
         return answer["result"].get("value")
 
+    def holds(self, condition):
+        "Whether an expression is true; not yet, while one page makes way for the next."
+        try: return self.js(f"Boolean({condition})")
+        except RuntimeError as e:
+            if any(words in str(e) for words in ("target navigated", "context was destroyed",
+                                                 "Cannot find default execution context")):
+                return False
+            raise
+
     def wait(self, condition, seconds=60):
         "Until an expression is true."
         end = time.time() + seconds
-        while not self.js(f"Boolean({condition})"):
+        while not self.holds(condition):
             if time.time() > end: raise TimeoutError(f"after {seconds} s still not: {condition}")
             time.sleep(0.05)
 
