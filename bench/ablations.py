@@ -49,8 +49,9 @@ def drawn(model, d, a, steps: int):
     from ddpm_nb import to_uint8
     parts, g = [], torch.Generator().manual_seed(0)
     try:
-        for n in [a.chunk] * (a.samples // a.chunk):
-            x = d.sample(model, (n, 3, 32, 32), sampler="ddpm", steps=steps, generator=g,
+        for i in range(0, a.samples, a.chunk):
+            shape = min(a.chunk, a.samples - i), 3, 32, 32
+            x = d.sample(model, shape, sampler="ddpm", steps=steps, generator=g,
                          progress=False)
             parts.append(to_uint8(x).cpu())
     except FloatingPointError: return None

@@ -137,8 +137,9 @@ def drawn(model, d, count: int, batch: int = 125, seed: int = 0,
     "Samples, in the command's default way of drawing; the same noise for every model."
     from ddpm_nb import to_uint8
     g = torch.Generator().manual_seed(seed)
-    return torch.cat([to_uint8(d.sample(model, (batch, 3, 32, 32), "adams", 20, g, False)).cpu()
-                      for _ in range(count // batch)])
+    return torch.cat([
+        to_uint8(d.sample(model, (min(batch, count - i), 3, 32, 32), "adams", 20, g, False)).cpu()
+        for i in range(0, count, batch)])
 
 
 def distance(images: Tensor) -> float:

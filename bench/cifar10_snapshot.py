@@ -1,14 +1,16 @@
 #!/usr/bin/env python
 """Write down what the stages of bench/cifar10_again.py have made, or a recipe, and ship it.
 
-RUN is a recipe's run, or the last stage; those before it are found by what it began from. Its
+RUN is a recipe's run, or the last stage; those before it are found by what it began from. If that
+was the packaged network, its record is gone on with (what it was before is kept in RUN/before). The
 averaged weights, in half precision, go to RUN/model, or, with a card, to
 ddpm_nb/assets/cifar10-small (--package), and what is measured is these. Into --record goes what
 experiments/cifar10 shows: record.json (stages, hours, log, held-out error by t, bits/dim, distance,
 nearest neighbours), samples.png (64 images, DDIM, 100 steps, seed 0, not chosen) and, with --curve,
-in a run of its own, what came out earlier: the distance and the error after so many images, and
-evolution.png, the same noise turned into images by each of them; and, with --between, in one more,
-what a mean of weights before and after the last stage would be worth.
+in a run of its own, what came out on the way: the distance and the error after so many images, and
+evolution.png, the same noise turned into images by each of them. --means measures what the mean of
+the averaged weights that were kept from an update on would be worth, a line each, which is added to
+means.jsonl.
 
 The first edition's record is first.json, and its samples first.png, in the same folder.
 
@@ -28,6 +30,7 @@ from pathlib import Path
 from cifar10_again import DEVICE, distance, drawn, half, loss_by_t, ready
 
 ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "nbs/experiments/cifar10_small"
 TARGET = ROOT / "ddpm_nb/assets/cifar10-small"
 
 
@@ -102,25 +105,43 @@ def told(run: Path) -> dict:
 
 
 def finished(run: Path) -> list[dict]:
-    "The stages of a run, as told; the last of them must have come to its end."
+    "The stages of a run, as told; if the last one's rate is to fall, it must have done so."
     (state, c), made = state_of(run), [told(stage) for stage in stages(run)]
-    if state["step"] < c["steps"]:
+    if c["cooldown"] and state["step"] < c["steps"]:
         raise SystemExit(f"{run} stands at {state['step']} of {c['steps']}")
     return made
 
 
-def before(a) -> list[dict]:
-    "The first edition, as a stage, where the first of the runs began from it."
-    if not asked(stages(a.run)[0])["start"]: return []
-    return [first_stage(json.loads((a.record / "first.json").read_text()))]
+def before(run: Path) -> Path | None:
+    "The record of the packaged network as the first of the runs found it, if it began from that."
+    first = stages(run)[0]
+    if asked(first)["start"] != TARGET.name: return None
+    if not (first / "before").exists(): shutil.copytree(RECORD, first / "before")
+    return first / "before"
 
 
-def first_stage(first: dict) -> dict:
-    "The first edition, as a stage."
-    r = first["recipe"]["train"]
-    return dict(updates=first["step"], images=first["images"], hours=first["hours"],
-                optimizer="adam", prediction="eps", times="uniform", batch=r["batch_size"],
-                lr=r["lr"], warmup=r["warmup"], fall=r["cooldown"] / r["steps"], ema=r["ema_decay"])
+def record_before(run: Path) -> dict:
+    return json.loads((there / "record.json").read_text()) if (there := before(run)) else {}
+
+
+def kept(run: Path, since: int) -> dict[int, Path]:
+    "The checkpoints that were kept from an update on, by their updates; the newest is one."
+    from ddpm_nb.engine.runs import checkpoints
+    found = {int(at.name.rpartition("_")[2]): at for at in checkpoints(run)}
+    every, newest = state_of(run)[1]["keep_every"], max(found)
+    return {k: at for k, at in found.items()
+            if k == newest or k >= since and every and k % every == 0}
+
+
+def mean_of(run: Path, since: int):
+    "The network, its weights the mean of the averaged weights since an update; its diffusion."
+    from torch.optim.swa_utils import AveragedModel
+
+    from ddpm_nb.engine.runs import load_run
+    net, d = load_run(run)
+    mean = AveragedModel(net)
+    for at in kept(run, since).values(): mean.update_parameters(load_run(at)[0])
+    return mean.module, d
 
 
 CARD = """# cifar10-small
@@ -209,7 +230,7 @@ def nearest_of(images, train) -> float:
 
 def cost_of(net, d, images, count: int, terms: int) -> dict:
     "Bits/dim of some images, as the record has it."
-    bits = bits_per_dim(net, d, images[shuffled(len(images))[:count]], terms)
+    bits = bits_per_dim(net, d, some(images, count), terms)
     return dict(images=len(bits.total), terms=terms, mean=bits.mean,
                 standard_error=bits.standard_error, distortion=bits.decoder.mean().item())
 
@@ -218,11 +239,10 @@ def measure(net, d, a) -> dict:
     "All that is measured of the finished model, but for its pictures."
     from ddpm_nb import cifar10
     train, test = (cifar10(train=part)[0] for part in (True, False))
-    order = shuffled(len(test))
     fast = ready(net)
-    samples, real = drawn(half(fast), d, a.samples), test[order[:a.samples]]
+    samples, real = drawn(half(fast), d, a.samples), some(test, a.samples)
     found = dict(
-        held_out=loss_by_t(half(net), d, test[order[:a.held_out]]),
+        held_out=loss_by_t(half(net), d, some(test, a.held_out)),
         samples=a.samples, distance=distance(samples), distance_of_real=distance(real),
         nearest=dict(images=500, samples=nearest_of(samples[:500], train),
                      test=nearest_of(real[:500], train)))
@@ -230,9 +250,11 @@ def measure(net, d, a) -> dict:
                 bits_train=cost_of(fast, d, train, a.bits, a.terms))
 
 
-def shuffled(n: int):
+def some(images, count: int):
+    "So many of the images, drawn at random, the same ones each time."
     import torch
-    return torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    return images[order[:count]]
 
 
 def save(images, ncols: int, path: Path) -> None:
@@ -248,14 +270,15 @@ def whole(a) -> None:
 
     from ddpm_nb.engine.pretrained import load_pretrained, save_pretrained
     from ddpm_nb.engine.runs import load_run
+    earlier = record_before(a.run)
+    made, (state, _) = [*earlier.get("stages", ()), *finished(a.run)], state_of(a.run)
     place = TARGET if a.package else a.run / "model"
     if place.exists(): shutil.rmtree(place)
     save_pretrained(place, *load_run(a.run), dtype=torch.float16)
     net, d = (part.to(DEVICE) for part in load_pretrained(place))    # what is shipped is measured
-    made, (state, _) = [*before(a), *finished(a.run)], state_of(a.run)
     g = torch.Generator().manual_seed(0)
     save(d.sample(half(net), (64, 3, 32, 32), "ddim", 100, g, False), 8, a.record / "samples.png")
-    record = dict(
+    record = earlier | dict(
         images=sum(s["images"] for s in made), hours=sum(s["hours"] for s in made),
         hardware=a.hardware, code=state["code"], torch=state["torch"], stages=made,
         weights=sum(v.numel() for v in net.parameters()), unet=net.config.to_dict(),
@@ -267,32 +290,33 @@ def whole(a) -> None:
 
 
 def models(a):
-    "What there was on the way: images seen, edition, network, diffusion."
-    from ddpm_nb.engine.pretrained import load_pretrained
-    from ddpm_nb.engine.runs import checkpoints, load_run
-    for name in a.earlier:
-        images, _, folder = name.partition("=")
-        yield int(images), 1, *load_pretrained(folder)
-    seen = sum(stage["images"] for stage in before(a))
+    "What there was on the way, and the end: images seen, network, diffusion."
+    from ddpm_nb.engine.runs import load_run
+    seen = record_before(a.run).get("images", 0)
     for run in stages(a.run):
-        state, c = state_of(run)
-        for at in checkpoints(run):
-            step = int(at.name.rpartition("_")[2])
-            if c["keep_every"] and step % c["keep_every"] == 0 or step == state["step"]:
-                yield seen + step * c["batch_size"], 2 if before(a) else 1, *load_run(at)
+        (state, c), newest = state_of(run), max(kept(run, 0))
+        for step, at in kept(run, 0).items():
+            if step % a.every and step < newest: continue
+            yield seen + step * c["batch_size"], *load_run(at)
         seen += state["step"] * c["batch_size"]
 
 
 def curve(a) -> None:
     "Into the record: quality by images seen; and the same noise, by each of these models."
+    import numpy as np
     import torch
+    from einops import rearrange
+    from PIL import Image
 
     from ddpm_nb import cifar10
-    written = a.record / "record.json"
-    record, rows, strips = json.loads(written.read_text()), [], []
-    test = cifar10(train=False)[0]
-    held = test[shuffled(len(test))[:a.held_out]]
-    for images, edition, net, d in models(a):
+    written, there = a.record / "record.json", before(a.run)
+    record, strips = json.loads(written.read_text()), []
+    rows, edition = record_before(a.run).get("curve", []), 2 if there else 1
+    if rows:
+        grid = torch.from_numpy(np.array(Image.open(there / "evolution.png").convert("RGB")))
+        strips.append(rearrange(grid, "(r h) (c w) k -> (r c) k h w", h=32, w=32))
+    held = some(cifar10(train=False)[0], a.held_out)
+    for images, net, d in models(a):
         fast, d = half(ready(net)), d.to(DEVICE)
         samples = drawn(fast, d, a.curve)
         rows.append(dict(images=images, edition=edition, samples=a.curve,
@@ -304,31 +328,24 @@ def curve(a) -> None:
     written.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def between(a) -> None:
-    "Into the record: the weights before the last stage, their mean with those after it, and these."
-    import torch
-
+def means(a) -> None:
+    "To means.jsonl: the means of the averaged weights since several updates, by three draws."
     from ddpm_nb import cifar10
-    from ddpm_nb.engine.runs import load_run
-    written, test = a.record / "record.json", cifar10(train=False)[0]
-    record, rows, held = json.loads(written.read_text()), [], test[shuffled(len(test))[:a.held_out]]
-    (net, d), start = load_run(a.run), load_run(asked(a.run)["start"])[0].state_dict()
-    end = {k: v.clone() for k, v in net.state_dict().items()}
-    fast, d = half(ready(net)), d.to(DEVICE)
-    for share in (0.0, 0.5, 1.0):
-        net.load_state_dict({k: torch.lerp(start[k], end[k], share) for k in end})
-        rows.append(dict(
-            share=share, samples=a.between, error=loss_by_t(fast, d, held)["mean"],
-            distance=[distance(drawn(fast, d, a.between, seed=seed)) for seed in range(3)]))
-        print(rows[-1], flush=True)
-    written.write_text(json.dumps(record | dict(between=rows), indent=1) + "\n")
+    held = some(cifar10(train=False)[0], a.held_out)
+    for since in a.means:
+        net, d = mean_of(a.run, since)
+        fast, d, at = half(ready(net)), d.to(DEVICE), [*kept(a.run, since)]
+        row = dict(mean_of=at, samples=1000, error=loss_by_t(fast, d, held)["mean"],
+                   distance=[distance(drawn(fast, d, 1000, seed=seed)) for seed in range(3)])
+        print(row, flush=True)
+        with open(a.record / "means.jsonl", "a") as f: f.write(json.dumps(row) + "\n")
 
 
 def words() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("run", type=Path, help="the run folder of the last stage")
-    p.add_argument("--record", type=Path, default=ROOT / "nbs/experiments/cifar10_small",
+    p.add_argument("--record", type=Path, default=RECORD,
                    help="where to write (default: nbs/experiments/cifar10_small)")
     p.add_argument("--package", action="store_true", help="write ddpm_nb/assets/cifar10-small")
     p.add_argument("--bits", type=int, default=10_000,
@@ -338,11 +355,10 @@ def words() -> argparse.Namespace:
     p.add_argument("--samples", type=int, default=2000, help="for the distance")
     p.add_argument("--curve", type=int, default=0, metavar="N",
                    help="only add to the record how it became so, by N samples each")
-    p.add_argument("--between", type=int, default=0, metavar="N",
-                   help="only add to the record what the mean of the weights before the last stage "
-                        "and after it is worth, by three draws of N samples")
-    p.add_argument("--earlier", nargs="*", default=[], metavar="IMAGES=FOLDER",
-                   help="saved models of the first edition, for the curve")
+    p.add_argument("--every", type=int, default=2000,
+                   help="updates between two points of the curve")
+    p.add_argument("--means", type=int, nargs="+", default=[], metavar="UPDATE",
+                   help="only measure what the means from these updates on are worth")
     p.add_argument("--hardware", default="two cores of an AMD EPYC (AVX-512, bfloat16)",
                    help="in words")
     return p.parse_args()
@@ -351,4 +367,4 @@ def words() -> argparse.Namespace:
 if __name__ == "__main__":
     a = words()
     a.record.mkdir(parents=True, exist_ok=True)
-    (curve if a.curve else between if a.between else whole)(a)
+    (curve if a.curve else means if a.means else whole)(a)

@@ -190,7 +190,7 @@ def draw(a: argparse.Namespace, kept: list[int]) -> list[dict]:
     net, d = load_pretrained(a.model)
     if d.variance == "fixed_large": d = GaussianDiffusion(d.schedule, d.prediction, "fixed_small")
     net, d, work = net.to(DEVICE), d.to(DEVICE), a.work / sum_of(net)
-    return [once(work / f"figure10_{a.steps}_{k:04}.safetensors",
+    return [once(work / f"figure10_{a.steps}_{a.every}_{a.batch}_{k:04}.safetensors",
                  lambda: dict(x0=draw_batch(net, d, a.batch, a.steps, kept, seed=k)))
             for k in range(a.n // a.batch)]
 

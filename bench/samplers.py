@@ -14,6 +14,7 @@ that all solve one equation.
     python bench/samplers.py --times              which time to tell the network
     python bench/samplers.py --distances          how good the pictures are, by evaluations
     python bench/samplers.py --near               the digits: a few evaluations more, or fewer
+    python bench/samplers.py --table              the best of each side, as bench/README.md has them
 
 Every row is on disk before the next begins; a run that was stopped goes on where it was.
 """
@@ -271,6 +272,21 @@ def near(a) -> None:
     keep(a.out, record)
 
 
+def table(a) -> None:
+    "The best row of each side by problem and evaluations, in markdown, the better one bold."
+    print("| | samples | evaluations | ours | `diffusers` |\n" + "|---" * 5 + "|")
+    for name, entry in json.loads(a.out.read_text()).items():
+        lead = f"| {name} | {entry['n']:,} |"
+        for i, k in enumerate(entry["evaluations"]):
+            ranked = sorted((row[i], label) for label, row in entry["rms"].items())
+            theirs = lambda label: label.startswith("diffusers ")
+            best = [next(r for r in ranked if theirs(r[1]) == side) for side in (False, True)]
+            cells = [f"{'**' * (r == ranked[0])}{r[0]:.5f}{'**' * (r == ranked[0])} "
+                     f"{r[1].removeprefix('diffusers ')}" for r in best]
+            print(lead, k, "|", " | ".join(cells), "|")
+            lead = "|  |  |"
+
+
 def fractional(spacing: str, steps: int):
     "Times, not whole ones, in equal steps of log-SNR; and the schedule that is seen there."
     lambdas = PAPER.log_snr
@@ -314,5 +330,7 @@ if __name__ == "__main__":
     p.add_argument("--times", action="store_true", help="compare what the network is told")
     p.add_argument("--distances", action="store_true", help="judge the samples themselves")
     p.add_argument("--near", action="store_true", help="the digits, at other numbers")
+    p.add_argument("--table", action="store_true", help="print what is there, the best only")
     a = p.parse_args()
-    (times if a.times else distances if a.distances else near if a.near else run)(a)
+    (times if a.times else distances if a.distances else near if a.near else
+     table if a.table else run)(a)

@@ -140,6 +140,7 @@ def send(d: ReverseProcess,                           # the diffusion, with the 
     _check(d, counts, seed)
     _check_data(x0)
     _check_levels(x0)
+    x0 = x0.float()                             # both sides must draw the very same candidates
     shared, written = torch.Generator().manual_seed(seed), Interval()
     p = torch.zeros_like(x0), torch.zeros_like(x0)             # means and log-variances
     q = d.sqrt_alpha_bars[-1].to(x0) * x0, d.log_one_minus_alpha_bars[-1].to(x0)
@@ -182,7 +183,7 @@ def receive(d: ReverseProcess,        # as the sender's
         symbol = read.symbol(message, starts)
         read.narrow(symbol, starts)
         return symbol
-    p = torch.zeros(shape, device=d.device), torch.zeros(shape, device=d.device)
+    p = (torch.zeros(shape, dtype=torch.float32, device=d.device),) * 2
     for i in range(d.T - 1, -1, -1):
         x = _candidates(counts[i], *p, shared)[take(range(counts[i] + 1))]
         step = d.p_mean_variance(model, x, torch.full((shape[0],), i, device=d.device), clip)

@@ -229,13 +229,15 @@ class _Stream:
 
     def state_dict(self) -> dict[str, int]:
         "The place in the stream, and what it belongs to."
-        return {"step": self.step, "seed": self.seed, "images": self.n}
+        return {"step": self.step, "seed": self.seed, "images": self.n,
+                "batch_size": self.batch_size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         "Go on from a place that was saved; refuse one in another stream."
         mine = self.state_dict()
-        differ = [f"{k}: {state.get(k)} there, {mine[k]} here" for k in ("seed", "images")
-                  if state.get(k) != mine[k]]
+        there = {"batch_size": self.batch_size, **state}          # older runs do not say it
+        differ = [f"{k}: {there.get(k)} there, {mine[k]} here"
+                  for k in ("seed", "images", "batch_size") if there.get(k) != mine[k]]
         if differ: raise ValueError(f"this position belongs to other data ({'; '.join(differ)})")
         self.step = _saved_step(state, self.batch_size)
 

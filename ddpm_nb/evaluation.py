@@ -94,6 +94,7 @@ def likelihood(d: ReverseProcess,                           # the diffusion
     for start in tqdm(range(0, len(images), batch), disable=not progress, desc="bits/dim"):
         x = images[start:start + batch]
         x0 = (to_model(x) if x.dtype == torch.uint8 else x).to(d.device)
+        x0 = x0.to(torch.promote_types(x0.dtype, torch.float32))     # a half rounds the posterior
         draws = own[start:start + batch] or generator
         if terms is None:
             all_of_it = d.bits_per_dim(watched, x0, None, draws, clip)
@@ -395,11 +396,11 @@ def nearest(queries: Array,        # (Q, ...), any dtype: pixels, features, ...
     _check_neighbours(queries, references)
     chunk = whole_number("chunk", chunk)
     k = whole_number("k", k, 1, len(references), ", the number of references")
-    q, best, index = queries.flatten(1).float(), [], []
+    q, best, index = _to_double(queries.flatten(1)), [], []
     centre = q.mean(0)
     q = q - centre
-    for start in range(0, len(references), chunk):
-        r = references[start:start + chunk].flatten(1).float() - centre
+    for start in range(0, len(references), chunk):      # in float32 a copy may lose to a lookalike
+        r = _to_double(references[start:start + chunk].flatten(1)) - centre
         squares = r.square().sum(1) - 2 * q @ r.T       # and |q|^2, which changes no order
         least = squares.topk(min(k, len(r)), largest=False)
         best, index = [*best, least.values], [*index, least.indices + start]

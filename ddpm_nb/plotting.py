@@ -435,7 +435,7 @@ def scatter(points: dict[str, Any],     # name -> (N, 2)
     kwargs.setdefault("height", kwargs["width"] / n + 0.7 if n > 1 else 4.4)
     alt = alt or f"{title or 'Points in the plane'}: {', '.join(map(str, clouds))}"
     with axes(title, xlabel, ylabel, alt, ncols=n, show=False, path=path, **kwargs) as ax:
-        for i, ((name, p), c) in enumerate(zip(clouds.items(), colors)):
+        for i, ((name, p), c) in enumerate(zip(clouds.items(), colors, strict=True)):
             a = ax[i] if n > 1 else ax
             label = None if panels or len(clouds) == 1 else name
             a.scatter(p[:, 0], p[:, 1], s=size, alpha=alpha, color=c, linewidths=0, label=label)
@@ -445,11 +445,13 @@ def scatter(points: dict[str, Any],     # name -> (N, 2)
 
 # %% ../nbs/appendix/plotting.ipynb #e0671062
 def _indexed(frames: list[np.ndarray]) -> "list[Image]":
-    "Frames, uint8 (H, W, 3), in one palette: that of every eighth or so of them."
+    "Frames, uint8 (H, W, 3), in one palette: that of some pixels of each, and of all of the last."
     from PIL import Image
-    sample = np.concatenate(frames[::max(1, len(frames) // 8)] + [frames[-1]])
-    if (sample[..., :1] == sample).all(): return [Image.fromarray(f[..., 0]) for f in frames]
-    plain = Image.Dither.NONE
+    if all((f[..., :1] == f).all() for f in frames):
+        return [Image.fromarray(f[..., 0]) for f in frames]
+    every, plain = max(1, len(frames) // 8), Image.Dither.NONE
+    some = [f.reshape(-1, 1, 3)[i % every::every] for i, f in enumerate(frames)]
+    sample = np.concatenate([*some, frames[-1].reshape(-1, 1, 3)])
     palette = Image.fromarray(sample).quantize(255, method=Image.Quantize.MEDIANCUT, dither=plain)
     return [Image.fromarray(f).quantize(palette=palette, dither=plain) for f in frames]
 

@@ -17,7 +17,8 @@ from torch import Tensor
 # %% ../nbs/01_schedules.ipynb #af2edd6c
 def _vector(name: str, values: object, dtype: torch.dtype) -> Tensor:
     "A copy on the CPU, if it is a non-empty vector of real numbers."
-    given = None if isinstance(values, Tensor) else dtype      # a tensor's own is looked at below
+    # whether whole numbers were given is seen below, before they are made so
+    given = None if isinstance(values, Tensor) or dtype == torch.long else dtype
     try: v = torch.as_tensor(values, device="cpu", dtype=given)
     except (TypeError, ValueError, RuntimeError) as e:
         raise ValueError(f"{name} must be a vector of numbers: {e}") from None
@@ -158,7 +159,7 @@ def _check(T: int, **betas: float) -> None:
 
 # %% ../nbs/01_schedules.ipynb #89eb0620
 class _PaperSchedules(_Tables):
-    "The four schedules of the paper's code, by name."
+    "Four schedules of the paper's code, by name: all but its two with a warm-up."
 
     @classmethod
     def linear(cls,

@@ -112,7 +112,7 @@ class LossByT:
 
     def __init__(self, T: int, device: str | torch.device = "cpu", memory: int = 1000):
         self.keep: float = math.exp(-1 / memory)
-        self.sums: Tensor = torch.zeros(T, device=device)
+        self.sums: Tensor = torch.zeros(T, dtype=torch.float32, device=device)
         self.counts: Tensor = torch.zeros_like(self.sums)
 
     def add(self, t: Tensor, losses: Tensor) -> None:   # long (B,), float (B,)

@@ -1,6 +1,7 @@
 """The instrument behind chapter 5's comparison: what is compared is what is said."""
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -76,6 +77,11 @@ def test_what_chapter_5_shows_was_measured_on_the_networks_that_are_packaged(ben
         assert set(entry["distances"]["of"]) == {*bench.JUDGED, *more}
     near = record["digits"]["near"]
     assert list(near["median"]) == list(bench.BESIDE) and near["evaluations"] == list(bench.NEAR)
+
+
+def test_the_table_beside_the_script_is_that_of_the_record(bench, capsys):
+    bench.table(SimpleNamespace(out=ROOT / "nbs" / "samplers.json"))
+    assert capsys.readouterr().out in (ROOT / "bench" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["five spots", "two spots"])

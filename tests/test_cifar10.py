@@ -3,6 +3,7 @@ and the record of the small run."""
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -208,6 +209,14 @@ def test_centred_times_have_a_normal_logarithm_of_the_noise_level_but_for_the_re
     assert (got - want).abs().max() < 0.02
 
 
+@pytest.mark.parametrize("count", [3, 5, 10])
+def test_as_many_samples_are_drawn_as_are_asked_for(again, count, monkeypatch):
+    monkeypatch.setattr(GaussianDiffusion, "sample",
+                        lambda self, model, shape, *_: torch.zeros(shape))
+    d = GaussianDiffusion(NoiseSchedule.linear(T=10))
+    assert len(again.drawn(None, d, count, batch=5)) == count
+
+
 def test_the_error_by_t_is_that_of_eps_whatever_the_network_says(again):
     "With an eps network, L_simple; the same answers put as v change nothing."
     schedule = NoiseSchedule.linear(T=20)
@@ -248,6 +257,73 @@ def test_a_stage_that_was_interrupted_ends_as_if_it_had_not_been(again, tmp_path
     for a, b in zip(straight.model.parameters(), resumed.model.parameters()): assert a.equal(b)
     there = load_pretrained("cifar10-small")[0].parameters()
     assert not any(a.equal(b) for a, b in zip(there, straight.model.parameters()) if a.ndim > 1)
+
+
+def test_a_stage_ships_and_its_record_goes_on_with_the_one_before(
+        again, tmp_path, monkeypatch):
+    "Whatever is drawn and measured: made up here. Done twice, it is the same as once."
+    from ddpm_nb import cifar10
+    from ddpm_nb.engine.runs import checkpoints, load_run
+    try: cifar10()
+    except (FileNotFoundError, ValueError) as e: pytest.skip(f"CIFAR-10 is not here: {e}")
+    import cifar10_snapshot as snapshot
+    record, run = tmp_path / "record", tmp_path / "run"
+    shutil.copytree(RECORD, record)
+    (record / "means.jsonl").unlink(missing_ok=True)
+    run.mkdir()
+    words = "--start cifar10-small --updates 9 --fall 0 --batch 2 --warmup 0 --no-compile --keep 2"
+    stage = again.stage(again.words([str(run), *words.split()]))
+    for k, _ in enumerate(stage.steps(), 1):
+        if k in (2, 4, 5): stage.save()
+        if k == 5: break                                  # a rate that does not fall has no end
+    (run / "log.jsonl").write_text(json.dumps(dict(
+        step=5, seconds=9.0, loss=1.0, images_per_second=1.0)) + "\n")
+
+    old = json.loads((RECORD / "record.json").read_text())
+    made_up = {k: old[k] for k in ("held_out", "samples", "distance", "distance_of_real",
+                                   "nearest", "bits", "bits_train")}
+    monkeypatch.setattr(snapshot, "measure", lambda *_: made_up)
+    monkeypatch.setattr(snapshot, "ready", lambda net: net)
+    monkeypatch.setattr(snapshot, "drawn", lambda *_, **__: torch.full(
+        (12, 3, 32, 32), 77, dtype=torch.uint8))
+    monkeypatch.setattr(snapshot, "distance", lambda images: 1.5)
+    monkeypatch.setattr(snapshot, "RECORD", record)
+    monkeypatch.setattr(snapshot, "TARGET", tmp_path / "cifar10-small")
+    monkeypatch.setattr(GaussianDiffusion, "sample",
+                        lambda self, model, shape, *_: torch.zeros(shape))
+    def do(*words):
+        monkeypatch.setattr(sys, "argv", ["snapshot", str(run), "--record", str(record),
+                                          "--held-out", "4", *words])
+        a = snapshot.words()
+        (snapshot.curve if a.curve else snapshot.means if a.means else snapshot.whole)(a)
+        return json.loads((record / "record.json").read_text())
+    for _ in range(2):
+        r = do("--package")
+        assert r["images"] == old["images"] + 10
+        assert r["stages"][:-1] == old["stages"] and r["stages"][-1]["updates"] == 5
+        r = do("--curve", "12", "--every", "2")
+        assert r["curve"][:-3] == old["curve"]
+        assert [row["images"] - old["images"] for row in r["curve"][-3:]] == [4, 8, 10]
+    do("--means", "5", "3", "2")
+    rows = [json.loads(line) for line in (record / "means.jsonl").read_text().splitlines()]
+    assert [row["mean_of"] for row in rows] == [[5], [4, 5], [2, 4, 5]]
+    assert [row["distance"] for row in rows] == [[1.5] * 3] * 3
+    assert r["curve"][-1]["error"] == rows[0]["error"] != rows[1]["error"]
+    of = lambda since: snapshot.mean_of(run, since)[0].state_dict()
+
+    at = {int(c.name.rpartition("_")[2]): load_run(c)[0].state_dict() for c in checkpoints(run)}
+    shipped = load_pretrained(tmp_path / "cifar10-small")[0].state_dict()
+    for name, w in shipped.items():
+        assert w.equal(at[5][name].half().float())
+        for since, steps in ((5, (5,)), (3, (4, 5)), (2, (2, 4, 5))):
+            mean = torch.stack([at[k][name].double() for k in steps]).mean(0)
+            assert torch.allclose(of(since)[name].double(), mean, rtol=1e-5, atol=1e-7)
+    assert not all(at[4][name].equal(w) for name, w in at[5].items())
+    from PIL import Image
+    grown, was = (Image.open(f / "evolution.png").convert("RGB") for f in (record, RECORD))
+    assert grown.crop((0, 0, *was.size)).tobytes() == was.tobytes()
+    assert grown.size[1] == was.size[1] + 3 * 32
+    assert grown.getpixel((0, grown.size[1] - 1)) == (77, 77, 77)
 
 
 def test_hours_are_those_at_work_whatever_the_clock_says(again, tmp_path):
@@ -338,17 +414,24 @@ def test_the_second_edition_is_better_than_the_first_where_its_page_says_so():
     assert r["nearest"]["samples"] > 0.7 * r["nearest"]["test"]          # it copies nothing
 
 
-def test_the_mean_of_weights_is_worth_what_the_page_says_and_its_ends_are_those_of_the_curve():
-    "Two runs of the same measure; the last one's weights are in half precision there."
+def test_what_means_of_weights_are_worth_agrees_with_the_curve_and_with_the_page():
+    "The same measure, run twice; the package's own weights are in half precision elsewhere."
     r = json.loads((RECORD / "record.json").read_text())
-    start, middle, end = r["between"]
+    means = [json.loads(line) for line in (RECORD / "means.jsonl").read_text().splitlines()]
+    start, middle, fallen = r["between"]
     assert [row["share"] for row in r["between"]] == [0.0, 0.5, 1.0]
-    for row, point in ((start, r["curve"][-2]), (end, r["curve"][-1])):
-        assert row["distance"][0] == pytest.approx(point["distance"], rel=0.01)
-        assert row["error"] == pytest.approx(point["error"], rel=1e-3)
-    assert end["error"] < middle["error"] < start["error"]
-    nearer = [m < min(a, b) for m, a, b in zip(*(row["distance"] for row in (middle, start, end)))]
-    assert nearer == [True] * 3
+    at = [sum(s["images"] for s in r["stages"][:k]) for k in (4, 5, 6)]
+    curve = {row["images"]: row for row in r["curve"]}
+    (plain,) = (row for row in means if len(row["mean_of"]) == 1)
+    for images, row in zip(at, (start, fallen, plain)):
+        assert row["distance"][0] == pytest.approx(curve[images]["distance"], rel=0.01)
+        assert row["error"] == pytest.approx(curve[images]["error"], rel=1e-3)
+    assert plain["mean_of"] == [r["stages"][5]["updates"]] and r["stages"][5]["fall"] == 0
+    assert fallen["error"] < middle["error"] < start["error"]
+    others = [row for row in means if row is not plain]
+    for better, *worse in ((middle, start, fallen), (plain, start, fallen, *others)):
+        for draws in zip(*(row["distance"] for row in (better, *worse))):
+            assert draws[0] < min(draws[1:])
 
 
 def test_the_record_of_the_run_on_a_gpu_agrees_with_itself_and_with_the_recipe():

@@ -254,6 +254,20 @@ def test_the_figures_of_the_paper_are_drawn_of_any_model(run, tmp_path):
     assert sizes["between"][1] > sizes["real"][1] > 0          # four rows, and two
 
 
+def test_a_row_is_named_by_the_steps_of_noise_that_it_has(run, tmp_path, monkeypatch):
+    "A sampler of few steps stops at few times: the nearest is taken, and said."
+    from ddpm_nb import plotting
+    found = []
+    monkeypatch.setattr(plotting, "show_strip", lambda rows, columns, labels, **_: found.append(
+        labels))
+    words = "--steps 3 --sampler ddim --grid-of interpolation --n 1 --depths 1 4 8 --quiet"
+    assert main(["sample", str(run), *words.split(), "--device", "cpu", "--out",
+                 str(tmp_path / "x.png")]) == 0
+    stops = runs.load_run(run)[1].schedule.respaced(3).timesteps + 1
+    nearest = [min(stops.tolist(), key=lambda t: abs(t - depth)) for depth in (1, 4, 8)]
+    assert found == [[f"t = {t}" for t in nearest]] and nearest != [1, 4, 8]
+
+
 def test_what_lies_between_two_images_is_what_interpolate_makes(run):
     "Against `GaussianDiffusion.interpolate`, by algorithm 2, with the same noise."
     model, d = runs.load_run(run)
@@ -509,6 +523,9 @@ def test_fid_is_named_so_only_in_inceptions_eyes(tmp_path, capsys, monkeypatch):
     assert again["made"]["sampler"] == "adams" and again["made"]["steps"] == 2
     fails(capsys, ["evaluate", folder, "--fid", "--n", "25", "--device", "cpu"],
           "holds 24 images, fewer than --n 25")
+    words = ["--sampler", "ddim", "--eta", "0.5", "--weights", "last", "--seed", "7", "--compile"]
+    fails(capsys, ["evaluate", folder, "--fid", *words], "holds samples that are drawn: leave out "
+          "--sampler, --eta, --weights, --compile, --seed")
 
 
 def test_info_tells_of_a_model_wherever_it_is(run, tmp_path, capsys):
@@ -878,6 +895,9 @@ def test_missing_cifar10_says_how_to_get_it(capsys, tmp_path, monkeypatch):
     (["--grid-of", "progress", "--out", "x/"], ["must end in one of .png, got x/"]),
     (["--grid-of", "faces"], ["invalid choice: 'faces'", "progress", "interpolation"]),
     (["--depths", "4"], ["--depths are those of --grid-of interpolation"]),
+    *((words.split(), ["real images are for --grid-of interpolation: --data names them"])
+      for words in ("--data digits", "--split train", "--download", "--root here",
+                    "--grid-of progress --data digits", "--grid-of interpolation --split train")),
     (["--grid-of", "interpolation", "--depths", "9"], ["depths must lie in 1 .. 8, got 9"]),
     (["--grid-of", "interpolation", "--data", "digits", "--n", "149"],
      ["149 pairs need 298 images, there are 297"]),

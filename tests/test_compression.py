@@ -164,6 +164,19 @@ def test_what_is_sent_arrives_exactly(model, counts, variance):
     assert bits == sorted(bits) and bits[-1] <= len(message) < bits[-1] + 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("usual", [torch.float32, torch.float64])
+def test_what_is_sent_in_another_dtype_arrives_as_exactly(dtype, usual):
+    "Both sides draw the same candidates, whatever the data's type and PyTorch's default."
+    d, model = GaussianDiffusion(steps(6), prediction="x0"), MODELS["good"]
+    x0 = to_model(torch.tensor([[0, 255], [0, 255], [255, 0]], dtype=torch.uint8))
+    message = send(d, model, x0.to(dtype), [50] * 6, 7, generator(1))
+    torch.set_default_dtype(usual)
+    try: *_, last = receive(d, model, message, x0.shape, [50] * 6, 7)
+    finally: torch.set_default_dtype(torch.float32)
+    assert torch.equal(last.x, x0)
+
+
 def test_sender_and_receiver_clip_the_guess_or_leave_it():
     "A model that overshoots: with clip, all guesses lie in [-1, 1]; without, another message."
     d, model = GaussianDiffusion(steps(6), prediction="x0"), lambda x, t: 3 * x

@@ -224,13 +224,15 @@ def test_the_state_is_a_place_and_what_it_belongs_to_and_older_places_are_read()
     "They counted images: at the start of a batch that is a place, elsewhere it is not."
     a = Batches(IMAGES, 8, seed=5)
     for _ in range(3): next(a)
-    assert a.state_dict() == {"step": 3, "seed": 5, "images": 30}
+    assert a.state_dict() == {"step": 3, "seed": 5, "images": 30, "batch_size": 8}
     b = Batches(IMAGES, 8, seed=5)
     b.load_state_dict({"position": 24, "seed": 5, "images": 30})
     assert torch.equal(next(b), next(a))
     with pytest.raises(ValueError, match="position 20 is not at the start of a batch of 8"):
         b.load_state_dict({"position": 20, "seed": 5, "images": 30})
     assert b.step == 4                                         # a refused place moves nothing
+    with pytest.raises(ValueError, match="batch_size: 8 there, 10 here"):
+        Batches(IMAGES, 10, seed=5).load_state_dict(a.state_dict())
 
 
 class Slow:

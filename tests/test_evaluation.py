@@ -110,6 +110,15 @@ def test_the_last_batch_counts_as_much_as_it_holds_and_floats_are_taken_as_they_
           rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_images_cost_what_the_same_numbers_in_float32_do(dtype):
+    d = GaussianDiffusion(NoiseSchedule.linear(), decoder="gaussian")
+    model, x = (lambda x, t: 0.9 * x), (images(8, shape=(1, 4, 4)) / 127.5 - 1).to(dtype)
+    half, whole = (likelihood(d, model, x, 32, generator=torch.Generator().manual_seed(0))
+                   for x in (x, x.float()))
+    close(half.total, whole.total, rtol=1e-9, atol=0)
+
+
 def test_a_likelihood_refuses_in_words():
     d = GaussianDiffusion(NoiseSchedule.linear(10))
     x = images(2)
@@ -390,6 +399,19 @@ def test_a_copy_is_at_distance_nought_exactly_among_bytes_and_among_large_number
     far = normal(40, 8).float() + 1e4
     distance, index = nearest(far[[7]], far)
     assert index.item() == 7 and distance.item() == 0
+
+
+def test_a_copy_wins_over_a_lookalike_and_far_clusters_have_their_own_neighbours():
+    "One grey level off is nearly the same square; in float32 either could be the nearer."
+    x = images(60, shape=(3, 32, 32))
+    like = x.clone()
+    like[:, 0, 0, 0] ^= 1
+    distance, index = nearest(x, torch.cat([like, x]), 2)
+    assert index[:, 0].tolist() == [*range(60, 120)] and distance.tolist() == [[0.0, 1.0]] * 60
+    q, r = normal(20, 3), normal(200, 3, seed=1)
+    for points in (q, r): points[: len(points) // 2] += 1e4
+    distance, index = nearest(q, r)
+    assert (index == torch.cdist(q, r).topk(1, largest=False).indices).all()
 
 
 def test_neighbours_refuse_in_words():

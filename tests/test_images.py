@@ -351,6 +351,28 @@ def test_a_size_or_channels_that_cannot_be_are_refused(pictures, size, channels,
         with pytest.raises(ValueError, match=words): act()
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK"])
+@pytest.mark.parametrize("turn", [1, 3, 6, 8])
+def test_an_uncompressed_tiff_is_turned_as_a_compressed_one(tmp_path, mode, turn):
+    from PIL import Image
+    shape = (4, 8) if mode == "L" else (4, 8, len(mode))
+    pixels = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    exif = Image.Exif()
+    exif[0x112] = turn
+    for name, way in (("plain", None), ("small", "tiff_lzw")):
+        Image.fromarray(pixels, mode).save(tmp_path / f"{name}.tif", exif=exif, compression=way)
+    size = (8, 4) if turn > 4 else (4, 8)
+    plain, small = (load_image(tmp_path / f"{name}.tif", size) for name in ("plain", "small"))
+    assert torch.equal(plain, small)
+
+
+def test_what_is_transparent_in_16_bits_of_grey_is_white(tmp_path):
+    from PIL import Image
+    pixels = np.array([[40_000, 0], [0, 65_535]], np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "a.png", transparency=0)
+    assert load_image(tmp_path / "a.png", 2, 1).tolist() == [[[156, 255], [255, 255]]]
+
+
 def test_deep_and_transparent_images_keep_what_they_show(tmp_path):
     from PIL import Image
     ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)

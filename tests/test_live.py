@@ -373,6 +373,40 @@ def test_a_press_draws_a_digit_and_the_slider_leads_back_along_its_way(page, tra
 
 
 @WITHOUT_BROWSER
+def test_the_hand_leads_while_a_digit_is_still_being_drawn(page):
+    "No further than the way goes by then, and no longer than until the next digit."
+    hand = Hand(page, "argument.html", "[data-live=digits]")
+    hand.js("part.querySelectorAll('.live-slider input')[1].value = 9")       # 1,000 steps
+    hand.click("button")
+    page.wait(f"{hand.part}.state().xs.length > 5", 60)
+    hand.touch(T_SLIDER, 0.98)
+    at, way = hand.js("[+part.querySelector('input').value, part.state().xs.length]")
+    assert 0 < at < way < 1000
+    page.wait(f"{hand.part}.state().xs.length > {way + 5}", 60)
+    assert hand.js("+part.querySelector('input').value") == at
+    hand.js("part.querySelectorAll('.live-slider input')[1].value = 2")       # 3 steps
+    hand.click("button")
+    hand.done(1)
+    assert hand.js("[+part.querySelector('input').value, part.state().xs.length]") == [3, 4]
+    hand.clean()
+
+
+@WITHOUT_BROWSER
+@pytest.mark.parametrize("part, says", [("digits", ".live-status"), ("guesses", ".live-pictures")])
+def test_weights_that_do_not_come_are_said_to_be_missing_and_asked_for_again(page, part, says):
+    page.open(url("argument.html"))
+    page.call("Network.setBlockedURLs", urls=["*live-digits.js"])
+    hand = Hand.__new__(Hand)
+    hand.page, hand.part = page, f"document.querySelector('[data-live={part}]')"
+    hand.middle("canvas")
+    if part == "digits": hand.click("button")
+    page.wait(f"{hand.part}.querySelector('{says}').innerText.includes('are missing')", 20)
+    page.call("Network.setBlockedURLs", urls=[])
+    hand.click("button")
+    hand.done(1)
+
+
+@WITHOUT_BROWSER
 def test_a_digit_is_ruined_and_guessed_as_in_python(page, trained):
     net, d = trained
     page.appearance("dark")
@@ -419,13 +453,28 @@ def test_particles_walk_there_and_back_and_end_on_the_data(page):
 
 
 @WITHOUT_BROWSER
+def test_a_hand_on_the_film_of_particles_does_not_lose_what_is_being_computed(page):
+    hand = Hand(page, "experiments/swiss_roll.html", "[data-live=particles]")
+    hand.done(1)
+    hand.js("""(([t, steps], data) => {
+      steps.value = 100;
+      data.selectedIndex = (data.selectedIndex + 1) % data.options.length;
+      data.onchange();
+      t.value = 3;
+      t.oninput();
+    })(part.querySelectorAll('.live-slider input'), part.querySelector('select'))""")
+    page.wait(f"{hand.part}.state().states.length == 101", 60)
+    hand.clean()
+
+
+@WITHOUT_BROWSER
 def test_a_hand_on_the_schedule_moves_its_numbers(page):
     page.appearance("dark")
     for name in ("01_schedules.html", "04_objective.html"):
         hand = Hand(page, name, "[data-live=curves]")
         table = lambda: hand.js("[part.state().T, part.state().betas.at(-1)]")
         T, last = table()
-        assert T == 1000 and abs(last - 0.02) < 1e-4
+        assert T == 1000 and abs(last - 0.02) < 1e-9          # the number that is shown
         hand.click(T_SLIDER, 0.02)
         assert table()[0] < 60
         hand.key(T_SLIDER, *RIGHT)
@@ -477,6 +526,8 @@ def test_nothing_moves_by_itself_where_motion_is_not_wanted(page):
     assert hand.js("part.querySelector('input').value") == "0"
     hand.click("button")                  # but it does where the reader asks for it
     page.wait(f"+{hand.part}.querySelector('input').value > 0", 20)
+    page.js("scrollTo({ top: document.body.scrollHeight, behavior: 'instant' })")
+    page.wait(f"{hand.part}.querySelector('button').textContent == 'Play'", 20)      # out of sight
     page.appearance("light")
 
 
@@ -601,6 +652,8 @@ def test_live_parts_are_named_legible_and_fit_a_telephone(page, name):
         page.wait(f"document.documentElement.dataset.theme == '{scheme}' "
                   "&& !document.getAnimations().some(o => o.playState === 'running')", 10)
         assert page.js(NAMELESS) == [], scheme
+        assert page.js("[...document.querySelectorAll('[data-live] output')].every("
+                       "o => o.ariaLive === 'off')")          # a film would be read for ever
         assert page.js(DIM) == [], scheme
         assert page.js("document.documentElement.scrollWidth") <= 391, scheme
         wide = page.js("""[...document.querySelectorAll("[data-live] *")].filter(e =>

@@ -10,6 +10,7 @@ from torch import nn
 
 from ddpm_nb import Statistics, frechet_distance, inception_score
 from ddpm_nb.engine import metrics
+from ddpm_nb.engine.images import image_folder
 from ddpm_nb.engine.metrics import (INCEPTION, Scores, inception_extractor, reference_statistics,
                                     sample_quality)
 from ddpm_nb.evaluation import _OwnExtractor, cifar10_statistics
@@ -118,6 +119,28 @@ def test_reference_statistics_are_kept_by_extractor_and_by_content(cache):
     assert len(names) == 3 and all(n.startswith("mine-") for n in names) and e.calls == 2
     again = reference_statistics(e, x, "mine")
     assert again.covariance.equal(s.covariance) and again.count == 60 and again.extractor == e.name
+
+
+def test_statistics_of_files_are_those_of_these_very_files(cache, tmp_path):
+    "Samples are all called 000000.png and on: neither another folder's nor yesterday's are taken."
+    from PIL import Image
+    def folder(name, seed):
+        (tmp_path / name / "train").mkdir(parents=True, exist_ok=True)
+        for i, x in enumerate(images(60, seed).permute(0, 2, 3, 1).numpy()):
+            Image.fromarray(x).save(tmp_path / name / "train" / f"{i:06}.png")
+        return image_folder(tmp_path / name, images(1).shape[-1], memory=0)[0]
+    e, a, b = Blocks(), folder("a", 0), folder("b", 1)
+    found = [reference_statistics(e, x, "mine").mean for x in (a, b, a, b)]
+    assert e.calls == 2 and found[0].equal(found[2]) and found[1].equal(found[3])
+    assert not found[0].equal(found[1])
+    assert reference_statistics(e, folder("a", 2), "mine").mean.ne(found[0]).any() and e.calls == 3
+    class Nameless:                                      # nothing says whether they have changed
+        shape, dtype, _images = (60, *a.shape[1:]), torch.uint8, images(60)
+        def __len__(self): return 60
+        def __getitem__(self, i): return self._images[i]
+    for calls in (4, 5):
+        reference_statistics(e, Nameless(), "mine")
+        assert e.calls == calls
 
 
 def test_damaged_statistics_are_made_anew(cache):

@@ -162,6 +162,22 @@ def test_an_animation_shows_every_frame_as_it_is():
         assert (shown[..., :1] == image_grid(frame, pad=2)).all()
 
 
+@pytest.mark.parametrize("at", range(0, 24, 5))
+@pytest.mark.parametrize("others", ["grey", "colours"])
+def test_one_frame_of_another_colour_keeps_it(at, others):
+    frames = [np.full((1, 3, 8, 8), 10 * i, np.uint8) for i in range(24)]
+    if others == "colours":
+        for f in frames: f[:, 1] = 30
+    frames[at][:] = np.array([0, 0, 255], np.uint8)[:, None, None]
+    shown = list(frames_of(animate(frames, scale=1)))[at]
+    assert (np.abs(shown[4, 4].astype(int) - (0, 0, 255)) <= 8).all()
+
+
+def test_a_color_for_each_cloud_or_none_at_all():
+    with pytest.raises(ValueError): scatter(dict(a=np.zeros((2, 2)), b=np.ones((2, 2))),
+                                            color=["red"])
+
+
 def test_a_long_animation_is_thinned_below_the_limit_and_keeps_its_first_and_last_frame():
     frames = [images(4, 1, 16, seed) for seed in range(40)]
     whole, thin = (animate(frames, scale=2, max_bytes=limit) for limit in (10**9, 60_000))

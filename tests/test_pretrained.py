@@ -100,6 +100,17 @@ def test_we_sample_the_same_images_from_what_diffusers_saves(tmp_path, flat, pic
     assert (our_images(net, d, 2) - their_images(pipe, 2)).abs().max() < 5e-4
 
 
+def test_a_network_of_latents_is_refused(tmp_path):
+    "Its three channels would pass for pictures."
+    save_pretrained(tmp_path / "m", randomised(UNet(TINY)), GaussianDiffusion(SCHEDULES["linear"]))
+    index = tmp_path / "m" / "model_index.json"
+    values = json.loads(index.read_text())
+    load_pretrained(tmp_path / "m")
+    index.write_text(json.dumps(values | {"vqvae": ["diffusers", "VQModel"]}))
+    with pytest.raises(ValueError, match="its samples are no images: its vqvae makes images"):
+        load_pretrained(tmp_path / "m")
+
+
 # --- layouts in common use -----------------------------------------------------------------------
 
 SCRIPT = dict(      # what diffusers' script for unconditional training names, but smaller

@@ -25,6 +25,7 @@ from ddpm_nb import training
 from ddpm_nb.data import Batches, swiss_roll
 from ddpm_nb.engine import runs
 from ddpm_nb.engine.recipes import recipe
+from ddpm_nb.engine.files import FolderLock
 from ddpm_nb.engine.runs import Diverged, Trainer, checkpoints, load_run, read_checkpoint
 from ddpm_nb.sampling import SAMPLERS, GaussianDiffusion
 from ddpm_nb.schedules import NoiseSchedule
@@ -295,6 +296,42 @@ def test_a_new_run_does_not_start_over_an_old_one(tmp_path):
     with pytest.raises(ValueError, match="already holds a run at step_00000020"):
         trainer(tmp_path).train()
     with pytest.raises(ValueError, match="no checkpoint"): trainer(tmp_path / "nothing").resume()
+
+
+def everything_in(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+@pytest.mark.parametrize("do", ["save", "log", "train", "elsewhere"])
+def test_a_loop_of_ones_own_does_not_write_over_an_old_run_either(tmp_path, do):
+    "Nor does a run that was begun elsewhere; and once the old one is taken up all of it goes on."
+    trainer(tmp_path / "there").train()
+    before = everything_in(tmp_path / "there")
+    new = trainer(tmp_path / "there", lr=3e-3)
+    if do == "elsewhere":
+        trainer(tmp_path / "other", lr=3e-3).train()
+        new.resume(checkpoints(tmp_path / "other")[1])
+    else: new.update()
+    with pytest.raises(ValueError, match="already holds a run at step_00000020: resume it, or"):
+        getattr(new, "save" if do == "elsewhere" else do)()
+    assert everything_in(tmp_path / "there") == before
+    own = trainer(tmp_path / "there", steps=22).resume()
+    own.update()
+    assert own.log()["step"] == 21 and own.save().name == "step_00000021"
+    assert own.train().step == 22
+
+
+def test_a_run_goes_on_from_a_checkpoint_elsewhere_in_a_folder_of_its_own(tmp_path):
+    trainer(tmp_path / "a").train()
+    trainer(tmp_path / "b").resume(checkpoints(tmp_path / "a")[1]).train()
+    assert [p.name for p in checkpoints(tmp_path / "b")] == ["step_00000015", "step_00000020"]
+
+
+def test_no_line_is_logged_while_another_process_has_the_folder(tmp_path):
+    mine, held = trainer(tmp_path), FolderLock(tmp_path)
+    mine.update()
+    with held, pytest.raises(OSError, match="in use by another command"): mine.log()
+    assert not (tmp_path / "log.jsonl").exists()
 
 
 def test_checkpoints_hold_everything_and_no_pickle(tmp_path):

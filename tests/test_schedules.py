@@ -314,3 +314,16 @@ def test_equality_copies_and_words():
                   NoiseSchedule(s.betas, range(10, 20)), "linear"): assert s != other
     with pytest.raises(TypeError, match="unhashable"): hash(s)
     assert "T=10" in repr(s) and "0.0001 .. 0.02" in repr(s)
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_times_that_are_not_whole_are_refused_in_whatever_they_come(kind):
+    with pytest.raises(ValueError, match="timesteps must be whole numbers, got torch.float"):
+        NoiseSchedule([0.1, 0.2, 0.3], kind([0.9, 1.7, 2.2]))
+    assert NoiseSchedule([0.1, 0.2, 0.3], kind([0, 1, 7])).timesteps.tolist() == [0, 1, 7]
+
+
+def test_a_spacing_of_ones_own_that_is_not_whole_is_refused(monkeypatch):
+    monkeypatch.setitem(SPACINGS, "mine", lambda s, k: np.linspace(0, s.T - 1, k))
+    with pytest.raises(ValueError, match="must be whole numbers"):
+        NoiseSchedule.linear().respaced(8, "mine")

@@ -4,7 +4,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlencode, urlsplit
 
 import plain
 import pytest
@@ -296,6 +296,32 @@ def test_the_search_knows_every_word_of_a_section_however_long(tmp_path):
     assert top.text.endswith(" first") and inner.text.endswith(" second")
 
 
+@pytest.mark.parametrize("tex, typed", [
+    (r"\(\mathbf x_0\)", "x_0"), (r"\(\beta_t\)", "β_t"), (r"\(L_{t-1}\)", "L_t-1"),
+    (r"\(\bar\alpha_t\)", "ᾱ_t".replace("ᾱ", "α\u0304")), (r"\([-1,1]\)", "[-1,1]"),
+    (r"\(\hat{\mathbf x}_0\)", "x\u0302_0"), (r"\(\log\bar\alpha_T\approx-10\)",
+                                              "logα\u0304_T≈-10"),
+    (r"\(q(\mathbf x_{t-1}\mid\mathbf x_t)\)", "q( x_t-1| x_t)"),
+    (r"\(L_\text{simple}\)", "L_simple")])
+def test_a_formula_is_found_as_one_would_type_it(tex, typed):
+    import search
+    assert search._plain(tex).replace(" ", "") == typed.replace(" ", "")
+
+
+def test_what_the_search_shows_holds_no_formulas_source():
+    index = json.loads((DOCS / "search-index.js").read_text(encoding="utf-8").removeprefix(
+        "const SEARCH_INDEX = ").rstrip(";\n"))
+    said = " ".join(part for _, _, title, where, text in index for part in (title, where, text))
+    assert r"\(" not in said and r"\mathbf" not in said and "x_0" in said and "β_t" in said
+
+
+@pytest.mark.parametrize("name", ["experiments/cifar10.html", "experiments/ablations.html"])
+def test_in_a_table_a_number_and_its_error_stay_together(name):
+    cells = re.findall(r"<td.*?</td>", (DOCS / name).read_text(encoding="utf-8"), flags=re.S)
+    assert sum("\u00a0±\u00a0" in c for c in cells) > 5
+    assert not [c for c in cells if re.search(r"\d ± \d", c)]
+
+
 # --- in a browser --------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
@@ -451,6 +477,33 @@ def test_what_people_look_for_is_the_first_thing_that_the_search_finds(page):
 
 
 @WITHOUT_BROWSER
+def test_a_question_marks_the_words_that_say_something_as_the_page_spells_them(page):
+    "Here and on the page that a hit leads to: no \"a\", no \"is\"."
+    def marked(question):
+        page.open(url("search.html") + "?" + urlencode({"q": question}))
+        page.wait("document.querySelector('ol.search li a')")
+        asked = page.js("[...document.querySelectorAll('ol.search a')].map("
+                        "a => new URL(a.href).searchParams.get('highlight') ?? '')")
+        here = page.js("[...document.querySelectorAll('ol.search mark')].map("
+                       "o => o.textContent.toLowerCase())")
+        return set(here), {word for words in asked for word in words.split()}
+    for found in marked("how is a digit drawn"): assert found == {"digit", "drawn"}
+    here, there = marked("frechet")
+    assert {"fréchet"} <= here == there
+    assert all({"discretized"} <= found for found in marked("discretised"))
+
+
+@WITHOUT_BROWSER
+def test_no_word_breaks_the_search_and_a_full_stop_hides_nothing(page):
+    page.open(url("search.html") + "?q=constructor")
+    page.wait("document.querySelector('#search-results [role=status]')")
+    first = lambda q: page.js(f"search({json.dumps(q)}, 1)[0]?.entry[1]")
+    assert first("__proto__") is None
+    for word in ("DDIM", "EMA"): assert first(f"{word}.") == first(word) is not None
+    assert not page.complaints
+
+
+@WITHOUT_BROWSER
 def test_a_hit_shows_what_stands_there_and_leads_to_it_with_the_word_marked(page):
     page.appearance("light")
     page.open(url("search.html") + "?q=Langevin")
@@ -542,6 +595,19 @@ def test_on_a_phone_what_goes_on_fades_and_a_table_keeps_its_columns(page):
     picture = page.js("Math.max(...[...document.querySelectorAll('.cell_output img')]"
                       ".map(o => o.getBoundingClientRect().width))")
     assert 360 <= picture <= 390                                  # all of the width
+
+
+@WITHOUT_BROWSER
+@pytest.mark.parametrize("name", ["01_schedules.html", "03_bound.html", "05_sampling.html"])
+def test_on_a_wide_screen_no_formula_in_a_line_fades(page, name):
+    page.appearance("light")
+    page.open(url(name))
+    page.resize(1366, 900)
+    page.js("dispatchEvent(new Event('resize'))")
+    page.js("new Promise(done => setTimeout(done, 300))")
+    assert page.js("document.querySelectorAll('span.math.fits').length") > 20
+    assert page.js("[...document.querySelectorAll('span.math.fits')].filter(o => "
+                   "o.matches('.more') || getComputedStyle(o).overflowX != 'visible').length") == 0
 
 
 @WITHOUT_BROWSER

@@ -327,3 +327,11 @@ def test_a_loader_of_pytorchs_gives_batches_to_the_loop():
     loader = torch.utils.data.DataLoader(pairs, batch_size=4)
     assert [u.step for u in train(Labelled(), diffusion(), loader, CONFIG)] == [1, 2, 3]
     assert torch.cat(seen).tolist() == list(range(12))
+
+
+def test_training_does_not_mind_a_default_of_double():
+    model, source = Net(), batches()
+    torch.set_default_dtype(torch.float64)
+    try: updates = list(train(model, diffusion(), source, replace(CONFIG, steps=2)))
+    finally: torch.set_default_dtype(torch.float32)
+    assert all(u.loss.isfinite() for u in updates) and len(updates) == 2

@@ -3,7 +3,7 @@
 An entry is a place that a reader can be sent to: a name of the package (its documentation), a
 section, a page. The page that searches reads them from one script, so it works from disk.
 """
-import json, re
+import json, re, unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +19,30 @@ class Entry(NamedTuple):
     text: str     # what stands there
 
 
+_SIGNS = {"mid": "|", "sim": "~", "cdot": "·", "times": "×", "le": "≤", "ge": "≥", "to": "→",
+          "infty": "∞", "sqrt": "√", "sum": "Σ", "prod": "Π", "int": "∫", "epsilon": "ε",
+          "lambda": "λ", "ldots": "…", "dots": "…", "approx": "≈", "in": "∈", "nabla": "∇",
+          "lceil": "⌈", "rceil": "⌉"}
+_ACCENTS = {"bar": "\u0304", "hat": "\u0302", "tilde": "\u0303"}
+_LOOKS = r"\\(?:mathbf|boldsymbol|mathrm|mathbb|mathcal|operatorname|text|left|right|[bB]igl?r?)\b"
+
+
+def _sign(m):
+    "A TeX command as a letter or a sign, if it is one; else its name: log, exp, max."
+    try: return _SIGNS.get(m[1]) or unicodedata.lookup(f"GREEK SMALL LETTER {m[1].upper()}")
+    except KeyError: return m[1]
+
+
+def _plain(tex):
+    "A formula in a line as one would type it: x_0, β_t, L_t-1."
+    tex = re.sub(r"\\[()\[\],;:!]|\\quad\b|[${}]", "", re.sub(_LOOKS, "", tex))
+    accent = lambda m: re.sub(r"\\(\w+)", _sign, m[2]) + _ACCENTS[m[1]]
+    tex = re.sub(r"\\(bar|hat|tilde)\s*(\\[a-zA-Z]+|\S)", accent, tex)
+    return re.sub(r"\s+", " ", re.sub(r"\\([a-zA-Z]+) ?", _sign, tex)).strip()
+
+
 def _words(node):
-    "Its text, in one line; formulas and buttons left out."
+    "Its text, in one line."
     return re.sub(r"\s+", " ", node.get_text(" ", strip=True)).strip()
 
 
@@ -45,9 +67,12 @@ def entries(path, page):
     soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
     article = soup.select_one("article.bd-article")
     if article is None or article.section is None: return []
+    for formula in article.select("div.math"): formula.decompose()
+    for formula in article.select("span.math"): formula.replace_with(_plain(formula.get_text()))
     where = _title(article.section)
     found = list(_names(article, page, where))
-    for useless in article.select("details.api, .headerlink, script, style, button, .page-links"):
+    for useless in article.select("details.api, .headerlink, script, style, button, .page-links, "
+                                  ".page-symbols"):
         useless.decompose()
     sections = article.find_all("section")
     texts = []

@@ -333,7 +333,8 @@ def first_cells(path):
 
 def page_links(name, module, up, takes):
     "The line under the title: minutes to read, the notebook to download or work in, the module."
-    links = (f'{takes} minutes to read · '
+    chapter = f"Chapter {int(name[:2])} · " if is_chapter(name) else ""
+    links = (f'{chapter}{takes} minutes to read · '
              f'<a href="{up}notebooks/{name}.ipynb" download>Download this notebook</a>')
     if is_chapter(name):
         links += (f' · <a href="{up}student/{name}.ipynb" download>work it: a notebook with blanks'
@@ -501,6 +502,15 @@ def keep_spans(out):
         page.write_text(text, encoding="utf-8")
 
 
+def keep_together(out):
+    "In tables, a number and its error."
+    entry = re.compile(r"<td.*?</td>", flags=re.S)
+    together = lambda m: re.sub(r"(?<=[\d%]) ± (?=\d)", "\u00a0±\u00a0", m[0])
+    for page in out.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        page.write_text(entry.sub(together, text), encoding="utf-8")
+
+
 def build(work, out, strict=True):
     "Run Sphinx, and leave out what no page uses. Exits with Sphinx's status if that is not 0."
     from sphinx.cmd.build import main as sphinx
@@ -512,6 +522,7 @@ def build(work, out, strict=True):
     shutil.copytree(work.parent / "extra", out, dirs_exist_ok=True)
     keep_icons(out)
     keep_spans(out)
+    keep_together(out)
     write_index(out)
     useless = [*out.rglob("*.map"), *(out / "_static").glob("*macros.html"), out / ".buildinfo",
                out / "objects.inv", *out.rglob("fa-brands-*.woff2")]

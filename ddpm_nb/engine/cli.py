@@ -617,6 +617,10 @@ def _check_sample(args: argparse.Namespace) -> None:
         raise ValueError(f"several processes fill a folder, --out FOLDER/: {args.out} is for one")
     if args.depths and args.grid_of != "interpolation":
         raise ValueError("--depths are those of --grid-of interpolation")
+    real = args.data or args.split or args.root or args.download
+    if real and not (args.data and args.grid_of == "interpolation"):
+        raise ValueError("real images are for --grid-of interpolation: --data names them, --split, "
+                         "--root and --download say which, where, and to fetch them")
 
 # %% ../../nbs/engine/cli.ipynb #1ef7c251
 def _device(wanted: str | None) -> str:
@@ -730,6 +734,11 @@ def _write_progress(path: Path, samples: Samples, args: argparse.Namespace) -> N
 _WEIGHTS = [i / 10 for i in range(11)]      # of the second image
 
 
+def _stop_near(d: GaussianDiffusion, depth: int) -> int:
+    "The index of a sampler's time that is the nearest to so many steps of noise, 1 .. T."
+    return int((d.timesteps - (depth - 1)).abs().argmin())
+
+
 def _between(samples: Samples,
              a: Tensor, b: Tensor,   # the ends, (n, C, H, W), in [-1, 1]
              depth: int,             # steps of noise, 1 .. T of the original chain
@@ -740,7 +749,7 @@ def _between(samples: Samples,
     from ddpm_nb.diffusion import randn
     from ddpm_nb.engine.many import generators
     n, seed, options, d = len(a), samples.seed, samples.options, samples.process
-    t = (d.timesteps - (depth - 1)).abs().argmin()
+    t = torch.tensor(_stop_near(d, depth), device=a.device)
     own = generators(seed, range(2 * n, 3 * n))       # the ends may be samples 0 .. 2n-1
     encoded = [d.q_sample(x, t.expand(n), randn(x.shape, x, own)) for x in (a, b)]
     weights = torch.tensor(_WEIGHTS, device=a.device).view(-1, 1, 1, 1)
@@ -783,8 +792,10 @@ def _write_interpolation(path: Path, samples: Samples, args: argparse.Namespace)
     first, last = (x.cpu().unsqueeze(1) for x in (a, b))
     rows = [torch.cat([first, _between(samples, a, b, depth, args.batch), last], 1)
             for depth in tqdm(depths, desc="depths", disable=args.quiet)]
+    kept = samples.process.timesteps
+    labels = [f"t = {kept[_stop_near(samples.process, depth)] + 1}" for depth in depths]
     show_strip(torch.stack(rows, 1).flatten(0, 1), ["source", *_WEIGHTS, "source"],
-               [f"t = {depth}" for depth in depths] * len(a), path=path,
+               labels * len(a), path=path,
                title="From image to image through the latents")
 
 
@@ -904,6 +915,7 @@ def _to_measure(args: argparse.Namespace, device: str,
     from ddpm_nb.engine.many import drawn_batches, read_back, settings_in
     folder, batch = Path(args.model), args.batch or 64
     if (folder / "settings.json").is_file():
+        _check_drawn(args)
         there = sum(1 for _ in folder.glob("*.png"))
         if (n := args.n or there) > there:
             raise ValueError(f"{folder} holds {there:,} images, fewer than --n {n:,}")
@@ -919,6 +931,15 @@ def _to_measure(args: argparse.Namespace, device: str,
             {**samples.options, "variance": samples.diffusion.variance, "seed": args.seed})
 
 # %% ../../nbs/engine/cli.ipynb #c5906d9f
+def _check_drawn(args: argparse.Namespace) -> None:
+    "Words that say how to draw are refused where the samples are there."
+    words = dict(sampler=None, steps=None, spacing=None, no_clip=False, eta=0.0, weights="averaged",
+                 precision="fp32", compile=False, seed=0)
+    if given := [f"--{k.replace('_', '-')}" for k, usual in words.items()
+                 if getattr(args, k) != usual]:
+        raise ValueError(f"{args.model} holds samples that are drawn: leave out {', '.join(given)}")
+
+
 def _check_fid(args: argparse.Namespace) -> None:
     "What the measure of samples does not listen to is refused."
     if args.terms:

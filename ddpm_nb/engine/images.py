@@ -154,7 +154,9 @@ def _in_8_bits(image, channels: int = 3):
     "A Pillow image as RGB, or grey: 16 bits scaled down, what is transparent laid on white."
     from PIL import Image
     if image.mode.startswith("I;16"):
-        grey = (np.asarray(image) / 257).round().astype(np.uint8)
+        values = np.asarray(image)
+        grey = (values / 257).round().astype(np.uint8)
+        grey[values == image.info.get("transparency", -1)] = 255
         return Image.fromarray(grey).convert(_MODES[channels])
     if image.mode in ("I", "F"):
         raise ValueError(f"its values (mode {image.mode}) have no known range; "
@@ -171,7 +173,8 @@ def _opened(path: str | Path) -> Iterator[Any]:
     "The Pillow image in a file; what is wrong with it is a ValueError with the file's name."
     from PIL import Image
     try:
-        with Image.open(user_path(path)) as image: yield image
+        # not by its name: Pillow would map an uncompressed TIFF, and turn its rows wrongly
+        with open(user_path(path), "rb") as f, Image.open(f) as image: yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise ValueError(f"{path} cannot be read as an image: {e}") from None
 

@@ -340,6 +340,12 @@ def packaged() -> list[str]:
     return sorted(p.parent.name for p in _ASSETS.glob("*/model_index.json"))
 
 
+def _check_of_images(values: dict) -> None:
+    "A network whose samples another one has to decode is refused."
+    if found := sorted({"vae", "vqvae", "movq"} & set(values)):
+        raise ValueError(f"its samples are no images: its {found[0]} makes images of them")
+
+
 def load_pretrained(name: str | Path,              # a folder, a packaged model, or a hub name
                     revision: str | None = None,   # branch, tag or commit on the hub
                     cache_dir: str | Path | None = None,   # of downloads; the hub's own if absent
@@ -348,6 +354,7 @@ def load_pretrained(name: str | Path,              # a folder, a packaged model,
     "Load a model in the layout of `diffusers`; ValueError or OSError if it cannot be this network."
     _check_flags(local_files_only=local_files_only)
     folder = _find(name, revision, cache_dir, local_files_only)
+    if (index := folder / "model_index.json").is_file(): _translate(index, _check_of_images)
     config_file = _file(folder, "unet", "config.json")
     scheduler_file = _file(folder, "scheduler", "scheduler_config.json")
     config = _translate(config_file, _unet_from_diffusers)

@@ -957,11 +957,12 @@ def _load_recent(tensors: dict[str, Tensor], average: nn.Module,
 
 # %% ../../nbs/engine/runs.ipynb #0b27225d
 class _Lockable(_Watched):
-    "A run that keeps others out of its folder."
+    "A run that keeps others out of its folder, and itself out of theirs."
+    saved: Path | None = None      # the checkpoint that was saved last, or resumed
 
     @functools.cached_property
     def lock(self) -> FolderLock:
-        "The run folder's lock, which `train` and `save` take."
+        "The run folder's lock, which `train`, `save` and `log` take."
         return FolderLock(self.folder or ".")
 
     @contextmanager
@@ -972,10 +973,28 @@ class _Lockable(_Watched):
         finally:
             if self.folder and self.main: self.lock.__exit__()
 
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        "The same; and ValueError, in all processes, if the folder holds another run's checkpoints."
+        with self.locked():
+            if self.folder: self._check_own(self.folder)
+            yield
+
+    def _check_own(self, folder: Path) -> None:
+        own = self.saved and self.saved.parent.parent == folder.resolve()
+        found = [] if own else checkpoints(folder)
+        if self.processes.any(self.main and bool(found)):     # one looks, before anyone writes
+            at = f" at {found[-1].name}" if found else ""
+            raise ValueError(f"{folder} already holds a run{at}: "
+                             f"resume it, or choose another folder")
+
+    def log(self) -> dict[str, Any]:  # its keys: `_COLUMNS`
+        "Sum up the updates since the last line; write that to log.jsonl (and to the tracker)."
+        with self.owned(): return super().log()
+
 # %% ../../nbs/engine/runs.ipynb #90ec298a
 class _Saved(_Lockable):
     "A run that can be put on disk."
-    saved: Path | None = None      # the checkpoint of this very step, if there is one
 
     @functools.cached_property
     def description(self) -> dict[str, Any]:
@@ -1036,7 +1055,7 @@ class _Resumed(_Saved):
         if not torch.stack([w.isfinite().all() for w in weights]).all():
             raise Diverged(f"weights are no longer finite at step {self.step}; not saved")
         write = lambda: kept.write(self.step, files, state, bool(last))
-        with self.locked(): self.processes.on_main(write)
+        with self.owned(): self.processes.on_main(write)
         self.saved = path.resolve()
         return path
 
@@ -1132,13 +1151,6 @@ class _Kept(_Resumed):
             self.processes.note(f"no samples this time ({getattr(e, 'strerror', None) or e})")
 
 # %% ../../nbs/engine/runs.ipynb #63391a25
-def _check_start(folder: Path, step: int) -> None:
-    "Refuse a folder in which a new run would meet an old one."
-    if not step and (found := checkpoints(folder)):
-        raise ValueError(f"{folder} already holds a run at {found[-1].name}: "
-                         f"resume it, or choose another folder")
-
-
 def _random_share(c: TrainConfig) -> float:  # 0 .. 1
     "How much of the averaged weights, after all updates, is still the first ones."
     if not c.ema_warmup: return c.ema_decay ** c.steps
@@ -1180,9 +1192,8 @@ class Trainer(_Shown):
         json.dumps(self.description)     # what cannot be saved should not be found out later
         folder = self.folder
         if folder: self.processes.on_main(lambda: check_writable(folder))
-        with (self.locked(), _StopSignals() as stop, self._bar() as bar, self.saved_on_error(),
+        with (self.owned(), _StopSignals() as stop, self._bar() as bar, self.saved_on_error(),
               _memory_in_words(self.config)):
-            if folder: _check_start(folder, self.step)
             for line in self._about_start(): self.processes.note(line)
             if folder and self.main and self.budget: _record(folder, self.budget)
             self.lines.write()

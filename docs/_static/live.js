@@ -18,7 +18,8 @@ const button = (text, onclick) => element("button", { type: "button", onclick },
 
 // A slider with its value beside it; `show` says the value in words, on screen and aloud.
 function slider(label, { min, max, step = 1, value, show = String }, oninput = () => {}) {
-  const input = element("input", { type: "range" }), shown = element("output");
+  const input = element("input", { type: "range" });
+  const shown = element("output", { attributes: { "aria-live": "off" } });   // the slider says it
   Object.assign(input, { min, max, step, value });   // in this order: a value is held to its range
   const control = element("label", { className: "live-slider" }, `${label} `, input, shown);
   control.say = () => {
@@ -609,7 +610,10 @@ const network = () => loading ??= new Promise((done, fail) => {
     const file = globalThis.ddpmDigits;
     done({ ...file, model: unet(file.unet, safetensors(bytes(file.weights))) });
   };
-  const onerror = () => fail(new Error("the weights, _static/live-digits.js, are missing"));
+  const onerror = () => {
+    loading = null;                          // who asks again may be luckier
+    fail(new Error("The weights, _static/live-digits.js, are missing."));
+  };
   const src = new URL("live-digits.js", folder);
   document.head.append(element("script", { src, onload, onerror }));
 });
@@ -638,8 +642,12 @@ function digits(place) {
   const steps = slider("steps", { min: 0, max: STEPS.length - 1, value: 5, show: i => STEPS[i] });
   const sampler = choice("sampler", Object.keys(SAMPLERS));
   const spacing = choice("spacing", Object.keys(SPACINGS));
-  let xs = [], guesses = [], times = [], run = 0;
-  const way = slider("t", { min: 0, max: 0, value: 0, show: k => times[k] ?? "" }, show);
+  let xs = [], guesses = [], times = [], run = 0, held = false;
+  const way = slider("t", { min: 0, max: 0, value: 0, show: k => times[k] ?? "" }, k => {
+    held = true;                             // from here on the hand leads, as far as the way goes
+    if (k >= xs.length) way.set(xs.length - 1);
+    show(Math.min(k, xs.length - 1));
+  });
   const few = () => STEPS[steps.input.value] < 6;     // for so few, steps even in t are the best
   let suited = "";
   const suit = () => suited = spacing.input.value = few() ? "even" : BEST[sampler.input.value];
@@ -662,22 +670,22 @@ function digits(place) {
 
   async function sample() {
     const mine = ++run;
-    status.textContent = "loading the network ...";
-    const { model, scheduler } = await network();
-    const count = STEPS[steps.input.value];
+    status.textContent = "The network is loaded, and draws.";
+    let file = null;
+    try { file = await network(); } catch (error) { status.textContent = error.message; return; }
+    const { model, scheduler } = file, count = STEPS[steps.input.value];
     const d = diffusion(scheduler, count, spacing.input.value);
     const randn = normals(+seed.input.value), began = performance.now();
     xs = [randn(SIDE * SIDE)]; guesses = [];
     times = [...d.schedule.timesteps].map(t => t + 1).reverse().concat(0);
     way.set(0, count);
+    held = false;
     let shown = began;
     for (const state of SAMPLERS[sampler.input.value](d, model, xs[0], randn)) {
       xs.push(state.x);
       guesses.push(state.x0);
       if (state.i && performance.now() - shown < 30) continue;
-      way.set(xs.length - 1);
-      show(xs.length - 1);
-      status.textContent = `step ${guesses.length} of ${count}`;
+      if (!held) { way.set(xs.length - 1); show(xs.length - 1); }
       await nextFrame();
       if (mine !== run) return;      // the reader has asked for another
       shown = performance.now();
@@ -712,7 +720,7 @@ function guesses(place) {
   const t = slider("t", { min: 1, max: 1000, value: 300 }, show);
 
   async function show() {
-    file ??= await network();
+    try { file ??= await network(); } catch (error) { guess.say(error.message); return; }
     const d = diffusion(file.scheduler), i = t.input.value - 1;
     const shown = bytes(file.digits).subarray(index * SIDE * SIDE, (index + 1) * SIDE * SIDE);
     const x0 = Float32Array.from(shown, v => v / 127.5 - 1);
@@ -727,7 +735,10 @@ function guesses(place) {
 
   clean.say("x₀: a digit that it never saw");
   guess.say("x̂₀: the network's guess");
-  const other = button("Another digit", () => { index = (index + 1) % file.count; return show(); });
+  const other = button("Another digit", () => {
+    index = (index + 1) % (file?.count ?? 1);
+    return show();
+  });
   const noise = button("Other noise", () => { seed++; return show(); });
   replace(place, "A digit, with noise, and the network's guess of it",
           pictures(clean, noisy, guess), t, row(other, noise));
@@ -827,11 +838,11 @@ function particles(place) {
   const plane = picture(SIZE, SIZE, ""), pen = plane.canvas.getContext("2d");
   const grid = element("canvas", { width: CELLS, height: CELLS });
   const whole = diffusion(PAPER), randn = normals(1);
-  let states = [], times = [], back = false, run = 0;
+  let states = [], times = [], drawn = {}, back = false, run = 0, film = 0;
 
   const way = slider("t", { min: 0, max: 0, value: 0, show: k => times[k] ?? "" }, k => {
-    run++;                                    // the hand stops the film
-    show(k);
+    film++;                                   // the hand stops the film, not what is being computed
+    if (states.length) show(k);
   });
   const data = choice("data", Object.keys(MIXTURES), compute);
   const steps = slider("steps", { min: 1, max: 100, value: 40 });
@@ -842,8 +853,8 @@ function particles(place) {
   const mixture = () => MIXTURES[data.input.value];
 
   function show(k) {
-    const t = times[k], x = states[k];
-    const now = t ? noised(mixture(), whole.schedule.alphaBars[t - 1]) : mixture();
+    const t = times[k], x = states[k], { mixture, back } = drawn;
+    const now = t ? noised(mixture, whole.schedule.alphaBars[t - 1]) : mixture;
     grid.getContext("2d").putImageData(ground(now), 0, 0);
     pen.drawImage(grid, 0, 0, SIZE, SIZE);
     pen.fillStyle = back ? "#e07000" : "#0072b2";
@@ -873,6 +884,7 @@ function particles(place) {
   // Walk the whole way, in slices; then show it, or where motion is not wanted its end.
   async function compute() {
     const mine = ++run, made = [], d = diffusion(PAPER, +steps.input.value, spacing.input.value);
+    const what = { mixture: mixture(), back };
     let paused = performance.now();
     for (const x of back ? backward(d) : forward(d.schedule)) {
       made.push(x);
@@ -882,9 +894,11 @@ function particles(place) {
       paused = performance.now();
     }
     states = made;
+    drawn = what;
     times = [0, ...d.schedule.timesteps.map(t => t + 1)];
-    if (back) times.reverse();
-    for (let k = still() ? states.length - 1 : 0; k < states.length && mine === run; k++) {
+    if (what.back) times.reverse();
+    const reel = ++film, playing = () => mine === run && reel === film;
+    for (let k = still() ? states.length - 1 : 0; k < states.length && playing(); k++) {
       way.set(k, states.length - 1);
       show(k);
       await nextFrame();
@@ -937,7 +951,8 @@ function player(place) {
   place.setAttribute("role", "group");
   place.setAttribute("aria-label", "Animation");
   new IntersectionObserver(seen => {          // it moves only while it is seen
-    if (!still() && !place.dataset.stopped) play(seen.at(-1).isIntersecting);
+    if (!seen.at(-1).isIntersecting) play(false);
+    else if (!still() && !place.dataset.stopped) play(true);
   }).observe(place);
   pause.addEventListener("click", () => { place.dataset.stopped = playing ? "" : "yes"; });
   way.input.addEventListener("input", () => { place.dataset.stopped = "yes"; });
@@ -1037,7 +1052,8 @@ function curves(place) {
 
   function change() {
     if (t.input.max !== T.input.value) t.set(Math.min(t.input.value, T.input.value), T.input.value);
-    const from = 10 ** start.input.value, to = Math.min(10 ** end.input.value, 1);
+    // the numbers that are shown: a slider of logarithms has no 0.02, only what is next to it
+    const [from, to] = [start, end].map(o => Math.min(+small(10 ** o.input.value), 1));
     start.input.disabled = ["constant", "jsd", "cosine"].includes(kind.input.value);
     end.input.disabled = ["jsd", "cosine"].includes(kind.input.value);
     const s = schedule(SCHEDULES[kind.input.value](+T.input.value, from, to));

@@ -59,21 +59,28 @@ document.addEventListener("DOMContentLoaded", () => {
   addEventListener("keydown", e => { if (e.key === "Escape") hide(); });
   addEventListener("resize", hide);
 
-  // "1.5e-3", "1,5", "0,125", "3/4", "12 %" as one number; NaN if it is none
-  const number = text => {
-    const parts = text.trim().replace(/\s*%$/, "").replace(/^(-?0),|,(\d{1,2})$/, "$1.$2")
-      .replaceAll(",", "").replace("\u2212", "-").split("/");
-    if (parts.length > 2 || parts.some(o => !o.trim())) return NaN;
-    return parts.map(Number).reduce((a, b) => a / b);
+  // What may be meant by "1.5e-3", "3/4", "1,5" (a decimal comma), "1,024" (or thousands), "60 %"
+  // (or 0.6): numbers, or none.
+  const readings = text => {
+    const plain = text.trim().replaceAll("\u2212", "-"), bare = plain.replace(/\s*%$/, "");
+    const value = text => {
+      const parts = text.split("/");
+      if (parts.length > 2 || parts.some(o => !o.trim())) return NaN;
+      return parts.map(Number).reduce((a, b) => a / b);
+    };
+    const found = [bare, bare.replace(/,(?=\d{3}(?!\d))/g, "")]
+      .map(o => value(o.replaceAll(",", ".")));
+    if (bare !== plain) found.push(...found.map(o => o / 100));
+    return found.filter(o => !Number.isNaN(o));
   };
   for (const form of document.querySelectorAll("form.warm-up")) {
     const [input, said] = [form.querySelector("input"), form.querySelector("output")];
     form.addEventListener("submit", e => {
       e.preventDefault();
-      const value = number(input.value), low = +form.dataset.low, high = +form.dataset.high;
-      const right = low <= value && value <= high;
-      form.dataset.is = Number.isNaN(value) ? "" : right ? "right" : "wrong";
-      said.textContent = Number.isNaN(value) ? "That is no number: 0.25, 1/4 and 2.5e-1 are."
+      const values = readings(input.value), low = +form.dataset.low, high = +form.dataset.high;
+      const right = values.some(o => low <= o && o <= high);
+      form.dataset.is = !values.length ? "" : right ? "right" : "wrong";
+      said.textContent = !values.length ? "That is no number: 0.25, 1/4 and 2.5e-1 are."
         : right ? "Right." : "Not yet. The answer is folded below.";
     });
   }

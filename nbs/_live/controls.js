@@ -12,7 +12,8 @@ export const button = (text, onclick) => element("button", { type: "button", onc
 
 // A slider with its value beside it; `show` says the value in words, on screen and aloud.
 export function slider(label, { min, max, step = 1, value, show = String }, oninput = () => {}) {
-  const input = element("input", { type: "range" }), shown = element("output");
+  const input = element("input", { type: "range" });
+  const shown = element("output", { attributes: { "aria-live": "off" } });   // the slider says it
   Object.assign(input, { min, max, step, value });   // in this order: a value is held to its range
   const control = element("label", { className: "live-slider" }, `${label} `, input, shown);
   control.say = () => {

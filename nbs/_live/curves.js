@@ -49,7 +49,8 @@ export function curves(place) {
 
   function change() {
     if (t.input.max !== T.input.value) t.set(Math.min(t.input.value, T.input.value), T.input.value);
-    const from = 10 ** start.input.value, to = Math.min(10 ** end.input.value, 1);
+    // the numbers that are shown: a slider of logarithms has no 0.02, only what is next to it
+    const [from, to] = [start, end].map(o => Math.min(+small(10 ** o.input.value), 1));
     start.input.disabled = ["constant", "jsd", "cosine"].includes(kind.input.value);
     end.input.disabled = ["jsd", "cosine"].includes(kind.input.value);
     const s = schedule(SCHEDULES[kind.input.value](+T.input.value, from, to));

@@ -16,7 +16,10 @@ export const network = () => loading ??= new Promise((done, fail) => {
     const file = globalThis.ddpmDigits;
     done({ ...file, model: unet(file.unet, safetensors(bytes(file.weights))) });
   };
-  const onerror = () => fail(new Error("the weights, _static/live-digits.js, are missing"));
+  const onerror = () => {
+    loading = null;                          // who asks again may be luckier
+    fail(new Error("The weights, _static/live-digits.js, are missing."));
+  };
   const src = new URL("live-digits.js", folder);
   document.head.append(element("script", { src, onload, onerror }));
 });
@@ -45,8 +48,12 @@ export function digits(place) {
   const steps = slider("steps", { min: 0, max: STEPS.length - 1, value: 5, show: i => STEPS[i] });
   const sampler = choice("sampler", Object.keys(SAMPLERS));
   const spacing = choice("spacing", Object.keys(SPACINGS));
-  let xs = [], guesses = [], times = [], run = 0;
-  const way = slider("t", { min: 0, max: 0, value: 0, show: k => times[k] ?? "" }, show);
+  let xs = [], guesses = [], times = [], run = 0, held = false;
+  const way = slider("t", { min: 0, max: 0, value: 0, show: k => times[k] ?? "" }, k => {
+    held = true;                             // from here on the hand leads, as far as the way goes
+    if (k >= xs.length) way.set(xs.length - 1);
+    show(Math.min(k, xs.length - 1));
+  });
   const few = () => STEPS[steps.input.value] < 6;     // for so few, steps even in t are the best
   let suited = "";
   const suit = () => suited = spacing.input.value = few() ? "even" : BEST[sampler.input.value];
@@ -69,22 +76,22 @@ export function digits(place) {
 
   async function sample() {
     const mine = ++run;
-    status.textContent = "loading the network ...";
-    const { model, scheduler } = await network();
-    const count = STEPS[steps.input.value];
+    status.textContent = "The network is loaded, and draws.";
+    let file = null;
+    try { file = await network(); } catch (error) { status.textContent = error.message; return; }
+    const { model, scheduler } = file, count = STEPS[steps.input.value];
     const d = diffusion(scheduler, count, spacing.input.value);
     const randn = normals(+seed.input.value), began = performance.now();
     xs = [randn(SIDE * SIDE)]; guesses = [];
     times = [...d.schedule.timesteps].map(t => t + 1).reverse().concat(0);
     way.set(0, count);
+    held = false;
     let shown = began;
     for (const state of SAMPLERS[sampler.input.value](d, model, xs[0], randn)) {
       xs.push(state.x);
       guesses.push(state.x0);
       if (state.i && performance.now() - shown < 30) continue;
-      way.set(xs.length - 1);
-      show(xs.length - 1);
-      status.textContent = `step ${guesses.length} of ${count}`;
+      if (!held) { way.set(xs.length - 1); show(xs.length - 1); }
       await nextFrame();
       if (mine !== run) return;      // the reader has asked for another
       shown = performance.now();
@@ -119,7 +126,7 @@ export function guesses(place) {
   const t = slider("t", { min: 1, max: 1000, value: 300 }, show);
 
   async function show() {
-    file ??= await network();
+    try { file ??= await network(); } catch (error) { guess.say(error.message); return; }
     const d = diffusion(file.scheduler), i = t.input.value - 1;
     const shown = bytes(file.digits).subarray(index * SIDE * SIDE, (index + 1) * SIDE * SIDE);
     const x0 = Float32Array.from(shown, v => v / 127.5 - 1);
@@ -134,7 +141,10 @@ export function guesses(place) {
 
   clean.say("x₀: a digit that it never saw");
   guess.say("x̂₀: the network's guess");
-  const other = button("Another digit", () => { index = (index + 1) % file.count; return show(); });
+  const other = button("Another digit", () => {
+    index = (index + 1) % (file?.count ?? 1);
+    return show();
+  });
   const noise = button("Other noise", () => { seed++; return show(); });
   replace(place, "A digit, with noise, and the network's guess of it",
           pictures(clean, noisy, guess), t, row(other, noise));

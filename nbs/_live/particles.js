@@ -28,11 +28,11 @@ export function particles(place) {
   const plane = picture(SIZE, SIZE, ""), pen = plane.canvas.getContext("2d");
   const grid = element("canvas", { width: CELLS, height: CELLS });
   const whole = diffusion(PAPER), randn = normals(1);
-  let states = [], times = [], back = false, run = 0;
+  let states = [], times = [], drawn = {}, back = false, run = 0, film = 0;
 
   const way = slider("t", { min: 0, max: 0, value: 0, show: k => times[k] ?? "" }, k => {
-    run++;                                    // the hand stops the film
-    show(k);
+    film++;                                   // the hand stops the film, not what is being computed
+    if (states.length) show(k);
   });
   const data = choice("data", Object.keys(MIXTURES), compute);
   const steps = slider("steps", { min: 1, max: 100, value: 40 });
@@ -43,8 +43,8 @@ export function particles(place) {
   const mixture = () => MIXTURES[data.input.value];
 
   function show(k) {
-    const t = times[k], x = states[k];
-    const now = t ? noised(mixture(), whole.schedule.alphaBars[t - 1]) : mixture();
+    const t = times[k], x = states[k], { mixture, back } = drawn;
+    const now = t ? noised(mixture, whole.schedule.alphaBars[t - 1]) : mixture;
     grid.getContext("2d").putImageData(ground(now), 0, 0);
     pen.drawImage(grid, 0, 0, SIZE, SIZE);
     pen.fillStyle = back ? "#e07000" : "#0072b2";
@@ -74,6 +74,7 @@ export function particles(place) {
   // Walk the whole way, in slices; then show it, or where motion is not wanted its end.
   async function compute() {
     const mine = ++run, made = [], d = diffusion(PAPER, +steps.input.value, spacing.input.value);
+    const what = { mixture: mixture(), back };
     let paused = performance.now();
     for (const x of back ? backward(d) : forward(d.schedule)) {
       made.push(x);
@@ -83,9 +84,11 @@ export function particles(place) {
       paused = performance.now();
     }
     states = made;
+    drawn = what;
     times = [0, ...d.schedule.timesteps.map(t => t + 1)];
-    if (back) times.reverse();
-    for (let k = still() ? states.length - 1 : 0; k < states.length && mine === run; k++) {
+    if (what.back) times.reverse();
+    const reel = ++film, playing = () => mine === run && reel === film;
+    for (let k = still() ? states.length - 1 : 0; k < states.length && playing(); k++) {
       way.set(k, states.length - 1);
       show(k);
       await nextFrame();

@@ -30,7 +30,8 @@ export function player(place) {
   place.setAttribute("role", "group");
   place.setAttribute("aria-label", "Animation");
   new IntersectionObserver(seen => {          // it moves only while it is seen
-    if (!still() && !place.dataset.stopped) play(seen.at(-1).isIntersecting);
+    if (!seen.at(-1).isIntersecting) play(false);
+    else if (!still() && !place.dataset.stopped) play(true);
   }).observe(place);
   pause.addEventListener("click", () => { place.dataset.stopped = playing ? "" : "yes"; });
   way.input.addEventListener("input", () => { place.dataset.stopped = "yes"; });

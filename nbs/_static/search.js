@@ -12,20 +12,24 @@ const SYNONYMS = {
 // Small letters without accents, in British spelling; no comma in a number.
 const fold = s => s.toLowerCase().normalize("NFD").replace(/[\u0300-\u036f]/g, "")
   .replace(/iz(?=ation|e|ing)/g, "is").replace(/(\d),(?=\d{3})/g, "$1");
-const LITTLE = new Set(("a an and are as at by did do does for from how in it of on or the to was " +
-  "were what when where which who why with").split(" "));   // a question's words, not its answer's
-const tokens = s => fold(s).split(/[^\p{L}\p{N}_+.]+/u).filter(Boolean);
+const LITTLE = new Set(("a an and are as at by did do does for from how in is it of on or the to " +
+  "was were what when where which who why with").split(" "));   // a question's words, not its answer's
+const tokens = s => fold(s).split(/[^\p{L}\p{N}_+.]+/u).map(o => o.replace(/^\.+|\.+$/g, ""))
+  .filter(Boolean);
+const sought = s => {       // the words that say something; where there are only little ones, these
+  const all = tokens(s), asked = all.filter(o => !LITTLE.has(o));
+  return asked.length ? asked : all;
+};
 
 // What is looked for: the words themselves, or in their place what the book calls it.
 function queries(text) {
   const plain = fold(text).trim();
-  return [plain, ...(SYNONYMS[plain] || [])];
+  return [plain, ...(Object.hasOwn(SYNONYMS, plain) ? SYNONYMS[plain] : [])];
 }
 
 // How well one place answers one query; 0: it does not hold all of the words.
 function score([kind, url, title, page, text], query) {
-  const all = tokens(query), asked = all.filter(o => !LITTLE.has(o));
-  const words = asked.length ? asked : all, name = fold(title), body = fold(text);
+  const words = sought(query), name = fold(title), body = fold(text);
   if (!words.length) return 0;
   let sum = 0;
   for (const word of words) {
@@ -50,7 +54,7 @@ function score([kind, url, title, page, text], query) {
 function partly(text) {
   const stem = word => word.length > 5 ? word.replace(/(ing|ed|e?s)$/, "") : word;
   const found = new Map();
-  for (const word of new Set(tokens(text).filter(o => !LITTLE.has(o)).map(stem))) {
+  for (const word of new Set(sought(text).map(stem))) {
     const hits = SEARCH_INDEX.map(o => [o, score(o, word)]).filter(o => o[1]);
     const rare = Math.log(SEARCH_INDEX.length / hits.length);
     for (const [entry, value] of hits)
@@ -74,7 +78,7 @@ function search(text, most = 30) {
 
 // Some words around the first hit, the hits marked.
 function excerpt(text, query, most = 180) {
-  const words = tokens(query), body = fold(text), span = document.createElement("p");
+  const words = sought(query), body = fold(text), span = document.createElement("p");
   const at = Math.max(0, Math.min(...words.map(w => body.indexOf(w)).filter(i => i >= 0), 1e9));
   const from = at > 1e8 ? 0 : Math.max(0, at - 60);
   const piece = text.slice(from, from + most), more = text.length > from + most;
@@ -83,8 +87,9 @@ function excerpt(text, query, most = 180) {
 }
 
 function mark(into, text, words) {
-  const literal = words.map(w => w.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
-  const any = new RegExp(`(${literal.join("|")})`, "giu");
+  const spelt = words.map(w => w.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")  // the page's spelling
+    .replace(/is(?=ation|e|ing)/g, "i[sz]").replace(/e/g, "[eéèê]").replace(/o/g, "[oöô]"));
+  const any = new RegExp(`(${spelt.join("|")})`, "giu");
   text.split(any).forEach((part, i) => {
     const node = document.createElement(i % 2 ? "mark" : "span");
     node.textContent = part;
@@ -105,13 +110,17 @@ document.addEventListener("DOMContentLoaded", () => {
   list.className = "search";
   for (const { entry: [kind, url, title, page, text], query } of hits) {
     const item = document.createElement("li"), link = document.createElement("a");
-    const [path, anchor] = url.split("#");
-    link.href = `${path}?highlight=${encodeURIComponent(query)}${anchor ? "#" + anchor : ""}`;
+    const [path, anchor] = url.split("#"), said = excerpt(text, query);
+    // what the page is to mark is what is marked here, unless that is a letter or two
+    const marked = [...said.querySelectorAll("mark")].map(o => o.textContent.toLowerCase());
+    const marks = [...new Set(marked.filter(o => o.length > 2))].join(" ");
+    link.href = path + (marks && `?highlight=${encodeURIComponent(marks)}`) +
+                (anchor ? "#" + anchor : "");
     link.textContent = title;
     if (kind === "name") link.className = "name";
     const where = document.createElement("span");
     where.textContent = kind === "page" ? "" : ` ${page}`;
-    item.append(link, where, excerpt(text, query));
+    item.append(link, where, said);
     list.append(item);
   }
   place.replaceChildren(heading, list);
