@@ -309,10 +309,14 @@ def test_a_formula_is_found_as_one_would_type_it(tex, typed):
 
 
 def test_what_the_search_shows_holds_no_formulas_source():
+    "But what code holds: the notebook of symbols writes them so."
     index = json.loads((DOCS / "search-index.js").read_text(encoding="utf-8").removeprefix(
         "const SEARCH_INDEX = ").rstrip(";\n"))
-    said = " ".join(part for _, _, title, where, text in index for part in (title, where, text))
-    assert r"\(" not in said and r"\mathbf" not in said and "x_0" in said and "β_t" in said
+    raw = [url for _, url, *said in index if re.search(r"\\[(\[]", " ".join(said))]
+    titles = [title for _, _, title, where, _ in index if "\\" in title + where]
+    assert raw == titles == []
+    typed = "x_0", "β_t", "α\u0304_t", "x\u0302_0"
+    assert all(any(sign in text for *_, text in index) for sign in typed)
 
 
 @pytest.mark.parametrize("name", ["experiments/cifar10.html", "experiments/ablations.html"])

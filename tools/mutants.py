@@ -391,7 +391,7 @@ faults(
      "wired::an_image_keeps_its_colours_and_which_way_is_up"),
     ("image.size, \"white\")", "image.size, \"black\")",
      "images::deep_and_transparent_images_keep_what_they_show"),
-    ("(np.asarray(image) / 257)", "(np.asarray(image) / 260)",
+    ("(values / 257)", "(np.asarray(image) / 260)",
      "images::deep_and_transparent_images_keep_what_they_show"),
     ("enumerate(sorted({p.parent for p in files.paths}))",
      "enumerate(sorted({p.parent for p in files.paths}, reverse=True))",
@@ -489,14 +489,76 @@ faults(
     ("p.tensor_split(splits)", "p.flip(0).split(len(p))",
      "evaluation::the_score_is_taken_part_by_part_in_order"),
     ("least.indices + start", "least.indices",
-     "evaluation::neighbours_are_those_of_brute_force_for_any_chunk"))
+     "evaluation::neighbours_are_those_of_brute_force_for_any_chunk"),
+    ("squares = r.square().sum(1) - 2 * q @ r.T", "squares = (r.square().sum(1) - 2 * q @ r.T)"
+     ".float()", "evaluation::a_copy_wins_over_a_lookalike_and_far_clusters_have_their_own"
+     "_neighbours"),
+    ("x0 = x0.to(torch.promote_types(x0.dtype, torch.float32))", "x0 = x0",
+     "evaluation::half_precision_images_cost_what_the_same_numbers_in_float32_do"))
+
+faults(
+    "compression.py",
+    ("x0 = x0.float() ", "x0 = x0 ",
+     "compression::what_is_sent_in_another_dtype_arrives_as_exactly"),
+    ("torch.zeros(shape, dtype=torch.float32, device", "torch.zeros(shape, device",
+     "compression::what_is_sent_in_another_dtype_arrives_as_exactly"))
+
+faults(
+    "training.py",
+    ("torch.zeros(T, dtype=torch.float32, device", "torch.zeros(T, device",
+     "training::training_does_not_mind_a_default_of_double"))
+
+faults(
+    "data.py",
+    ('("seed", "images", "batch_size") if', '("seed", "images") if',
+     "data::the_state_is_a_place_and_what_it_belongs_to_and_older_places_are_read"))
+
+faults(
+    "schedules.py",
+    (" or dtype == torch.long else dtype", " else dtype",
+     "schedules::times_that_are_not_whole_are_refused_in_whatever_they_come"))
+
+faults(
+    "engine/runs.py",
+    ("own = self.saved and self", "own = self.step or self.saved and self",
+     "runs::a_loop_of_ones_own_does_not_write_over_an_old_run_either"),
+    ("self.saved.parent.parent == folder.resolve()", "True",
+     "runs::a_loop_of_ones_own_does_not_write_over_an_old_run_either"),
+    ("with self.owned(): return super().log()", "return super().log()",
+     "runs::no_line_is_logged_while_another_process_has_the_folder"))
+
+faults(
+    "engine/images.py",
+    ('with open(user_path(path), "rb") as f, Image.open(f)', "with Image.open(user_path(path))",
+     "images::an_uncompressed_tiff_is_turned_as_a_compressed_one"),
+    ('image.info.get("transparency", -1)', "-1",
+     "images::what_is_transparent_in_16_bits_of_grey_is_white"))
+
+faults(
+    "engine/pretrained.py",
+    ('{"vae", "vqvae", "movq"}', '{"vae"}', "pretrained::a_network_of_latents_is_refused"))
+
+faults(
+    "plotting.py",
+    ("[i % every::every] for", "[:i == 0] for",
+     "plotting::one_frame_of_another_colour_keeps_it"))
+
+faults(
+    "engine/cli.py",
+    ("        _check_drawn(args)\n", "", "cli::fid_is_named_so_only_in_inceptions_eyes"),
+    ("labels * len(a), path", '[f"t = {k}" for k in depths] * len(a), path',
+     "cli::a_row_is_named_by_the_steps_of_noise_that_it_has"))
 
 faults(
     "engine/metrics.py",
     ("torch.save(_read_pickle(path), own)", "own = path",
      "metrics::a_pickle_that_would_run_something_is_refused"),
-    ("-{fingerprint(images)}-", "-",
-     "metrics::reference_statistics_are_kept_by_extractor_and_by_content"))
+    ("-{content}-", "-",
+     "metrics::reference_statistics_are_kept_by_extractor_and_by_content"),
+    ("p.stat().st_size, p.stat().st_mtime_ns)", ")",
+     "metrics::statistics_of_files_are_those_of_these_very_files"),
+    ("if content is None: return measured()\n", "\n",
+     "metrics::statistics_of_files_are_those_of_these_very_files"))
 
 faults(
     "sampling.py",
