@@ -309,7 +309,7 @@ def test_a_stage_ships_and_its_record_goes_on_with_the_one_before(
     assert [row["mean_of"] for row in rows] == [[5], [4, 5], [2, 4, 5]]
     assert [row["distance"] for row in rows] == [[1.5] * 3] * 3
     assert r["curve"][-1]["error"] == rows[0]["error"] != rows[1]["error"]
-    of = lambda since: snapshot.mean_of(run, since)[0].state_dict()
+    of = {since: snapshot.mean_of(run, since)[0].state_dict() for since in (5, 3, 2)}
 
     at = {int(c.name.rpartition("_")[2]): load_run(c)[0].state_dict() for c in checkpoints(run)}
     shipped = load_pretrained(tmp_path / "cifar10-small")[0].state_dict()
@@ -317,7 +317,7 @@ def test_a_stage_ships_and_its_record_goes_on_with_the_one_before(
         assert w.equal(at[5][name].half().float())
         for since, steps in ((5, (5,)), (3, (4, 5)), (2, (2, 4, 5))):
             mean = torch.stack([at[k][name].double() for k in steps]).mean(0)
-            assert torch.allclose(of(since)[name].double(), mean, rtol=1e-5, atol=1e-7)
+            assert torch.allclose(of[since][name].double(), mean, rtol=1e-5, atol=1e-7)
     assert not all(at[4][name].equal(w) for name, w in at[5].items())
     from PIL import Image
     grown, was = (Image.open(f / "evolution.png").convert("RGB") for f in (record, RECORD))
