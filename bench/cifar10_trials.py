@@ -59,10 +59,12 @@ def held_out(model, diffusion, images, batch: int = 100):
     n = len(images)
     t = (torch.arange(n) * diffusion.T // n)[torch.randperm(n, generator=g)]
     parts = []
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    device = diffusion.device
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
         for x, t_ in zip(to_model(images).split(batch), t.split(batch)):
-            parts.append(diffusion.losses(model, x, t_, torch.randn(x.shape, generator=g)))
-    return torch.cat(parts).double()
+            noise = torch.randn(x.shape, generator=g)
+            parts.append(diffusion.losses(model, *(o.to(device) for o in (x, t_, noise))))
+    return torch.cat(parts).double().cpu()
 
 
 def cpu_seconds() -> float:
@@ -148,6 +150,9 @@ def main() -> None:
     if not a.table:
         held = cifar10(train=False)[0][:a.held_out]
         start, trials = SETS[a.of]
+        if wrong := {*(a.only or ())} - {*trials}:
+            raise SystemExit(f"--of {a.of} has no trial {', '.join(wrong)}; it has "
+                             f"{', '.join(trials)}")
         for name in a.only or trials:
             if any(r["name"] == name and r["images"] == a.images for r in rows): continue
             rows.append(run(name, start, trials[name], a.images, a.out, held))

@@ -22,6 +22,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -422,7 +423,7 @@ def train(a: argparse.Namespace, notes: Notes) -> None:
         notes["step"], notes["seconds"], notes["budget"] = run.step, run.seconds, run.budget
         notes["config"], notes["log"] = run.config.to_dict(), run.history[-400:]
         if run.history: _draw_loss(a, run.history)
-    notes["precision"] = run.accelerator.mixed_precision
+    notes["precision"] = run.precision
     if run.step < run.config.steps: sys.exit(3)               # stopped: to be gone on with
 
 
@@ -548,6 +549,11 @@ def main() -> int:
     for name in a.again:
         results.pop(name, None)
         (a.work / f"{name}.json").unlink(missing_ok=True)
+    if "train" in a.again:               # another run; and what is measured is of the new one
+        shutil.rmtree(a.work / "run", ignore_errors=True)
+        for name in ("samples", "distance"):
+            results.pop(name, None)
+            (a.work / f"{name}.json").unlink(missing_ok=True)
     for name, most in STEPS.items():
         if results.get(name, {}).get("status") in FINAL: continue
         if a.only and name not in a.only: continue

@@ -321,7 +321,8 @@ class Batches(_Stream):
 def fingerprint(images: Tensor | Images) -> str:  # 8 hexadecimal digits
     "A short name for a data set's content (of files: their names, each with its folder's)."
     if isinstance(images, Tensor):
-        return f"{zlib.crc32(np.ascontiguousarray(images.detach().cpu().numpy()).data):08x}"
+        content = images.detach().cpu().contiguous().view(torch.uint8)
+        return f"{zlib.crc32(content.numpy().data):08x}"
     names = "\n".join(f"{p.parent.name}/{p.name}" for p in getattr(images, "paths", ()))
     content = names or f"{tuple(images.shape)} {images.dtype}"
     return f"{zlib.crc32(content.encode()):08x}"

@@ -94,13 +94,13 @@ def likelihood(d: ReverseProcess,                           # the diffusion
     for start in tqdm(range(0, len(images), batch), disable=not progress, desc="bits/dim"):
         x = images[start:start + batch]
         x0 = (to_model(x) if x.dtype == torch.uint8 else x).to(d.device)
-        x0 = x0.to(torch.promote_types(x0.dtype, torch.float32))     # a half rounds the posterior
         draws = own[start:start + batch] or generator
         if terms is None:
             all_of_it = d.bits_per_dim(watched, x0, None, draws, clip)
             found.append((all_of_it["total"].double(), all_of_it["vb"][:, 0].double()))
         else:
-            if d.decoder == "discretized": _check_levels(x0)
+            if d.decoder == "discretized": _check_levels(x0)          # to within its own type
+            x0 = x0.to(torch.promote_types(x0.dtype, torch.float32))  # a half rounds q's mean
             found.append(_estimate(d, watched, x0, parts, draws, clip))
     watched.check()
     total, decoder = (torch.cat(values).cpu() for values in zip(*found))

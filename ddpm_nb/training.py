@@ -96,6 +96,11 @@ class EMA:
         _check_flags(warmup=warmup)
         if not isinstance(model, nn.Module):
             raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        narrow = {p.dtype for p in model.parameters() if p.is_floating_point() and p.itemsize < 4}
+        if narrow:       # a step of 1/10,000 of the way would be rounded away
+            raise ValueError(f"the weights must be float32 or wider, got {narrow.pop()}: an "
+                             f"average of these would not move (precision='bf16' computes in it, "
+                             f"and leaves the weights)")
         self.decay, self.warmup = decay, warmup
         self.model: nn.Module = copy.deepcopy(model).eval().requires_grad_(False)
 

@@ -33,5 +33,6 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="takes minutes: runs with --slow"))
         if "cuda" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here"))
-        if item.path.stem in ("test_site", "test_live") and not (ROOT / "docs").is_dir():
+        of_site = item.path.stem in ("test_site", "test_site_axe", "test_live")
+        if of_site and not (ROOT / "docs").is_dir():
             item.add_marker(pytest.mark.skip(reason="the source archive leaves docs/ out"))

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+import types
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -407,6 +408,57 @@ def test_the_mouse_shows_it_too_lets_one_move_onto_it_and_it_stays_in_the_window
     page.wait("document.getElementById('hint').hidden", 10)
 
 
+def tap(page, what):
+    x, y = page.js(f"(b => [b.x + b.width / 2, b.y + b.height / 2])"
+                   f"(document.getElementById('{what}').getBoundingClientRect())")
+    for kind, points in (("touchStart", [{"x": x, "y": y}]), ("touchEnd", [])):
+        page.call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
+
+
+def test_a_tap_shows_it_a_second_goes_there_and_one_elsewhere_takes_it_away(page):
+    page.open(page.address)
+    tap(page, "word")
+    page.wait("!document.getElementById('hint').hidden", 10)
+    page.js("new Promise(done => setTimeout(done, 400))")
+    assert "Nats" in page.js("document.getElementById('hint').textContent")
+    assert page.js("!document.getElementById('hint').hidden && location.href") == page.address
+    tap(page, "w")
+    page.wait("document.getElementById('hint').hidden", 10)
+    page.js("document.getElementById('none').href = 'index.html#word-other'")
+    tap(page, "none")         # nothing is known of it: it is followed
+    page.wait("location.hash === '#word-other'", 10)
+
+
+def test_what_comes_late_is_not_shown_to_a_reader_who_has_gone_on(page):
+    "Its file takes its time, or does not come; who asks again, is answered."
+    page.open(page.address)
+    page.js("""(() => {
+      const append = document.head.append.bind(document.head);
+      let times = 0;
+      document.head.append = node => times++ ? append(node) : setTimeout(() => node.onerror(), 300);
+    })()""")
+    key(page, "Tab", 9)
+    key(page, "Escape", 27)
+    page.js("new Promise(done => setTimeout(done, 600))")
+    assert page.js("document.getElementById('hint').hidden")
+    page.js("document.activeElement.blur()")
+    page.js("""(() => {
+      const append = document.head.append.bind(document.head);
+      document.head.append = node => setTimeout(() => append(node), 400);
+    })()""")
+    move(page, 5, 700)
+    x, y = page.js("(b => [b.x + b.width / 2, b.y + b.height / 2])"
+                   "(document.getElementById('word').getBoundingClientRect())")
+    move(page, x, y)
+    page.js("new Promise(done => setTimeout(done, 250))")
+    move(page, 5, 700)
+    page.js("new Promise(done => setTimeout(done, 900))")
+    assert page.js("document.getElementById('hint').hidden")
+    move(page, x, y)
+    page.wait("!document.getElementById('hint').hidden", 10)
+    assert not page.complaints
+
+
 @pytest.mark.parametrize("typed, said", [
     ("3.32", "right"), ("3,3", "right"), ("33/10", "right"), ("332 %", "right"), ("4", "wrong"),
     ("3,322", "right"), ("3,3219", "right"), ("3,32e0", "right"), ("\u22123.32", "wrong"),
@@ -468,6 +520,19 @@ def test_a_warm_up_becomes_a_form_before_its_folded_answer():
 
 
 DOCS = ROOT / "docs"
+@pytest.mark.parametrize("set_, says", [
+    ({}, "raise ModuleNotFoundError"), ({"git_url": "https://example.org/book"},
+                                        "%pip install --quiet git+https://example.org/book"),
+    ({"on_index": "yes"}, "%pip install --quiet ddpm_nb")])
+def test_a_download_installs_the_package_only_from_where_it_is_ours(monkeypatch, set_, says):
+    "A name that is not on the index may be anyone's tomorrow."
+    config = types.SimpleNamespace(d={"lib_name": "ddpm_nb", **set_})
+    monkeypatch.setattr(SITE, "get_config", lambda: config)
+    nb = dict(cells=[dict(cell_type="markdown", source="# Page")])
+    text = "".join(json.loads(SITE.as_plain(nb, "01_schedules"))["cells"][1]["source"])
+    assert says in text and ("pip install --quiet" in text) == bool(set_)
+
+
 # the source archive leaves docs/ out; where it is, it has its hints
 BUILT = pytest.mark.skipif(not DOCS.is_dir(), reason="the source archive leaves docs/ out")
 

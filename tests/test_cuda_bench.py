@@ -45,7 +45,7 @@ def bench(tmp_path, monkeypatch):
         assert script.main() == 0
         begun = (work / "begun").read_text().split() if (work / "begun").exists() else []
         return json.loads((out / "results.json").read_text()), begun
-    call.steps = list(script.STEPS)
+    call.steps, call.work = list(script.STEPS), work
     return call
 
 
@@ -61,6 +61,10 @@ def test_each_step_is_kept_and_none_is_done_twice(bench, capsys):
     assert begun == [] and again == results
     _, begun = bench("--again", "samples")
     assert begun == ["samples"]
+    run = bench.work / "run" / "checkpoints"
+    run.mkdir(parents=True)
+    _, begun = bench("--again", "train")
+    assert {*begun} == {"train", "samples", "distance"} and not run.exists()
 
 
 def test_a_step_that_fails_or_takes_too_long_stops_none_of_the_rest(bench):

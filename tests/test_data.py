@@ -1,5 +1,6 @@
 "Data: pixels and back, CIFAR-10's format, the promises of the batch source, the toys."
 import math
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -326,6 +327,9 @@ def test_arrays_are_taken_for_tensors():
 
 def test_fingerprints_tell_data_sets_apart():
     assert fingerprint(IMAGES) == fingerprint(IMAGES.clone()) != fingerprint(IMAGES.flip(0))
+    assert fingerprint(IMAGES) == f"{zlib.crc32(IMAGES.numpy().tobytes()):08x}"
+    assert fingerprint(IMAGES.bfloat16()) != fingerprint(IMAGES.half())
+    assert fingerprint(IMAGES.mT) == fingerprint(IMAGES.mT.contiguous())
 
 
 # Two dimensions

@@ -119,6 +119,16 @@ def test_half_precision_images_cost_what_the_same_numbers_in_float32_do(dtype):
     close(half.total, whole.total, rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("terms", [None, 4])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_all_256_levels_in_half_precision_are_among_the_decoders(dtype, terms):
+    d = GaussianDiffusion(NoiseSchedule.linear(20, 1e-3, 0.3))
+    x = to_model(torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)).to(dtype)
+    assert likelihood(d, lambda x, t: 0 * x, x, terms, generator=generator()).total.isfinite().all()
+    with pytest.raises(ValueError, match="256 values"):
+        likelihood(d, lambda x, t: 0 * x, x + 0.1, terms)
+
+
 def test_a_likelihood_refuses_in_words():
     d = GaussianDiffusion(NoiseSchedule.linear(10))
     x = images(2)

@@ -340,6 +340,7 @@ def test_a_press_draws_a_digit_and_the_slider_leads_back_along_its_way(page, tra
       return new Set(grey.filter((_, i) => i % 4 === 0)).size;
     })"""
     assert hand.js(greys)[0] > 50 and hand.js(greys)[1] == 1      # noise, and not asked yet: grey
+    assert hand.js(f"part.querySelector('{T_SLIDER}').disabled")  # and no way to walk along
     loaded = lambda: sum(o.endswith("live-digits.js") for o in page.requests)
     hand.click("button")
     hand.done(1)
@@ -365,6 +366,7 @@ def test_a_press_draws_a_digit_and_the_slider_leads_back_along_its_way(page, tra
     hand.touch("button")
     hand.done(3)
     assert hand.js("part.querySelector('select').value") == "adams"
+    hand.js("part.querySelector('details').open = true")
     hand.key("select", *UP)               # to the sampler before
     hand.done(4)
     assert hand.js("part.querySelector('select').value") == "unipc"
@@ -586,6 +588,7 @@ def test_every_control_of_a_part_answers_to_mouse_touch_and_keyboard(page, part)
     hand = Hand(page, PARTS[part], f"[data-live={part}]")
     hand.middle("button, input, select")
     if part in ("guesses", "particles"): hand.done(1)       # these begin by themselves
+    hand.js("part.querySelectorAll('details').forEach(fold => { fold.open = true; })")
     kinds = hand.js(NUMBERED)
     assert kinds
     for i, kind in enumerate(kinds):

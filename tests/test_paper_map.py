@@ -106,6 +106,16 @@ def test_what_a_notebook_is_called(page, said):
     assert paper_map.chapter(paper_map.Place(page, "", "", "")) == said
 
 
+@pytest.mark.parametrize("said, html", {
+    "$L_T$: the start": "<i>L</i><sub>T</sub>: the start",
+    "L_{t-1} & x_0's": "<i>L</i><sub>t−1</sub> &amp; <i>x</i><sub>0</sub>&#x27;s",
+    "L_simple": "<i>L</i><sub>simple</sub>", "1 - x_t < 2": "1 - <i>x</i><sub>t</sub> &lt; 2",
+    "swiss_roll, 256x256": "swiss_roll, 256x256",
+}.items())
+def test_a_symbol_and_its_foot_stand_as_on_paper(said, html):
+    assert paper_map.typeset(said).startswith(html)
+
+
 def test_a_target_belongs_to_the_heading_after_it_and_fences_hide_headings():
     cell = ("# Title\n\ntext\n\n(alg-ddpm-1)=\n(sec-x)=\n## Algorithm `1`\n"
             "```\n# not a heading\n```\n(fig-ddpm-5)=\nin a section")

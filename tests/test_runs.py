@@ -660,7 +660,8 @@ def test_a_log_that_was_torn_by_a_full_disk_is_made_whole_when_there_is_room(tmp
 
 @pytest.mark.parametrize("error", [
     torch.cuda.OutOfMemoryError("CUDA out of memory"), OSError(errno.ENOSPC, "disk is full"),
-    ValueError("images have 1 or 3 channels, got 5"), FloatingPointError("not finite")], ids=repr)
+    ValueError("images have 1 or 3 channels, got 5"), FloatingPointError("not finite"),
+    TypeError("forward() takes one more"), RuntimeError("sizes differ")], ids=repr)
 def test_samples_that_fail_cost_no_checkpoint(tmp_path, monkeypatch, capsys, error):
     r = tiny(steps=4, sample_every=2, save_every=2)
     t = by_recipe(r, r.images()[:20], tmp_path)
@@ -1269,7 +1270,8 @@ def test_data_are_taken_in_every_form_that_people_have(channels):
 
 def test_floats_stay_what_they_are_and_of_double_precision_become_single():
     x = torch.rand(12, 3, 8, 8) * 2 - 1
-    for form in (x, x.numpy(), x.double().numpy(), torch.utils.data.TensorDataset(x)):
+    for form in (x, x.numpy(), x.double(), x.double().numpy(), torch.utils.data.TensorDataset(x),
+                 torch.utils.data.TensorDataset(x.double())):
         got = taken(form)[0]
         assert got.dtype == torch.float32 and torch.equal(got, x)
     assert taken(torch.randn(12, 2).numpy())[0].shape == (12, 2)
@@ -1422,6 +1424,52 @@ def test_what_a_run_draws_and_measures_is_in_its_own_precision(precision):
         assert seen == {torch.bfloat16 if precision == "bf16" else torch.float32}
 
 
+def test_trainers_that_live_side_by_side_each_keep_their_precision():
+    first = trainer(precision="fp32")
+    second = trainer(precision="bf16")
+    assert (first._half().fast_dtype, first._half()._enabled) != (torch.bfloat16, True)
+    assert (second._half().fast_dtype, second._half()._enabled) == (torch.bfloat16, True)
+
+
+@pytest.mark.parametrize("held_out, says", [
+    (torch.zeros(0, 2), "must have images in it"), (torch.zeros(4, 3), r"like the data, \(2,\)"),
+    (torch.zeros(4, 1, 2), r"got \(1, 2\)")])
+def test_held_out_images_that_are_unlike_the_data_are_refused_at_the_start(held_out, says):
+    with pytest.raises(ValueError, match=says):
+        Trainer(net(), diffusion(), points(), TrainConfig(**SMALL), device="cpu", progress=False,
+                held_out=held_out)
+
+
+def test_a_network_with_labels_draws_its_grids_for_some_of_the_datas_own(tmp_path):
+    "Evenly: of twelve images and four samples the first, the last, and two between."
+    c = TrainConfig(**{**SMALL, "steps": 2, "batch_size": 4, "sample_every": 1, "sample_count": 4,
+                       "sample_steps": 3})
+    d = GaussianDiffusion(NoiseSchedule.linear(10))
+    t = Trainer(Sees(), d, (pictures(), torch.arange(12)), c, tmp_path, "cpu", False).train()
+    assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == [
+        "step_00000001.png", "step_00000002.png"]
+    assert all(y.tolist() == [0, 3, 7, 11] for _, y in t.ema.model.seen[-3:])
+
+
+def test_half_precision_weights_are_refused_for_their_average_would_not_move():
+    with pytest.raises(ValueError, match="must be float32 or wider, got torch.bfloat16"):
+        trainer(model=net().bfloat16())
+    trainer(model=net().double())
+
+
+def test_a_run_that_is_trained_meanwhile_is_read_at_its_newest_checkpoint(tmp_path, monkeypatch):
+    "One that is dropped while it is read is no damage."
+    r = tiny(steps=4, save_every=2, keep_last=2)
+    t = by_recipe(r, r.images()[:20], tmp_path).train()
+    first, last = checkpoints(tmp_path)
+    listed, real = [[first], [first, last]], runs.checkpoints
+    monkeypatch.setattr(runs, "checkpoints", lambda run: listed.pop(0) if listed else real(run))
+    shutil.rmtree(first)
+    assert same_weights(load_run(tmp_path)[0], t.ema.model) and not listed
+    (last / "ema.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="not a whole checkpoint"): load_run(tmp_path)
+
+
 def test_held_out_images_with_labels_reach_the_network_with_them():
     images, labels = pictures(), torch.arange(12)
     d = GaussianDiffusion(NoiseSchedule.linear(10))
@@ -1556,9 +1604,10 @@ def test_a_run_loads_without_the_code_that_made_it(tmp_path):
 
 
 WORKER = """
-import json, sys, torch
+import json, os, sys, torch
 from test_runs import draw, net, trainer
-t = trainer(sys.argv[1], net(0.0), steps=6, save_every=6, batch_size=8, log_every=2)
+model = net(0.0, seed=int(os.environ.get("RANK", 0)))       # a script that seeds each process anew
+t = trainer(sys.argv[1], model, steps=6, save_every=6, batch_size=8, log_every=2)
 x0 = next(t.batches)
 times, noise = draw(x0, 100, 0, 0, t.batches.rank, t.batches.world)
 loss = t.gradient.objective(x0, times, noise).mean()
@@ -1568,7 +1617,12 @@ gradients = {k: p.grad.clone() for k, p in t.model.named_parameters()}
 t.state.optimizer.zero_grad()
 t.batches.step = 0
 t.train()
-found = [loss, gradients, dict(t.model.named_parameters()), t.history, t.accelerator.num_processes]
+world, patience = torch.distributed, None
+if t.accelerator.num_processes > 1:
+    group = world.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
+    patience = group.options._timeout.days
+found = [loss, gradients, dict(t.model.named_parameters()), t.history, patience,
+         dict(t.ema.model.named_parameters()), t.accelerator.num_processes]
 torch.save(found, f"{sys.argv[1]}/{t.accelerator.process_index}.pt")
 """
 
@@ -1591,6 +1645,9 @@ def test_two_processes_compute_what_one_does_on_the_same_global_batch(tmp_path):
     for key, weight in one[2].items():
         assert torch.allclose(two[2][key], weight, rtol=1e-4, atol=1e-6)
         assert torch.equal(two[2][key], other[2][key])
+        assert torch.allclose(two[5][key], one[5][key], rtol=1e-4, atol=1e-6)
+        assert torch.equal(two[5][key], other[5][key])
+    assert two[4] == 30      # days: while one of them reads, or draws, the others wait
     assert [r["loss"] for r in two[3]] == pytest.approx([r["loss"] for r in one[3]], rel=1e-5)
     files, state = read_checkpoint(checkpoints(tmp_path / "two")[-1])
     assert state["processes"] == 2

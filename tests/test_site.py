@@ -72,6 +72,26 @@ def test_a_download_leads_to_places_of_the_site_that_are_there():
     assert not dead, "\n".join(dead)
 
 
+@pytest.mark.parametrize("path", sorted(DOCS.rglob("student/**/*.ipynb")), ids=lambda p: p.stem)
+def test_a_notebook_of_exercises_leads_to_places_that_are_there(path):
+    "Other notebooks beside it or among the whole ones; labels in itself or in those."
+    said = lambda p: "\n".join(plain.prose(json.loads(p.read_text(encoding="utf-8"))))
+    links = re.findall(r"\]\((?:([\w./-]+\.ipynb))?(?:#([\w-]+))?\)", said(path))
+    dead = []
+    for to, label in links:
+        there = path.parent / to if to else path
+        lost = re.match("(eq|sec|alg|word)-", label) and f'<a id="{label}">' not in said(there)
+        if not there.is_file() or lost: dead.append(f"{to}#{label}")
+    assert not dead
+
+
+@pytest.mark.parametrize("name", ["index.html", "01_schedules.html", "engine/runs.html"])
+def test_a_page_has_a_theme_and_no_dead_form_where_no_script_runs(name):
+    text = (DOCS / name).read_text(encoding="utf-8")
+    assert re.search(r'<html[^>]* data-theme="light"', text)
+    assert "<noscript><style>form.warm-up { display: none; }" in text
+
+
 def test_pages_and_styles_load_nothing_from_elsewhere():
     outside = lambda s: urlsplit(s).scheme not in ("", "data") or s.startswith("//")
     loaded = [f"{p}: {s}" for p, read in READ.items() for s in read.loaded if outside(s)]
@@ -111,10 +131,10 @@ def test_every_notebook_has_its_page_and_its_download():
     folder = DOCS / "notebooks"
     given = {p.relative_to(folder).with_suffix("").as_posix(): p for p in folder.rglob("*.ipynb")}
     assert set(given) == names == {p.removesuffix(".html") for p in BOOK} - {"reference"}
-    for p in given.values():       # what was computed is in it, and it installs what it needs
+    for p in given.values():       # what was computed is in it, and what it needs comes first
         code = [c for c in json.loads(p.read_text(encoding="utf-8"))["cells"]
                 if c["cell_type"] == "code"]
-        assert "%pip install" in "".join(code[0]["source"])
+        assert "find_spec(\"ddpm_nb\") is None" in "".join(code[0]["source"])
         assert len(code) < 3 or any(c["outputs"] for c in code), p
 
 
@@ -302,7 +322,10 @@ def test_the_search_knows_every_word_of_a_section_however_long(tmp_path):
     (r"\(\hat{\mathbf x}_0\)", "x\u0302_0"), (r"\(\log\bar\alpha_T\approx-10\)",
                                               "logα\u0304_T≈-10"),
     (r"\(q(\mathbf x_{t-1}\mid\mathbf x_t)\)", "q( x_t-1| x_t)"),
-    (r"\(L_\text{simple}\)", "L_simple")])
+    (r"\(L_\text{simple}\)", "L_simple"),
+    (r"\(D(q\|p)=\mathbb E_q[\log\frac qp]\)", "D(q‖p)=E_q[logq/p]"),
+    (r"\(\tfrac12\lVert x-y\rVert^2\)", "1/2‖x-y‖^2"),
+    (r"\(\frac{1-\bar\alpha_{t-1}}{\sqrt{2\beta_t}}\)", "(1-α\u0304_t-1)/√2β_t")])
 def test_a_formula_is_found_as_one_would_type_it(tex, typed):
     import search
     assert search._plain(tex).replace(" ", "") == typed.replace(" ", "")
@@ -314,7 +337,9 @@ def test_what_the_search_shows_holds_no_formulas_source():
         "const SEARCH_INDEX = ").rstrip(";\n"))
     raw = [url for _, url, *said in index if re.search(r"\\[(\[]", " ".join(said))]
     titles = [title for _, _, title, where, _ in index if "\\" in title + where]
-    assert raw == titles == []
+    prose = [(url, said) for _, url, *_, said in index if not url.startswith("appendix/notation")]
+    left = [url for url, said in prose if re.search(r"[dt]frac|\\?frac[\d({\\]|[lr]Vert", said)]
+    assert raw == titles == left == []
     typed = "x_0", "β_t", "α\u0304_t", "x\u0302_0"
     assert all(any(sign in text for *_, text in index) for sign in typed)
 
@@ -495,6 +520,8 @@ def test_a_question_marks_the_words_that_say_something_as_the_page_spells_them(p
     here, there = marked("frechet")
     assert {"fréchet"} <= here == there
     assert all({"discretized"} <= found for found in marked("discretised"))
+    assert all("1,797" in found for found in marked("1797"))
+    assert marked("1,797") == marked("1797")
 
 
 @WITHOUT_BROWSER
@@ -504,6 +531,7 @@ def test_no_word_breaks_the_search_and_a_full_stop_hides_nothing(page):
     first = lambda q: page.js(f"search({json.dumps(q)}, 1)[0]?.entry[1]")
     assert first("__proto__") is None
     for word in ("DDIM", "EMA"): assert first(f"{word}.") == first(word) is not None
+    for code in ("loss.backward", "torch.no_grad()", "x.shape"): assert first(code), code
     assert not page.complaints
 
 
@@ -542,6 +570,44 @@ def test_on_paper_nothing_is_cut_and_everything_is_black_on_white_from_either_th
     assert page.js(style.format(".bd-article p") + ".color") == "rgb(0, 0, 0)"
     assert page.js(style.format(".cell_input pre span") + ".color") == "rgb(0, 0, 0)"
     assert page.js("[...document.querySelectorAll('.bd-article details')].every(d => d.open)")
+    dark = """[...document.querySelectorAll('.bd-article *')].filter(o => {
+      const [r, g, b, a = 1] = getComputedStyle(o).backgroundColor.match(/[\\d.]+/g).map(Number);
+      return o.offsetParent && a && Math.min(r, g, b) < 200 && o.innerText?.trim();
+    }).map(o => o.tagName + '.' + o.className)"""
+    assert not page.js(dark)      # with "background graphics" on
+
+
+@WITHOUT_BROWSER
+def test_on_a_phone_a_tap_on_a_figure_shows_it_in_its_own_size_and_another_fits_it_again(page):
+    page.appearance("light")
+    page.open(url("03_bound.html"))
+    page.resize(390, 800)
+    page.wait("document.querySelector('.cell_output > img.smaller')")
+    figure = "document.querySelector('.cell_output > img.smaller')"
+    size = f"[{figure}.clientWidth, {figure}.naturalWidth, {figure}.parentElement.scrollWidth]"
+    shown, own, room = page.js(size)
+    assert shown <= room <= 390 < own
+    page.js(f"{figure}.click()")
+    assert page.js(size) == [own, own, own]
+    assert page.js("document.documentElement.scrollWidth") <= 390
+    page.js(f"{figure}.click()")
+    assert page.js(size) == [shown, own, room]
+    page.resize(1366, 800)
+    page.js("document.querySelector('.cell_output > img').click()")
+    assert not page.js("document.querySelectorAll('img.whole').length")
+
+
+@WITHOUT_BROWSER
+def test_a_link_followed_twice_opens_again_what_the_reader_has_closed(page):
+    page.appearance("light")
+    page.open(url("01_schedules.html"))
+    fold = "document.getElementById('api-NoiseSchedule')"
+    page.js("""document.querySelector('article').insertAdjacentHTML("afterbegin",
+      '<a id="again" href="#api-NoiseSchedule">again</a>')""")
+    for _ in range(2):
+        page.js("document.getElementById('again').click()")
+        page.wait(f"{fold}.open")
+        page.js(f"{fold}.open = false")
 
 
 @WITHOUT_BROWSER

@@ -765,6 +765,44 @@ faults(
     ("    if gradient is None:\n", "    if gradient is None or True:\n",
      "training::a_first_batch_of_images_in_another_range_is_a_warning_and_the_trainers_is_its_own"))
 
+faults(
+    "engine/runs.py",
+    ("timeout=timedelta(days=30)", "timeout=timedelta(minutes=10)",
+     "runs::two_processes_compute_what_one_does_on_the_same_global_batch"),
+    ("PRECISIONS.get(self.precision)", "PRECISIONS.get(self.accelerator.mixed_precision)",
+     "runs::trainers_that_live_side_by_side_each_keep_their_precision"),
+    ("self.state.ema.model.load_state_dict(net.state_dict())", "pass",
+     "runs::two_processes_compute_what_one_does_on_the_same_global_batch"),
+    ("    if labels is None: return net\n", "    return net\n",
+     "runs::a_network_with_labels_draws_its_grids_for_some_of_the_datas_own"),
+    ("except Exception as e:          # whatever it is", "except OSError as e:          # it is",
+     "runs::samples_that_fail_cost_no_checkpoint"),
+    ("(got := aside[0].shape[1:]) != (want := images.shape[1:])",
+     "(got := aside[0].shape[1:]) != (want := got)",
+     "runs::held_out_images_that_are_unlike_the_data_are_refused_at_the_start"),
+    ("if len(images) == 0: raise ValueError(\"held_out", "if False: raise ValueError(\"held_out",
+     "runs::held_out_images_that_are_unlike_the_data_are_refused_at_the_start"),
+    ("if at.is_dir() or at == user_path(path): raise", "raise",
+     "runs::a_run_that_is_trained_meanwhile_is_read_at_its_newest_checkpoint"),
+    ("return x.float() if x.is_floating_point() else x", "return x",
+     "runs::floats_stay_what_they_are_and_of_double_precision_become_single"))
+
+faults(
+    "training.py",
+    ("p.is_floating_point() and p.itemsize < 4", "p.is_floating_point() and p.itemsize < 2",
+     "runs::half_precision_weights_are_refused_for_their_average_would_not_move"))
+
+faults(
+    "evaluation.py",
+    ("            if d.decoder == \"discretized\": _check_levels(x0) ",
+     "            if d.decoder == \"discretized\": _check_levels(x0.float()) ",
+     "evaluation::all_256_levels_in_half_precision_are_among_the_decoders"))
+
+faults(
+    "data.py",
+    (".contiguous().view(torch.uint8)", ".contiguous().to(torch.uint8)",
+     "data::fingerprints_tell_data_sets_apart"))
+
 
 def ids(tests):
     "What pytest calls them."

@@ -85,27 +85,28 @@ def said(symbol):
 
 def on(source, listed):
     "The symbols that occur in a page's text, of those that cannot be mistaken for a letter."
-    return [s for s in listed if "\\" in s.tex and re.search(re.escape(s.tex) + r"(?![a-zA-Z])",
+    return [s for s in listed if "\\" in s.tex and re.search(re.escape(s.tex) + r"(?![a-zA-Z_])",
                                                              source)]
 
 
-HEADS = {"symbol": 18, "in code": 21, "shape": 11, "what it means": 31, "brought in by": 19}
+HEADS = {"symbol": 18, "what it means": 31, "in code": 21, "shape": 11, "brought in by": 19}
 
 
 def called(place, label):
     "What to call the place where a symbol is brought in."
     number = re.fullmatch(r"eq-ddpm-(\d+)", label)
     return f"eq. {number[1]}, {paper_map.chapter(place)}" if number else (
-        f"{paper_map.chapter(place)}: {paper_map.plain(place.text)}")
+        f"{paper_map.chapter(place)}: {place.text}")
 
 
 def row(symbol, places):
     "A symbol's row, as HTML."
     where, code = places.get(symbol.label), html.escape(symbol.code)
-    to = paper_map.link(where, html.escape(called(where, symbol.label))) if where else "missing"
+    to = "missing"
+    if where: to = paper_map.link(where, paper_map.typeset(called(where, symbol.label)))
     cells = [f'<span id="sym-{symbol.name}">{formula(symbol.tex)}</span>',
-             f"<code>{paper_map.broken(code)}</code>" if code else "", html.escape(symbol.shape),
-             prose(symbol.meaning), to]
+             prose(symbol.meaning), f"<code>{paper_map.broken(code)}</code>" if code else "",
+             html.escape(symbol.shape), to]
     return f"<tr>{''.join(f'<td>{o}</td>' for o in cells)}</tr>"
 
 

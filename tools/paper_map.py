@@ -339,12 +339,13 @@ def link(place, text=None):
     anchor, which the class names."""
     page = posixpath.relpath(place.page, posixpath.dirname(PAGE))
     to = html.escape(page + (f"#{place.heading}" if place.heading else ""), quote=True)
-    return f'<a href="{to}" class="at-{place.anchor}">{text or html.escape(plain(place.text))}</a>'
+    return f'<a href="{to}" class="at-{place.anchor}">{text or typeset(place.text)}</a>'
 
 
-def plain(text):
-    "A heading with its formulas, roughly, as text."
-    return re.sub(r"\$([^$]*)\$", lambda m: re.sub(r"\\\w+ ?|[{}]", "", m[1]), text)
+def typeset(text):
+    "Words as HTML, with a symbol and its foot, such as $x_0$ or L_{t-1}, as they stand on paper."
+    foot = lambda m: f"<i>{m[1]}</i><sub>{m[2] or m[3]}</sub>".replace("-", "−")
+    return re.sub(r"\b([A-Za-z])_(?:{([^}]*)}|(\w+))", foot, html.escape(text.replace("$", "")))
 
 
 def broken(name): return re.sub(r"([._:]+)", r"\1<wbr>", name)     # may end a line after a dot
@@ -368,7 +369,7 @@ HEADS = {"no.": 7, "what it says": 24, "derived or shown": 23, "computed by": 23
 STYLE = "table-layout:fixed;width:100%;min-width:46rem;font-size:85%;overflow-wrap:break-word"
 
 
-def titled(place): return link(place, html.escape(f"{chapter(place)}: {plain(place.text)}"))
+def titled(place): return link(place, typeset(f"{chapter(place)}: {place.text}"))
 
 
 def is_here(item, place, made_of):
@@ -411,7 +412,7 @@ def entries(item, found, made_of):
     if shown and not checks:
         quoted = all(is_here(item, p, made_of) == "quoted" for p in shown)
         checks = f"<em>only {'quoted' if quoted else 'shown'}</em>"
-    return [str(item.number), html.escape(item.says), where, names, checks]
+    return [str(item.number), typeset(item.says), where, names, checks]
 
 
 def table(items, found, kind, made_of):

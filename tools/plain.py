@@ -23,6 +23,12 @@ import importlib.util
 if importlib.util.find_spec("ddpm_nb") is None:
     %pip install --quiet {requirement}"""
 
+MISSING = """\
+# This notebook uses ddpm_nb.
+import importlib.util
+if importlib.util.find_spec("ddpm_nb") is None:
+    raise ModuleNotFoundError("ddpm_nb is not here: `pip install .` in a checkout of it first")"""
+
 # What the checks of the book use of fastcore, for those who do not have it.
 CHECKS = {
     "test_eq": '''\
@@ -199,6 +205,27 @@ def linked_output(output, page, site):
     return {**output, "data": {**data, "text/html": text.splitlines(keepends=True)}}
 
 
+def complete(nb, page, folder, site):
+    """A notebook of a chapter's exercises, its links made for `folder`, below docs/: what does not
+    lie there, and what the notebook itself lacks, is in the whole notebooks."""
+    text = "\n".join(prose(nb))
+    own, home = set(re.findall(r'<a id="([\w-]+)">', text)), "../" * (folder.count("/") + 1)
+
+    def to(m):
+        other, label = m[1] or page, m[2] or ""
+        beside = folder == "student" and re.fullmatch(r"(answers/)?\d\d_\w+", other)
+        here = label in own or not re.match("(eq|sec|alg|word)-", label)
+        if beside if m[1] else here: return m[0]
+        if site: return f"]({on_site(site, page, other, label)})"
+        return f"]({home}notebooks/{other}.ipynb{label and '#' + label})"
+
+    for cell in nb["cells"]:
+        if cell["cell_type"] != "markdown": continue
+        text = re.sub(r"\]\((?:([\w./-]+)\.ipynb)?(?:#([\w-]+))?\)", to, "".join(cell["source"]))
+        cell["source"] = text.splitlines(keepends=True)
+    return nb
+
+
 # --- code ----------------------------------------------------------------------------------------
 
 IMPORT = re.compile(r"^from fastcore\.test import (.+)$", re.M)
@@ -243,10 +270,11 @@ def colab(address, page):
     return f"\n\n[![Open in Colab]({badge})]({url})"
 
 
-def plain(nb, page, requirement="ddpm_nb", address="", site=""):
+def plain(nb, page, requirement="", address="", site=""):
     """The notebook to download: the same prose, code and outputs; `nb` itself stays as it is.
 
-    `address` is the project's on GitHub, for Colab; `site` the book's, for links to its pages.
+    `requirement` is what to install, if that can be said; `address` the project's on GitHub, for
+    Colab; `site` the book's, for links to its pages.
     """
     nb, cells = json.loads(json.dumps(nb)), []
     for cell in nb["cells"]:
@@ -266,7 +294,8 @@ def plain(nb, page, requirement="ddpm_nb", address="", site=""):
     first = cells[0]
     first["source"] = "".join(first["source"]).rstrip() + colab(address, page)
     first["source"] = first["source"].splitlines(keepends=True)
-    install = INSTALL.format(requirement=requirement).splitlines(keepends=True)
+    install = INSTALL.format(requirement=requirement) if requirement else MISSING
+    install = install.splitlines(keepends=True)
     cells.insert(1, dict(cell_type="code", id="install", metadata={}, source=install, outputs=[],
                          execution_count=None))
     nb["cells"] = cells

@@ -24,21 +24,43 @@ _SIGNS = {"mid": "|", "sim": "~", "cdot": "·", "times": "×", "le": "≤", "ge"
           "lambda": "λ", "ldots": "…", "dots": "…", "approx": "≈", "in": "∈", "nabla": "∇",
           "lceil": "⌈", "rceil": "⌉"}
 _ACCENTS = {"bar": "\u0304", "hat": "\u0302", "tilde": "\u0303"}
+_ARGUMENT = r"(\{[^{}]*\}|\\[a-zA-Z]+|[^\s{}\\])"
 _LOOKS = r"\\(?:mathbf|boldsymbol|mathrm|mathbb|mathcal|operatorname|text|left|right|[bB]igl?r?)\b"
 
 
 def _sign(m):
     "A TeX command as a letter or a sign, if it is one; else its name: log, exp, max."
     try: return _SIGNS.get(m[1]) or unicodedata.lookup(f"GREEK SMALL LETTER {m[1].upper()}")
-    except KeyError: return m[1]
+    except KeyError: return m[1] + " "
+
+
+def _held(text):
+    "What stands in braces, in parentheses where it is a sum or the like."
+    text = text.strip("{}").strip()
+    return f"({text})" if re.search(r"[-+/ ,]", text) else text
+
+
+def _unbraced(tex):
+    "Without braces, from the inside out: a_b of a_{b}, (a + b)/c of \\frac{a + b}{c}."
+    fraction = re.compile(rf"\\[dt]?frac\s*{_ARGUMENT}\s*{_ARGUMENT}")
+    for _ in range(9):
+        tex = re.sub(r"([_^])\{([^{}]*)\}(?=[\w\\])", r"\1\2 ", tex)
+        tex = re.sub(r"([_^])\{([^{}]*)\}", r"\1\2", tex)
+        tex = re.sub(r"\\(bar|hat|tilde)\{([^{}]*)\}", r"\\\1 \2", tex)
+        tex = re.sub(r"\\sqrt\{([^{}]*)\}", lambda m: "√" + _held(m[1]), tex)
+        tex = re.sub(r"(?<![\w}])\{([^{}]*)\}", r"\1", tex)
+        tex = fraction.sub(lambda m: f" {_held(m[1])}/{_held(m[2])}", tex)
+    return re.sub("[{}]", "", tex)
 
 
 def _plain(tex):
     "A formula in a line as one would type it: x_0, β_t, L_t-1."
-    tex = re.sub(r"\\[()\[\],;:!]|\\quad\b|[${}]", "", re.sub(_LOOKS, "", tex))
+    tex = re.sub(r"\\\||\\[lr]Vert\b", "‖", re.sub(_LOOKS, "", tex))
+    tex = _unbraced(re.sub(r"\\[()\[\],;:!]|\\q?quad\b|\$", "", tex))
     accent = lambda m: re.sub(r"\\(\w+)", _sign, m[2]) + _ACCENTS[m[1]]
     tex = re.sub(r"\\(bar|hat|tilde)\s*(\\[a-zA-Z]+|\S)", accent, tex)
-    return re.sub(r"\s+", " ", re.sub(r"\\([a-zA-Z]+) ?", _sign, tex)).strip()
+    tex = re.sub(r"(?<=[(‖])\s+|\s+(?=[_^,.)]|$)", "", re.sub(r"\\([a-zA-Z]+) ?", _sign, tex))
+    return re.sub(r"\s+", " ", tex).strip()
 
 
 def _words(node):
@@ -69,6 +91,7 @@ def entries(path, page):
     if article is None or article.section is None: return []
     for formula in article.select("div.math"): formula.decompose()
     for formula in article.select("span.math"): formula.replace_with(_plain(formula.get_text()))
+    for code in article.select("pre, code"): code.replace_with(code.get_text())     # loss.backward
     where = _title(article.section)
     found = list(_names(article, page, where))
     for useless in article.select("details.api, .headerlink, script, style, button, .page-links, "

@@ -25,7 +25,7 @@ sys.path.append(str(ROOT / "tools"))   # the modules beside this script, whereve
 import folds, live, notation, reading, student  # noqa: E402
 from addresses import documentation  # noqa: E402
 from equations import LINKED  # noqa: E402
-from plain import FRONT, is_view, plain  # noqa: E402
+from plain import FRONT, complete, is_view, plain  # noqa: E402
 from search import write_index  # noqa: E402
 
 NBS, DOCS, LIB = ROOT / "nbs", ROOT / "docs", ROOT / "ddpm_nb"
@@ -120,9 +120,16 @@ def address():
     return documentation(*(get_config().d.get(o, "") for o in ("git_url", "doc_host")))
 
 
+def requirement():
+    "What a downloaded notebook installs: the name, once it is ours; else the repository, if any."
+    config = get_config()
+    if config.d.get("on_index") == "yes": return config.d["lib_name"]
+    return f"git+{url}" if (url := config.d.get("git_url")) else ""
+
+
 def as_plain(nb, name):
     "A notebook to download: no extension and no development package is needed for it."
-    out = plain(nb, name, address=get_config().d.get("git_url", ""), site=address())
+    out = plain(nb, name, requirement(), get_config().d.get("git_url", ""), address())
     return json.dumps(out, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -130,7 +137,8 @@ def write_student(extra, name, text):
     "The notebook with blanks, and the one with their answers."
     made = student.student(json.loads(text), name)
     for folder, nb in (("student", made.notebook), ("student/answers", made.answers)):
-        write(extra / folder / f"{name}.ipynb", as_plain(nb, name))
+        nb = complete(json.loads(as_plain(nb, name)), name, folder, address())
+        write(extra / folder / f"{name}.ipynb", json.dumps(nb, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_answers(extra, paths, made):
@@ -457,10 +465,13 @@ def prepare(work):
 
 
 def fingerprint(work):
-    "What the pages are made of: the prepared sources, Sphinx's configuration, the tools' versions."
-    digest = hashlib.sha256()
+    """What the pages are made of: the prepared sources, Sphinx's configuration, what is done after
+    it, the tools' versions. (Films are left out: Pillow's versions pack them each in its way.)"""
+    digest, extra = hashlib.sha256(), work.parent / "extra"
     static = [NBS / "conf.py", *(NBS / "_static").rglob("*")]
-    for base, files in ((work, work.rglob("*")), (NBS, static)):
+    text = (f for f in extra.rglob("*") if f.suffix in (".ipynb", ".js", ".html"))
+    after = [Path(__file__), Path(__file__).with_name("search.py")]
+    for base, files in ((work, work.rglob("*")), (NBS, static), (extra, text), (ROOT, after)):
         for f in sorted(f for f in files if f.is_file()):
             digest.update(f.relative_to(base).as_posix().encode() + b"\0" + f.read_bytes())
     versions = {t: importlib.metadata.version(t) for t in TOOLS}
@@ -511,6 +522,15 @@ def keep_together(out):
         page.write_text(entry.sub(together, text), encoding="utf-8")
 
 
+def without_scripts(out):
+    "Where no script runs the pages have the light theme, and no form that would not answer."
+    hidden = "<noscript><style>form.warm-up { display: none; }</style></noscript>"
+    for page in out.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        text = text.replace('data-theme="auto"', 'data-theme="light"', 1)
+        page.write_text(text.replace("</head>", f"  {hidden}\n</head>", 1), encoding="utf-8")
+
+
 def build(work, out, strict=True):
     "Run Sphinx, and leave out what no page uses. Exits with Sphinx's status if that is not 0."
     from sphinx.cmd.build import main as sphinx
@@ -523,6 +543,7 @@ def build(work, out, strict=True):
     keep_icons(out)
     keep_spans(out)
     keep_together(out)
+    without_scripts(out)
     write_index(out)
     useless = [*out.rglob("*.map"), *(out / "_static").glob("*macros.html"), out / ".buildinfo",
                out / "objects.inv", *out.rglob("fa-brands-*.woff2")]

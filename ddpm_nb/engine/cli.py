@@ -570,10 +570,10 @@ def _load_model(name: str,        # a run, one of its checkpoints, or what `load
 # %% ../../nbs/engine/cli.ipynb #cad610f2
 def _image_shape(name: str, model: UNet) -> tuple[int, int, int]:
     "(C, H, W) of the images that the network of that name is for."
-    from ddpm_nb.engine.runs import _run_checkpoint, read_checkpoint
+    from ddpm_nb.engine.runs import _read_newest
     path, c = Path(name), model.config
     if not _origin(path)[0]: return c.in_channels, c.image_size, c.image_size
-    _, state = read_checkpoint(_run_checkpoint(path), only=("none",))
+    _, _, state = _read_newest(path, ("none",))
     channels, height, width = state["config"]["data.shape"]
     return channels, height, width
 
@@ -1018,10 +1018,9 @@ def _about_machine() -> Iterator[str]:
 # %% ../../nbs/engine/cli.ipynb #e3738559
 def _about_run(name: str) -> Iterator[str]:
     "What its newest checkpoint and its log say of a run."
-    from ddpm_nb.engine.runs import _read_log, _run_checkpoint, checkpoints, read_checkpoint
-    path = _run_checkpoint(name)
+    from ddpm_nb.engine.runs import _read_log, _read_newest, checkpoints
+    path, _, state = _read_newest(name, ("none",))
     run = path.parent.parent
-    _, state = read_checkpoint(path, only=("none",))
     made_by, config = _read_recipe(run), state["config"]
     yield f"run          {run}" + (f", trained on {made_by.data}" if made_by else "")
     yield (f"step         {state['step']:,} of {config['train.steps']:,}, "

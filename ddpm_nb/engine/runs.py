@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -64,10 +65,13 @@ def make_accelerator(precision: str = "fp32",     # fp32, bf16 or fp16
     "accelerate's handle on device, precision and processes."
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import InitProcessGroupKwargs
     mixed = _arithmetic(precision, _check_device(device, precision))
     alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
     if PartialState._shared_state: AcceleratorState._reset_state(reset_partial_state=alone)
-    a = Accelerator(mixed_precision=mixed, cpu=device == "cpu", **trackers)
+    patient = InitProcessGroupKwargs(timeout=timedelta(days=30))      # one reads, the others wait
+    a = Accelerator(mixed_precision=mixed, cpu=device == "cpu", kwargs_handlers=[patient],
+                    **trackers)
     n = a.gradient_accumulation_steps      # it would divide every gradient by that once more
     if n != 1: raise ValueError(f"accelerate was told to accumulate {n} steps: leave that out, "
                                 f"and set accumulate")
@@ -266,6 +270,9 @@ def _from_array(a: np.ndarray) -> Tensor:  # uint8 (N, C, H, W), or float32 of t
     return x[:, None] if x.ndim == 3 and x.dtype == torch.uint8 else _channels_first(x)
 
 
+def _in_float32(x: Tensor) -> Tensor: return x.float() if x.is_floating_point() else x
+
+
 def _image_of(item: Any) -> tuple[Tensor, Any]:  # (C, H, W), or any shape; the label, or None
     "The image and the label in an item of a data set."
     if isinstance(item, dict):
@@ -276,7 +283,7 @@ def _image_of(item: Any) -> tuple[Tensor, Any]:  # (C, H, W), or any shape; the 
     if hasattr(image, "convert"):     # of Pillow's; read as one in a folder would be
         grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I;16")
         image = _in_8_bits(image, 1 if grey else 3)
-    if isinstance(image, Tensor): return image, label
+    if isinstance(image, Tensor): return _in_float32(image), label
     a = np.array(image)
     if a.dtype != np.uint8 and a.dtype.kind != "f":
         raise ValueError(f"data must have images for items, or (image, label), or dicts with "
@@ -360,6 +367,7 @@ def _read_source(images: Any, net: nn.Module) -> tuple[Tensor | Images, Tensor |
         images, labels = _folder_of(images, net)
         return images, labels if _takes_labels(net) else None
     if isinstance(images, np.ndarray): return _from_array(images), None
+    if isinstance(images, Tensor): return _in_float32(images), None
     if isinstance(getattr(images, "dtype", None), torch.dtype): return images, None
     if isinstance(images, torch.utils.data.DataLoader):
         raise ValueError("data must be a data set, and not its DataLoader: Trainer makes the "
@@ -454,11 +462,20 @@ def _record(folder: Path, budget: dict[str, Any]) -> None:
         with replacing(path) as part: part.write_text(text)
 
 # %% ../../nbs/engine/runs.ipynb #ffc2624d
+def _labelled(net: nn.Module, labels: Tensor | None, n: int,
+             ) -> Callable[[Tensor, Tensor], Tensor]:  # (x_t, t), for n items
+    "The network with labels, if it takes any: those of images that lie evenly in the data."
+    if labels is None: return net
+    some = labels[torch.linspace(0, len(labels) - 1, n).long()]
+    return lambda x, t: net(x, t, some.to(x.device))
+
+
 class _HeldOut:
     "Images that are not trained on, their t spread evenly, their noise fixed."
 
     def __init__(self, images: Tensor | Images, labels: Tensor | None, d: GaussianDiffusion,
                  n: int = 128):
+        if len(images) == 0: raise ValueError("held_out must have images in it, got none")
         which, device = torch.linspace(0, len(images) - 1, min(n, len(images))).long(), d.device
         g, x = torch.Generator().manual_seed(0), images[which]
         x = to_model(x) if x.dtype == torch.uint8 else x
@@ -547,6 +564,7 @@ class _Place:
         self.accelerator: Any = a
         self.processes: _Processes = _Processes(a)
         self.device: torch.device = a.device
+        self.precision: str = a.mixed_precision      # accelerate keeps that of the latest trainer
         self.main: bool = a.is_main_process
         self.lines: _Log = _Log(self.folder, self.processes)
         self.recent: deque[Update] = deque(maxlen=config.log_every)   # since the log's last line,
@@ -590,13 +608,17 @@ class _Run(_Place):
                                         a.device, a.process_index, a.num_processes, labels)
         if a.device.type == "cuda": torch.backends.cudnn.benchmark = True
         self.diffusion: GaussianDiffusion = diffusion.to(a.device)
-        aside = None if held_out is None else _HeldOut(*_unpack_data(held_out, net), self.diffusion)
-        self.held_out: _HeldOut | None = aside
+        aside = None if held_out is None else _unpack_data(held_out, net)
+        if aside and (got := aside[0].shape[1:]) != (want := images.shape[1:]):
+            raise ValueError(f"held_out must be images like the data, {tuple(want)}, "
+                             f"got {tuple(got)}")
+        self.held_out: _HeldOut | None = aside and _HeldOut(*aside, self.diffusion)
         if isinstance(net, UNet): _check_channels(net.config, diffusion)
         self.model: nn.Module = net
         self.state: TrainState = TrainState(self.model, self.diffusion.T, config)
         objective = _Objective(called, self.diffusion).train()
         objective, self.state.optimizer = a.prepare(objective, self.state.optimizer)
+        self.state.ema.model.load_state_dict(net.state_dict())     # prepare has sent the first's
         self.gradient: _Gradient = _Gradient(a, objective, self.state, config.accumulate)
 
 # %% ../../nbs/engine/runs.ipynb #b4cdb323
@@ -705,7 +727,7 @@ class _Watched(_Learner):
 
     def _half(self) -> Any:
         "The precision of the run, as a context."
-        half = PRECISIONS.get(self.accelerator.mixed_precision)
+        half = PRECISIONS.get(self.precision)
         return torch.autocast(self.device.type, half, enabled=half is not None)
 
     def _held_out_loss(self, images: _HeldOut) -> float:
@@ -717,12 +739,14 @@ class _Watched(_Learner):
                seed: int = 0,         # of the noise
                **options: Any,        # to `diffusion.sample`, over the config's sampler and steps
               ) -> Tensor:            # (n, ...)
-        "Samples of the averaged weights, from noise that depends on `seed` alone."
+        """Samples of the averaged weights, from noise that depends on `seed` alone; of a network
+        with labels, for those of images that lie evenly in the data."""
         c = self.config
         usual = dict(sampler=c.sampler, steps=min(c.sample_steps, self.diffusion.T), progress=False)
         shape = (n or c.sample_count, *self.batches.images.shape[1:])
+        net = _labelled(self.ema.model, self.batches.labels, shape[0])
         options = {**usual, "generator": torch.Generator().manual_seed(seed), **options}
-        with self._half(): return self.diffusion.sample(self.ema.model, shape, **options)
+        with self._half(): return self.diffusion.sample(net, shape, **options)
 
 # %% ../../nbs/engine/runs.ipynb #c9cf9cc0
 _Files = dict[str, dict[str, Tensor]]      # by file, by name
@@ -1147,7 +1171,7 @@ class _Kept(_Resumed):
         from ddpm_nb.plotting import save_grid
         path = self.folder / "samples" / f"step_{self.step:08d}.png"
         try: return save_grid(self.sample(), path, scale=2)
-        except (OSError, ValueError, ArithmeticError, torch.cuda.OutOfMemoryError) as e:
+        except Exception as e:          # whatever it is: a picture ends no run
             self.processes.note(f"no samples this time ({getattr(e, 'strerror', None) or e})")
 
 # %% ../../nbs/engine/runs.ipynb #63391a25
@@ -1170,10 +1194,10 @@ class _Shown(_Kept):
 
     def _about_start(self) -> Iterator[str]:
         "What may surprise, before the first update."
-        c, a = self.config, self.accelerator
+        c = self.config
         if self.step >= c.steps: return
         if line := _about_images(self.batches.images): yield line
-        if c.precision == "bf16" and a.mixed_precision == "fp16":
+        if c.precision == "bf16" and self.precision == "fp16":
             yield "note: this GPU has no units for bf16: fp16, with its scaler, stands in"
         if not self.pace and (line := _about_average(c)): yield line
 
@@ -1235,6 +1259,16 @@ def _run_checkpoint(path: str | Path) -> Path:
     return found[-1]
 
 
+def _read_newest(path: str | Path, only: tuple[str, ...],
+                ) -> tuple[Path, _Files, dict[str, Any]]:   # the checkpoint, and what is in it
+    "Read it; of a run that goes on, the next, where this one was dropped while it was read."
+    while True:
+        at = _run_checkpoint(path)
+        try: return at, *read_checkpoint(at, only)
+        except ValueError:
+            if at.is_dir() or at == user_path(path): raise
+
+
 def _part(state: dict[str, Any], name: str) -> dict[str, Any]:
     "One of the parts that `_describe` joined."
     return {k.removeprefix(name + "."): v for k, v in state["config"].items()
@@ -1256,8 +1290,8 @@ def load_run(path: str | Path,              # a run folder, or one of its checkp
             ) -> tuple[nn.Module, GaussianDiffusion]:  # the network in eval mode, and its diffusion
     "What a run has learnt, from its newest checkpoint."
     _check_flags(averaged=averaged)
-    path, weights = _run_checkpoint(path), "ema" if averaged else "model"
-    files, state = read_checkpoint(path, only=(weights, "diffusion"))
+    weights = "ema" if averaged else "model"
+    path, files, state = _read_newest(path, (weights, "diffusion"))
     if model is None: model = _described_network(path, _part(state, "model"))
     model.load_state_dict(files[weights])
     how = _part(state, "diffusion")

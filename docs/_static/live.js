@@ -679,6 +679,7 @@ function digits(place) {
     xs = [randn(SIDE * SIDE)]; guesses = [];
     times = [...d.schedule.timesteps].map(t => t + 1).reverse().concat(0);
     way.set(0, count);
+    way.input.disabled = false;
     held = false;
     let shown = began;
     for (const state of SAMPLERS[sampler.input.value](d, model, xs[0], randn)) {
@@ -704,11 +705,14 @@ function digits(place) {
     seed.input.value = (+seed.input.value + 1) % 100000;
     return sample();
   });
+  const more = element("details", {}, element("summary", {}, "How it draws: chapter 5 explains"),
+                       row(seed, sampler, spacing));
   replace(place, "A diffusion model of digits, running in this page",
-          pictures(noisy, guess), way, row(fresh, seed, steps, sampler, spacing), status, made);
+          pictures(noisy, guess), row(fresh), way, status, made, row(steps), more);
+  way.input.disabled = true;                                     // there is none yet
   draw(noisy.canvas, normals(+seed.input.value)(SIDE * SIDE));   // where it will begin
   draw(guess.canvas, new Float32Array(SIDE * SIDE));             // grey: it has not been asked
-  noisy.say("noise, t = 1000: press for a digit");
+  noisy.say("noise, t = 1000: press A new digit");
   guess.say("x̂₀: the network's guess of the clean digit");
   place.state = () => ({ xs, guesses, times });
 }
@@ -978,8 +982,8 @@ function plot(title, curves, { range, ticks, log = false, names = TOP + 12, mark
   };
   const text = (x, y, words, anchor = "middle", more = "") =>
     `<text x="${x}" y="${y}" text-anchor="${anchor}" ${more}>${words}</text>`;
-  const line = (x1, y1, x2, y2, color) =>
-    `<path d="M${x1} ${y1}L${x2} ${y2}" stroke="${color}" fill="none"/>`;
+  const line = (x1, y1, x2, y2, color, width = 1) =>
+    `<path d="M${x1} ${y1}L${x2} ${y2}" stroke="${color}" stroke-width="${width}" fill="none"/>`;
   const parts = [text(LEFT, 16, title, "start", 'font-weight="bold"')];
   for (const v of ticks) {
     parts.push(line(LEFT, py(v), WIDTH - RIGHT, py(v), "#e3e3e3"));
@@ -991,7 +995,9 @@ function plot(title, curves, { range, ticks, log = false, names = TOP + 12, mark
   Object.entries(curves).forEach(([name, { y, color }], i) => {
     const path = Array.from(y, (v, k) => `${px(k + 1).toFixed(1)} ${py(v).toFixed(1)}`);
     parts.push(`<path d="M${path.join("L")}" stroke="${color}" stroke-width="1.8" fill="none"/>`);
-    parts.push(text(WIDTH - RIGHT, names + 14 * i, name, "end", `fill="${color}"`));
+    const at = names + 14 * i;       // its name in black: the curve's colour is too pale for letters
+    parts.push(line(WIDTH - RIGHT - 14, at - 4, WIDTH - RIGHT, at - 4, color, 1.8));
+    parts.push(text(WIDTH - RIGHT - 19, at, name, "end"));
   });
   const said = `${title}: ${Object.keys(curves).join(", ")}, for steps 1 to ${T}`;
   return `<svg viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" aria-label="${said}">` +
@@ -1031,8 +1037,8 @@ const VIEWS = {
     "log SNR": { y: s.logSnr, color: GREEN },
   }, { range: [-15, 10], ticks: [-10, -5, 0, 5, 10], mark }),
   weights: (s, mark) => plot("Weights of eq. 12", {
-    "σ² = β": { y: weights(s, "fixed_large"), color: GREEN },
-    "σ² = β̃": { y: weights(s, "fixed_small"), color: PINK },
+    "fixed_large": { y: weights(s, "fixed_large"), color: GREEN },
+    "fixed_small": { y: weights(s, "fixed_small"), color: PINK },
     "L_simple: 1": { y: s.betas.map(() => 1), color: "#1a1a1a" },
   }, { range: [1e-4, 10], ticks: [1e-4, 1e-3, 0.01, 0.1, 1, 10], log: true, names: 78, mark }),
 };
@@ -1043,7 +1049,7 @@ function curves(place) {
   const figures = element("div", { className: "live-row" });
   const numbers = element("p", { className: "live-status", attributes: { role: "status" } });
   const kind = choice("schedule", Object.keys(SCHEDULES), change);
-  const small = v => Number(v.toPrecision(3)).toString();
+  const small = v => Number.isFinite(v) ? Number(v.toPrecision(3)).toString() : "∞";
   const power = (label, low, value) => slider(label, {
     min: low, max: 0, step: 0.01, value: Math.log10(value), show: v => small(10 ** v) }, change);
   const T = slider("T", { min: 10, max: 1000, step: 10, value: 1000 }, change);
@@ -1062,8 +1068,8 @@ function curves(place) {
     const said = [`β = ${small(s.betas[i])}`, `ᾱ = ${small(s.alphaBars[i])}`,
                   `SNR = ${small(s.alphaBars[i] / s.sigmas2[i])}`];
     if (shown.includes("weights"))
-      said.push(`weight ${small(weights(s, "fixed_large")[i])} with σ² = β`,
-                `${small(weights(s, "fixed_small")[i])} with σ² = β̃`);
+      said.push(`weight ${small(weights(s, "fixed_large")[i])} with fixed_large`,
+                `${small(weights(s, "fixed_small")[i])} with fixed_small`);
     numbers.textContent = `At t = ${i + 1}: ${said.join(", ")}`;
     place.state = () => s;
   }

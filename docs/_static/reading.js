@@ -6,16 +6,19 @@ document.addEventListener("DOMContentLoaded", () => {
   const tip = Object.assign(document.createElement("div"), { id: "hint", hidden: true });
   tip.setAttribute("role", "tooltip");
   document.body.append(tip);
-  let shown = null, waiting = 0, read = null;
+  let shown = null, wanted = null, waiting = 0, read = null, finger = false;
 
-  const hints = () => read ??= new Promise((done, fail) => {
+  const nothing = { equations: {}, words: {} };
+  const hints = () => read ??= new Promise(done => {
     const script = document.createElement("script");
-    Object.assign(script, { src: new URL("_static/hints.js", root), onerror: fail,
+    const onerror = () => { read = null; script.remove(); done(nothing); };   // it may come later
+    Object.assign(script, { src: new URL("_static/hints.js", root), onerror,
                             onload: () => done(window.bookHints) });
     document.head.append(script);
   });
   const hide = () => {
     clearTimeout(waiting);
+    wanted = null;
     if (shown) shown.removeAttribute("aria-describedby");
     shown = null;
     tip.hidden = true;
@@ -30,9 +33,12 @@ document.addEventListener("DOMContentLoaded", () => {
   };
   const show = async link => {
     const key = decodeURIComponent(link.href).slice(decodeURIComponent(root.href).length);
-    const { equations, words } = await hints();
-    if (!(key in equations || key in words) || shown === link) return;
+    if (shown === link) return true;
     hide();
+    wanted = link;
+    const { equations, words } = await hints();
+    if (!(key in equations || key in words)) return false;
+    if (wanted !== link) return true;                // the reader has gone on
     if (key in equations) tip.textContent = `\\[${equations[key]}\\]`; else tip.innerHTML = words[key];
     tip.className = "tex2jax_process" + (key in equations ? " equation" : "");
     shown = link;
@@ -43,6 +49,7 @@ document.addEventListener("DOMContentLoaded", () => {
       await MathJax.typesetPromise([tip]);
     }
     if (shown === link) place(link);
+    return true;
   };
   const later = (what, ms) => { clearTimeout(waiting); waiting = setTimeout(what, ms); };
   for (const link of document.querySelectorAll(links.join(", "))) {
@@ -50,12 +57,23 @@ document.addEventListener("DOMContentLoaded", () => {
     link.addEventListener("pointerenter", e => {
       if (e.pointerType === "mouse") later(() => show(link), 150);
     });
-    link.addEventListener("pointerleave", () => later(hide, 250));   // time to move onto the hint
+    link.addEventListener("pointerleave", e => {
+      if (e.pointerType === "mouse") later(hide, 250);               // time to move onto the hint
+    });
+    link.addEventListener("click", async e => {      // a finger's first tap shows, the second goes
+      if (!finger || shown === link) return;
+      e.preventDefault();
+      if (!await show(link)) location.assign(link.href);
+    });
     link.addEventListener("focus", () => { if (link.matches(":focus-visible")) show(link); });
     link.addEventListener("blur", hide);
   }
   tip.addEventListener("pointerenter", () => clearTimeout(waiting));
-  tip.addEventListener("pointerleave", () => later(hide, 250));
+  tip.addEventListener("pointerleave", e => { if (e.pointerType === "mouse") later(hide, 250); });
+  addEventListener("pointerdown", e => {
+    finger = e.pointerType === "touch";
+    if (!tip.contains(e.target) && !shown?.contains(e.target)) hide();
+  }, true);
   addEventListener("keydown", e => { if (e.key === "Escape") hide(); });
   addEventListener("resize", hide);
 

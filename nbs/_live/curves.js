@@ -28,8 +28,8 @@ const VIEWS = {
     "log SNR": { y: s.logSnr, color: GREEN },
   }, { range: [-15, 10], ticks: [-10, -5, 0, 5, 10], mark }),
   weights: (s, mark) => plot("Weights of eq. 12", {
-    "σ² = β": { y: weights(s, "fixed_large"), color: GREEN },
-    "σ² = β̃": { y: weights(s, "fixed_small"), color: PINK },
+    "fixed_large": { y: weights(s, "fixed_large"), color: GREEN },
+    "fixed_small": { y: weights(s, "fixed_small"), color: PINK },
     "L_simple: 1": { y: s.betas.map(() => 1), color: "#1a1a1a" },
   }, { range: [1e-4, 10], ticks: [1e-4, 1e-3, 0.01, 0.1, 1, 10], log: true, names: 78, mark }),
 };
@@ -40,7 +40,7 @@ export function curves(place) {
   const figures = element("div", { className: "live-row" });
   const numbers = element("p", { className: "live-status", attributes: { role: "status" } });
   const kind = choice("schedule", Object.keys(SCHEDULES), change);
-  const small = v => Number(v.toPrecision(3)).toString();
+  const small = v => Number.isFinite(v) ? Number(v.toPrecision(3)).toString() : "∞";
   const power = (label, low, value) => slider(label, {
     min: low, max: 0, step: 0.01, value: Math.log10(value), show: v => small(10 ** v) }, change);
   const T = slider("T", { min: 10, max: 1000, step: 10, value: 1000 }, change);
@@ -59,8 +59,8 @@ export function curves(place) {
     const said = [`β = ${small(s.betas[i])}`, `ᾱ = ${small(s.alphaBars[i])}`,
                   `SNR = ${small(s.alphaBars[i] / s.sigmas2[i])}`];
     if (shown.includes("weights"))
-      said.push(`weight ${small(weights(s, "fixed_large")[i])} with σ² = β`,
-                `${small(weights(s, "fixed_small")[i])} with σ² = β̃`);
+      said.push(`weight ${small(weights(s, "fixed_large")[i])} with fixed_large`,
+                `${small(weights(s, "fixed_small")[i])} with fixed_small`);
     numbers.textContent = `At t = ${i + 1}: ${said.join(", ")}`;
     place.state = () => s;
   }

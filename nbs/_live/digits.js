@@ -85,6 +85,7 @@ export function digits(place) {
     xs = [randn(SIDE * SIDE)]; guesses = [];
     times = [...d.schedule.timesteps].map(t => t + 1).reverse().concat(0);
     way.set(0, count);
+    way.input.disabled = false;
     held = false;
     let shown = began;
     for (const state of SAMPLERS[sampler.input.value](d, model, xs[0], randn)) {
@@ -110,11 +111,14 @@ export function digits(place) {
     seed.input.value = (+seed.input.value + 1) % 100000;
     return sample();
   });
+  const more = element("details", {}, element("summary", {}, "How it draws: chapter 5 explains"),
+                       row(seed, sampler, spacing));
   replace(place, "A diffusion model of digits, running in this page",
-          pictures(noisy, guess), way, row(fresh, seed, steps, sampler, spacing), status, made);
+          pictures(noisy, guess), row(fresh), way, status, made, row(steps), more);
+  way.input.disabled = true;                                     // there is none yet
   draw(noisy.canvas, normals(+seed.input.value)(SIDE * SIDE));   // where it will begin
   draw(guess.canvas, new Float32Array(SIDE * SIDE));             // grey: it has not been asked
-  noisy.say("noise, t = 1000: press for a digit");
+  noisy.say("noise, t = 1000: press A new digit");
   guess.say("x̂₀: the network's guess of the clean digit");
   place.state = () => ({ xs, guesses, times });
 }

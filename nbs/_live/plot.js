@@ -15,8 +15,8 @@ export function plot(title, curves, { range, ticks, log = false, names = TOP + 1
   };
   const text = (x, y, words, anchor = "middle", more = "") =>
     `<text x="${x}" y="${y}" text-anchor="${anchor}" ${more}>${words}</text>`;
-  const line = (x1, y1, x2, y2, color) =>
-    `<path d="M${x1} ${y1}L${x2} ${y2}" stroke="${color}" fill="none"/>`;
+  const line = (x1, y1, x2, y2, color, width = 1) =>
+    `<path d="M${x1} ${y1}L${x2} ${y2}" stroke="${color}" stroke-width="${width}" fill="none"/>`;
   const parts = [text(LEFT, 16, title, "start", 'font-weight="bold"')];
   for (const v of ticks) {
     parts.push(line(LEFT, py(v), WIDTH - RIGHT, py(v), "#e3e3e3"));
@@ -28,7 +28,9 @@ export function plot(title, curves, { range, ticks, log = false, names = TOP + 1
   Object.entries(curves).forEach(([name, { y, color }], i) => {
     const path = Array.from(y, (v, k) => `${px(k + 1).toFixed(1)} ${py(v).toFixed(1)}`);
     parts.push(`<path d="M${path.join("L")}" stroke="${color}" stroke-width="1.8" fill="none"/>`);
-    parts.push(text(WIDTH - RIGHT, names + 14 * i, name, "end", `fill="${color}"`));
+    const at = names + 14 * i;       // its name in black: the curve's colour is too pale for letters
+    parts.push(line(WIDTH - RIGHT - 14, at - 4, WIDTH - RIGHT, at - 4, color, 1.8));
+    parts.push(text(WIDTH - RIGHT - 19, at, name, "end"));
   });
   const said = `${title}: ${Object.keys(curves).join(", ")}, for steps 1 to ${T}`;
   return `<svg viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" aria-label="${said}">` +

@@ -57,6 +57,19 @@ document.addEventListener("DOMContentLoaded", () => {
     const table = aligned.length > 2 && 2 * aligned.length > lines.length;
     if (table && lines.every(o => o.length <= 100)) part.classList.add("columns");
   }
+  // on a telephone a figure is drawn small: a tap shows it in its own size, to be scrolled, or back
+  const figures = [...document.querySelectorAll(".bd-article .cell_output > img")];
+  const shrunk = () => {
+    for (const image of figures)
+      image.classList.toggle("smaller", image.naturalWidth > 1.25 * image.parentElement.clientWidth);
+  };
+  for (const image of figures) image.addEventListener("click", () => {
+    if (innerWidth > 600 || !image.matches(".smaller")) return;
+    image.classList.toggle("whole");
+    reach();
+  });
+  addEventListener("resize", shrunk);
+  addEventListener("load", shrunk);
   addEventListener("resize", reach);
   window.MathJax?.startup?.promise?.then(reach);
   addEventListener("load", () => setTimeout(reach, 500));
@@ -74,5 +87,9 @@ document.addEventListener("DOMContentLoaded", () => {
     part.scrollIntoView();
   };
   addEventListener("hashchange", unfold);
+  addEventListener("click", e => {        // the address stays as it is, if a link is followed twice
+    const link = e.target.closest?.('a[href*="#"]');
+    if (link?.href === location.href && !e.defaultPrevented) unfold();
+  });
   unfold();
 });

@@ -78,19 +78,23 @@ function search(text, most = 30) {
 
 // Some words around the first hit, the hits marked.
 function excerpt(text, query, most = 180) {
-  const words = sought(query), body = fold(text), span = document.createElement("p");
-  const at = Math.max(0, Math.min(...words.map(w => body.indexOf(w)).filter(i => i >= 0), 1e9));
-  const from = at > 1e8 ? 0 : Math.max(0, at - 60);
+  const words = sought(query), span = document.createElement("p");
+  const from = Math.max(0, text.search(spelt(words)) - 60);      // -1, if only the title has them
   const piece = text.slice(from, from + most), more = text.length > from + most;
   mark(span, (from ? "… " : "") + piece + (more ? " …" : ""), words);
   return span;
 }
 
+// The words as a page may spell them: with accents, American, with commas in numbers.
+function spelt(words) {
+  const each = words.map(w => w.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")
+    .replace(/is(?=ation|e|ing)/g, "i[sz]").replace(/e/g, "[eéèê]").replace(/o/g, "[oöô]")
+    .replace(/\d(?=(\d{3})+(?!\d))/g, "$&,?").replace(/\[[^\]]*\]|\p{L}/gu, "$&[\u0300-\u036f]*"));
+  return new RegExp(`(${each.join("|")})`, "giu");
+}
+
 function mark(into, text, words) {
-  const spelt = words.map(w => w.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")  // the page's spelling
-    .replace(/is(?=ation|e|ing)/g, "i[sz]").replace(/e/g, "[eéèê]").replace(/o/g, "[oöô]"));
-  const any = new RegExp(`(${spelt.join("|")})`, "giu");
-  text.split(any).forEach((part, i) => {
+  text.split(spelt(words)).forEach((part, i) => {
     const node = document.createElement(i % 2 ? "mark" : "span");
     node.textContent = part;
     into.append(node);
