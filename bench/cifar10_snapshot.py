@@ -332,10 +332,11 @@ def means(a) -> None:
     "To means.jsonl: the means of the averaged weights since several updates, by three draws."
     from ddpm_nb import cifar10
     held = some(cifar10(train=False)[0], a.held_out)
+    stage = len(record_before(a.run).get("stages", ())) + len(stages(a.run))
     for since in a.means:
         net, d = mean_of(a.run, since)
         fast, d, at = half(ready(net)), d.to(DEVICE), [*kept(a.run, since)]
-        row = dict(mean_of=at, samples=1000, error=loss_by_t(fast, d, held)["mean"],
+        row = dict(stage=stage, mean_of=at, samples=1000, error=loss_by_t(fast, d, held)["mean"],
                    distance=[distance(drawn(fast, d, 1000, seed=seed)) for seed in range(3)])
         print(row, flush=True)
         with open(a.record / "means.jsonl", "a") as f: f.write(json.dumps(row) + "\n")

@@ -427,6 +427,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                         'ddpm_nb.engine.recipes.Recipe.trainer': ( 'engine/recipes.html#recipe.trainer',
                                                                                    'ddpm_nb/engine/recipes.py'),
                                         'ddpm_nb.engine.recipes._Plan': ('engine/recipes.html#_plan', 'ddpm_nb/engine/recipes.py'),
+                                        'ddpm_nb.engine.recipes._Plan.__post_init__': ( 'engine/recipes.html#_plan.__post_init__',
+                                                                                        'ddpm_nb/engine/recipes.py'),
                                         'ddpm_nb.engine.recipes._Plan.differences': ( 'engine/recipes.html#_plan.differences',
                                                                                       'ddpm_nb/engine/recipes.py'),
                                         'ddpm_nb.engine.recipes._Plan.from_dict': ( 'engine/recipes.html#_plan.from_dict',

@@ -57,6 +57,7 @@ def choose(candidates: Tensor,        # drawn from p, shape (M, ...)
     log_q = gaussian_log_likelihood(candidates, mean, log_variance / 2)
     log_p = gaussian_log_likelihood(candidates, p_mean, p_log_variance / 2)
     weight = (log_q - log_p).double().flatten(1).sum(1).softmax(0)
+    if generator: weight = weight.to(generator.device)      # where its numbers are drawn
     return int(torch.multinomial(weight, 1, generator=generator))
 
 # %% ../nbs/10_compression.ipynb #cdc81da0

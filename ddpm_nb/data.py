@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .diffusion import one_generator
+from .diffusion import one_generator, randn
 from .schedules import _check_flags, lies, whole_number
 
 # %% ../nbs/07_data.ipynb #477d6c0f
@@ -69,6 +69,7 @@ def digits(train: bool | None = None,  # True: the first 1,500; False: the 297 o
           ) -> tuple[Tensor, Tensor]:  # uint8 (N, 1, size, size), long (N,) in 0 .. 9
     "Handwritten digits that come with the package; above size 8 enlarged, with a black margin."
     size = whole_number("size", size, 8)
+    if size == 9: raise ValueError("size must be 8, or 10 and more: 9 has no room for a margin")
     if not isinstance(train, (bool, np.bool_, type(None))):
         raise ValueError(f"train must be one of True, False, None, got {train!r}")
     stored = files("ddpm_nb") / "assets" / "digits.npz"
@@ -335,9 +336,10 @@ def swiss_roll(n: int,                                     # points
     "Points on a spiral of one and a half turns."
     n, generator = whole_number("n", n, 0), one_generator(generator)
     if not lies(noise, 0): raise ValueError(f"noise must be 0 or more, and finite, got {noise!r}")
-    angle = 1.5 * math.pi * (1 + 2 * torch.rand(n, generator=generator))
+    single = dict(generator=generator, dtype=torch.float32)
+    angle = 1.5 * math.pi * (1 + 2 * torch.rand(n, **single))
     x = torch.stack([angle * angle.cos(), angle * angle.sin()], dim=1) / (2.25 * math.pi)
-    return x + noise * torch.randn(n, 2, generator=generator)
+    return x + noise * torch.randn(n, 2, **single)
 
 # %% ../nbs/07_data.ipynb #e4508b55
 class _MixtureDensity:
@@ -392,9 +394,10 @@ class Mixture(_MixtureDensity):
               ) -> Tensor:                                # (n, D), dtype of `means`
         "Independent points: a centre each, and noise around it."
         n, generator = whole_number("n", n, 0), one_generator(generator)
-        k = torch.randint(len(self.means), (n,), generator=generator)
-        shape, dtype = (n, self.means.shape[1]), self.means.dtype
-        return self.means[k] + self.std * torch.randn(shape, generator=generator, dtype=dtype)
+        drawn_on = generator.device if generator else "cpu"
+        k = torch.randint(len(self.means), (n,), generator=generator, device=drawn_on)
+        noise = randn((n, self.means.shape[1]), self.means, generator)
+        return self.means[k.to(self.means.device)] + self.std * noise
 
     @classmethod
     def ring(cls, k: int = 8, radius: float = 1.5, std: float = 0.1) -> "Mixture":

@@ -36,9 +36,10 @@ def strata(T: int,       # steps of the diffusion
 # %% ../nbs/09_evaluation.ipynb #bab2e66b
 def _drawn(low: int, high: int, count: int, generator: Generators | None) -> Tensor:
     "A step of low .. high - 1 for each image, uniform."
-    if isinstance(generator, Sequence):
-        return torch.cat([torch.randint(low, high, (1,), generator=g) for g in generator])
-    return torch.randint(low, high, (count,), generator=generator)
+    def draw(n: int, g: torch.Generator | None) -> Tensor:
+        return torch.randint(low, high, (n,), generator=g, device=g.device if g else "cpu").cpu()
+    if isinstance(generator, Sequence): return torch.cat([draw(1, g) for g in generator])
+    return draw(count, generator)
 
 
 def _estimate(d: ReverseProcess, model: Callable[[Tensor, Tensor], Tensor], x0: Tensor,
@@ -80,7 +81,8 @@ def likelihood(d: ReverseProcess,                           # the diffusion
                images: Array,              # (N, ...): uint8, or float in [-1, 1]
                terms: int | None = None,   # drawn for each image, 2 .. T; all T if None
                batch: int = 64,            # images at once
-               generator: Generators | None = None,  # for noise and steps: one, or one an image
+               generator: Generators | None = None,  # for noise and steps: one, whose draws depend
+                                           # on `batch`, or one an image, whose do not
                clip: bool = True,          # clip x0-hat to [-1, 1], as the paper's code
                progress: bool = False,     # show a bar
                ) -> Likelihood:            # bits/dim of each image
@@ -116,6 +118,7 @@ class Extractor(Protocol):
         ...
 
 # %% ../nbs/09_evaluation.ipynb #6e159289
+@torch.no_grad()
 def extract(extractor: Extractor,       # what to call
             images: Array | Images,     # uint8 (N, C, H, W)
             batch: int = 500,           # images at once
@@ -168,6 +171,7 @@ class Statistics:
         _check_moments(self.mean, self.covariance)
 
     @classmethod
+    @torch.no_grad()
     def of(cls,
            features: Array,        # (N, D), any float dtype, any device
            extractor: str = "",    # the name of what computed them
@@ -192,7 +196,7 @@ class Statistics:
         scatter = (self.count - 1) * self.covariance + (other.count - 1) * other.covariance
         scatter = scatter + torch.outer(shift, shift) * (self.count * other.count / n)
         mean = self.mean + shift * (other.count / n)
-        return Statistics(mean, scatter / (n - 1), n, self.extractor)
+        return Statistics(mean, scatter / (n - 1), n, self.extractor or other.extractor)
 
 # %% ../nbs/09_evaluation.ipynb #bd94ef74
 def _check_pair(a: Statistics, b: Statistics) -> None:
@@ -396,17 +400,18 @@ def nearest(queries: Array,        # (Q, ...), any dtype: pixels, features, ...
     _check_neighbours(queries, references)
     chunk = whole_number("chunk", chunk)
     k = whole_number("k", k, 1, len(references), ", the number of references")
-    q, best, index = _to_double(queries.flatten(1)), [], []
+    queries, references = (x.reshape(len(x), -1) for x in (queries, references))
+    q, best, index = _to_double(queries), [], []
     centre = q.mean(0)
     q = q - centre
     for start in range(0, len(references), chunk):      # in float32 a copy may lose to a lookalike
-        r = _to_double(references[start:start + chunk].flatten(1)) - centre
+        r = _to_double(references[start:start + chunk]) - centre
         squares = r.square().sum(1) - 2 * q @ r.T       # and |q|^2, which changes no order
         least = squares.topk(min(k, len(r)), largest=False)
         best, index = [*best, least.values], [*index, least.indices + start]
     found = torch.cat(index, 1).gather(1, torch.cat(best, 1).topk(k, largest=False).indices)
     # now exactly: a copy is at distance 0
-    pairs = references[found].flatten(2).double() - queries.flatten(1).double()[:, None]
+    pairs = references[found].double() - queries.double()[:, None]
     exact = pairs.norm(dim=2)
     order = exact.argsort(dim=1, stable=True)
     return exact.gather(1, order), found.gather(1, order)

@@ -294,7 +294,8 @@ class _ReverseChain(_Reading):
                      x0: Tensor,                # data, shape (B, ...), in [-1, 1]; k/127.5 - 1 if
                                                 # the decoder is the discretized one
                      chunk: int | None = None,  # time steps at once; by default, 128 items a call
-                     generator: Generators | None = None,    # for the noise: one, or one an item
+                     generator: Generators | None = None,    # one, whose noise depends on
+                                                # `chunk`, or one an item, whose does not
                      clip: bool = True,         # clip x0-hat to [-1, 1], as the paper's code
                      progress: bool = False,    # show a bar
                      ) -> dict[str, Tensor]:    # bits/dim: "total", "prior" (B,), "vb" (B, T);
@@ -362,8 +363,12 @@ class _Training(_ReverseChain):
                x0: Tensor,                    # clean data, shape (B, ...), in [-1, 1]
                t: Tensor | None = None,       # long, shape (B,); drawn uniformly if absent
                noise: Tensor | None = None,   # standard normal, shape of `x0`; drawn if absent
-               ) -> Tensor:   # (B,), at least float32: squared error ("simple"), bits/dim ("vlb")
-        "The training loss of each item, of the kind that was chosen (eq. 5, 14)."
+               ) -> Tensor:   # (B,), at least float32
+        """The training loss of each item, of the kind that was chosen (eq. 5, 14).
+
+        "simple" is the mean squared error, "vlb" T times the term at t, in bits/dim, x0-hat not
+        clipped, and "hybrid" the first and a thousandth of the second.
+        """
         _check_model(model)
         _check_data(x0)
         if t is None: t = torch.randint(self.T, (len(x0),), device=x0.device)
@@ -446,7 +451,7 @@ class _KnownData:
 
     def log_prob(self,
                  x_t: Tensor,     # noisy data, shape (B, ...)
-                 t: Tensor,       # long, shape (B,), of the schedule of `d`
+                 t: Tensor,       # long, shape (B,), as a network is told: `d.timesteps[i]`
                  ) -> Tensor:     # nats, shape (B,)
         "log q(x_t), the density of noisy data."
         self.d.original.check(x_t, t)
@@ -458,7 +463,7 @@ class _KnownPosterior(_KnownData):
 
     def moments(self,
                 x_t: Tensor,      # noisy data, shape (B, ...)
-                t: Tensor,        # long, shape (B,), of the schedule of `d`
+                t: Tensor,        # long, shape (B,), as a network is told: `d.timesteps[i]`
                 ) -> tuple[Tensor, Tensor]:    # shape of `x_t`, each
         "Mean and variance of x_0 given x_t, element by element."
         self.d.original.check(x_t, t)
@@ -504,11 +509,14 @@ class IdealDenoiser(_KnownPosterior):
                  std: float = 0.0,      # standard deviation about each, in every direction
                  ) -> None:
         _check_points(points, std)
+        if int(d.original.schedule.timesteps[-1]) != d.original.T - 1:
+            raise ValueError("d has a respaced schedule alone: make it with d.respaced, or give it "
+                             "the schedule that this came from, original=")
         super().__init__(d, points, std)
 
     def __call__(self,
                  x_t: Tensor,     # noisy data, shape (B, ...)
-                 t: Tensor,       # long, shape (B,), of the schedule of `d`
+                 t: Tensor,       # long, shape (B,), as a network is told: `d.timesteps[i]`
                  ) -> Tensor:     # shape of `x_t`, or with a learned variance twice its channels
         "The expectation of the target given x_t: what a perfectly trained network would say."
         self.d.original.check(x_t, t)

@@ -154,10 +154,13 @@ def image_grid(x: "Tensor | np.ndarray",  # images (N, C, H, W): uint8 0..255, o
                pad: int = 1,              # light grey pixels between images
               ) -> np.ndarray:            # uint8 (H, W, C)
     "Lay a batch of images out as one image, in reading order."
+    for name, value, least in (("scale", scale, 1), ("pad", pad, 0), ("ncols", ncols, 1)):
+        whole = isinstance(value, (int, np.integer)) and value >= least
+        if not whole and not (value is None and name == "ncols"):
+            raise ValueError(f"{name} must be a whole number, at least {least}, got {value!r}")
     x = _bytes(x).repeat(scale, axis=2).repeat(scale, axis=3)
     n, c, h, w = x.shape
     ncols = min(n, ncols or math.ceil(math.sqrt(n)))
-    if ncols < 1: raise ValueError(f"ncols must be at least 1, got {ncols}")
     nrows = math.ceil(n / ncols)
     grid = np.full((nrows * (h + pad) - pad, ncols * (w + pad) - pad, c), 222, np.uint8)
     for i in range(nrows * ncols):   # a place without an image stays white

@@ -94,7 +94,8 @@ def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
 def _first_state(shape: tuple[int, ...], noise: Tensor | None, device: torch.device,
                  generator: Generators | None) -> Tensor:
     "The noise to begin with; never in half precision."
-    if noise is None: noise = randn(shape, torch.empty(0, device=device), generator)
+    whole = torch.promote_types(torch.get_default_dtype(), torch.float32)
+    if noise is None: noise = randn(shape, torch.empty(0, dtype=whole, device=device), generator)
     elif isinstance(noise, Tensor) and not (noise.is_meta or noise.isfinite().all()):
         raise ValueError("noise must be finite, got NaN or infinity in it")
     if not isinstance(noise, Tensor):
@@ -106,6 +107,7 @@ def _first_state(shape: tuple[int, ...], noise: Tensor | None, device: torch.dev
     return noise.to(device, torch.promote_types(noise.dtype, torch.float32))
 
 # %% ../nbs/05_sampling.ipynb #ab2d8ade
+@torch.inference_mode()     # on while the sampler works, off while the caller looks
 def _then_check(states: Iterator[State], watched: _Watched) -> Iterator[State]:
     yield from states
     watched.check()
@@ -134,7 +136,8 @@ class _Trajectories(ReverseProcess):
                    start: int | None = None,         # among the kept steps; the last if absent
                    clip: bool = True,                # clip x0-hat to [-1, 1]
                    spacing: str | None = None,       # in `SPACINGS`; the sampler's best if absent
-                   **options: Any,                   # the sampler's own; ddim has eta, 0 .. 1
+                   **options: Any,                   # the sampler's own: ddim has eta, 0 .. 1,
+                                                     # unipc order, adams order and width
                    ) -> Iterator[State]:             # one state a step, as it is made
         """Run a sampler, and yield each state: x, and the x0-hat that led to it (eq. 15).
 
@@ -148,9 +151,8 @@ class _Trajectories(ReverseProcess):
         d = self if steps is None else self.respaced(steps, spacing)
         start = _first_index(d.T, start)
         x = _first_state(_checked_shape(shape), noise, self.device, generator)
-        # inference mode is on while the sampler works, off while the caller looks
-        run, watched = torch.inference_mode()(SAMPLERS[sampler]), _Watched(model)
-        states = run(d, watched, x, start, clip, generator, **options)
+        watched = _Watched(model)
+        states = SAMPLERS[sampler](d, watched, x, start, clip, generator, **options)
         return _then_check(states, watched)
 
 # %% ../nbs/05_sampling.ipynb #db43c127
@@ -170,7 +172,8 @@ class _Samples(_Trajectories):
                clip: bool = True,                # clip x0-hat to [-1, 1]
                callback: Callable[[State], None] | None = None,   # called after each step
                spacing: str | None = None,       # in `SPACINGS`; the sampler's best if absent
-               **options: Any,                   # the sampler's own; ddim has eta, 0 .. 1
+               **options: Any,                   # the sampler's own: ddim has eta, 0 .. 1,
+                                                 # unipc order, adams order and width
                ) -> Tensor:                      # samples, shape `shape`
         """Sample: run `trajectory` to its end, in inference mode, memory flat in T (algorithm 2).
 
@@ -257,7 +260,7 @@ def dpm_solver_pp_2m(d: ReverseProcess,                            # whose steps
     for i in range(start, -1, -1):
         x0 = d.p_mean_variance(model, x, _at(i, x), clip).x0
         if i == 0: x = x0     # the last stretch, to infinite SNR, ends in x0-hat itself
-        else:
+        elif alphas[i - 1]:   # else there is no signal yet, and noise stays noise
             h = lambdas[i - 1] - lambdas[i]
             D = x0
             if last_x0 is not None: D = x0 + h / (2 * last_h) * (x0 - last_x0)
@@ -314,8 +317,6 @@ def _multistep(d: ReverseProcess, model: Callable[[Tensor, Tensor], Tensor], x: 
                ) -> Iterator[State]:
     "Predict with the last `order` answers; unless `width` is None, correct with one more."
     order = whole_number("order", order, 1, 3)
-    if width is not None and not lies(width, 0):
-        raise ValueError(f"width must be None, or a number from 0 on, got {width!r}")
     (alphas, sigmas), lambdas, before = _scales(d), _half_log_snr(d), x
     known: _Known = []
     for i in range(start, -1, -1):
@@ -366,7 +367,8 @@ def adams(d: ReverseProcess,                            # the process whose step
           clip: bool,                                   # clip x0-hat to [-1, 1]
           generator: Generators | None,            # not used: the solver is deterministic
           order: int = 3,                               # of the predictor, 1 .. 3
-          width: float | None = 0.2,                    # of what is undecided; None: don't correct
+          width: float | None = 0.2,                    # of what is undecided; None: don't correct,
+                                                        # nor are fewer than six steps
           ) -> Iterator[State]:                         # one state a step, as predicted
     "Adams' method on the circle: the velocities of the last steps, integrated over the angle."
     (alphas, sigmas), lambdas = _scales(d), _half_log_snr(d)
@@ -380,7 +382,9 @@ def adams(d: ReverseProcess,                            # the process whose step
         return x + _weighted(weights, known)
     def velocity(x: Tensor, x0: Tensor, i: int) -> Tensor:
         return (alphas[i] * x - x0) / sigmas[i]     # cos eps - sin x0-hat; x = cos x0-hat + sin eps
-    if start < 5: width = None       # so few steps are too long to be corrected
+    if width is not None and not lies(width, 0):
+        raise ValueError(f"width must be None, or a number from 0 on, got {width!r}")
+    if d.T < 6: width = None         # so few steps are too long to be corrected
     yield from _multistep(d, model, x, start, clip, order, width, velocity, step)
 
 

@@ -232,7 +232,7 @@ class NoiseSchedule(_PaperSchedules):
     def respaced(self,
                  steps: int,              # how many steps to keep, 1 .. T
                  spacing: str = "even",   # which: a name in `SPACINGS`
-                 ) -> Self:    # schedule of `steps` steps, whose `timesteps` point into this one
+                 ) -> Self:    # schedule of `steps` steps, whose `timesteps` point into the first
         "The same process seen at `steps` of its times; alpha_bars there are unchanged."
         steps = whole_number("steps", steps, high=self.T)
         last = _increasing(look_up("spacing", spacing, SPACINGS)(self, steps), steps)

@@ -105,9 +105,13 @@ class EMA:
         self.model: nn.Module = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int = 0) -> None:
-        "average <- decay * average + (1 - decay) * weights, after `step` updates before this one."
-        decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+    def update(self, model: nn.Module, step: int | None = None) -> None:
+        """average <- decay * average + (1 - decay) * weights, after `step` updates before this one.
+
+        The step is of use to the warm-up alone, which asks for it (ValueError)."""
+        if self.warmup and step is None: raise ValueError("a warm-up needs to know the step")
+        young = (1 + (step or 0)) / (10 + (step or 0))
+        decay = min(self.decay, young) if self.warmup else self.decay
         torch._foreach_lerp_([*self.model.parameters()], [*model.parameters()], 1 - decay)
         for mine, theirs in zip(self.model.buffers(), model.buffers()): mine.copy_(theirs)
 
@@ -229,7 +233,10 @@ def train(net: nn.Module,                 # net(x_t, t), or net(x_t, t, labels);
           state: TrainState | None = None,                # to go on from; None: a fresh one
           gradient: Callable[..., Tensor] | None = None,  # of x0, t, noise, labels -> losses (B,)
          ) -> Iterator[Update]:           # up to `config.steps` of them, or to the end of `batches`
-    "Algorithm 1: each turn makes one update of the weights, and hands it out."
+    """Algorithm 1: each turn makes one update of the weights, and hands it out.
+
+    How large the batches are, in which order and whether mirrored is theirs to say: of the config,
+    `batch_size` and `flip` are not read here, and `seed` is that of t, the noise and dropout."""
     _check_batches(batches)
     state = state or TrainState(net, diffusion.T, config)
     device, stream, seed = next(net.parameters()).device, iter(batches), config.seed
@@ -237,8 +244,8 @@ def train(net: nn.Module,                 # net(x_t, t), or net(x_t, t, labels);
         stream = _looked_at(stream, device)
         gradient = lambda *item: _gradient(net, diffusion, *item)
     rank, world = getattr(batches, "rank", 0), getattr(batches, "world", 1)
-    net.train()
     while (step := state.step) < config.steps and (batch := next(stream, None)) is not None:
+        net.train()                                      # whatever the caller did meanwhile
         x0, labels = _unpacked(batch, device)                             # line 1
         t, noise = draw(x0, diffusion.T, seed, step, rank, world)         # lines 2 and 3
         state.optimizer.zero_grad()

@@ -308,6 +308,7 @@ def test_a_stage_ships_and_its_record_goes_on_with_the_one_before(
     rows = [json.loads(line) for line in (record / "means.jsonl").read_text().splitlines()]
     assert [row["mean_of"] for row in rows] == [[5], [4, 5], [2, 4, 5]]
     assert [row["distance"] for row in rows] == [[1.5] * 3] * 3
+    assert {row["stage"] for row in rows} == {len(old["stages"]) + 1}
     assert r["curve"][-1]["error"] == rows[0]["error"] != rows[1]["error"]
     of = {since: snapshot.mean_of(run, since)[0].state_dict() for since in (5, 3, 2)}
 
@@ -420,15 +421,19 @@ def test_what_means_of_weights_are_worth_agrees_with_the_curve_and_with_the_page
     means = [json.loads(line) for line in (RECORD / "means.jsonl").read_text().splitlines()]
     start, middle, fallen = r["between"]
     assert [row["share"] for row in r["between"]] == [0.0, 0.5, 1.0]
-    at = [sum(s["images"] for s in r["stages"][:k]) for k in (4, 5, 6)]
+    last = len(r["stages"])
+    at = [sum(s["images"] for s in r["stages"][:k]) for k in (4, 5, 6, last)]
     curve = {row["images"]: row for row in r["curve"]}
-    (plain,) = (row for row in means if len(row["mean_of"]) == 1)
-    for images, row in zip(at, (start, fallen, plain)):
+    plain, shipped = ([row for row in means if row["stage"] == k and len(row["mean_of"]) == 1][0]
+                      for k in (6, last))
+    for images, row in zip(at, (start, fallen, plain, shipped)):
         assert row["distance"][0] == pytest.approx(curve[images]["distance"], rel=0.01)
         assert row["error"] == pytest.approx(curve[images]["error"], rel=1e-3)
-    assert plain["mean_of"] == [r["stages"][5]["updates"]] and r["stages"][5]["fall"] == 0
+    for row in (plain, shipped):
+        stage = r["stages"][row["stage"] - 1]
+        assert row["mean_of"] == [stage["updates"]] and stage["fall"] == 0
     assert fallen["error"] < middle["error"] < start["error"]
-    others = [row for row in means if row is not plain]
+    others = [row for row in means if row["stage"] == 6 and row is not plain]
     for better, *worse in ((middle, start, fallen), (plain, start, fallen, *others)):
         for draws in zip(*(row["distance"] for row in (better, *worse))):
             assert draws[0] < min(draws[1:])

@@ -385,3 +385,10 @@ def test_the_toys_centres_lie_where_their_names_say():
     assert sorted(grid.tolist()) == [[a, b] for a in (-0.5, 0, 0.5) for b in (-0.5, 0, 0.5)]
     assert (Mixture.ring().means.norm(dim=1) - 1.5).abs().max() < 1e-6
     assert Mixture.grid().means.abs().max() == 1.5 and len(Mixture.grid().means) == 25
+
+
+def test_toys_are_single_where_the_default_is_double_and_nine_pixels_are_refused():
+    torch.set_default_dtype(torch.float64)
+    try: assert swiss_roll(5).dtype == torch.float32
+    finally: torch.set_default_dtype(torch.float32)
+    with pytest.raises(ValueError, match="9 has no room"): digits(size=9)

@@ -14,6 +14,7 @@ from ddpm_nb import (GaussianDiffusion, NoiseSchedule, Statistics, cifar10, frec
                      inception_score, to_model, to_uint8)
 from ddpm_nb import evaluation as chapter
 from ddpm_nb.engine.images import cache_folder
+from ddpm_nb.engine.metrics import sample_quality
 from ddpm_nb.evaluation import (Classifier, _OwnExtractor, cifar10_extractor, cifar10_statistics,
                                 expected_bias, extract, likelihood, nearest, strata)
 
@@ -554,3 +555,25 @@ def test_folding_changes_nothing_of_what_an_untrained_net_says():
             m.running_mean.uniform_(-0.2, 0.2), m.running_var.uniform_(0.5, 2)
     with torch.no_grad(): expected = net.features(to_model(x))
     close(_OwnExtractor(net, "cpu")(x)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_features_and_what_is_made_of_them_hold_no_graph():
+    "Of a network whose weights could learn: 50,000 images would fill the memory."
+    net = torch.nn.Linear(12, 3)
+    class Own:
+        name = "own"
+        def __call__(self, images):
+            x = net(images.float().flatten(1))
+            return x, x.softmax(1)
+    x = images(7, shape=(3, 2, 2))
+    assert not any(o.requires_grad for o in extract(Own(), x, 3))
+    s = Statistics.of(net(x.float().flatten(1)))
+    assert not s.mean.requires_grad and not s.covariance.requires_grad
+    assert math.isfinite(sample_quality(x, Own(), s, splits=1).distance)
+
+
+def test_plain_numbers_have_neighbours_and_a_name_is_kept_when_statistics_join():
+    far, which = nearest(torch.tensor([1.0, 5.0]), torch.tensor([0.0, 2.5, 6.0]), 2)
+    assert far.tolist() == [[1, 1.5], [1, 2.5]] and which.tolist() == [[0, 1], [2, 1]]
+    nameless, named = (Statistics.of(torch.randn(9, 2), name) for name in ("", "one"))
+    assert nameless.merged(named).extractor == named.merged(nameless).extractor == "one"

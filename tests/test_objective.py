@@ -898,3 +898,11 @@ def test_a_variance_of_ones_own_says_itself_whether_it_is_learned(monkeypatch):
     a, b = (p.p_mean_variance(IdealDenoiser(p, points, 0.1), x, t) for p in (d, learned))
     close(a.log_variance, b.log_variance)
     with refused("weight of 'shifted' depends on x_t"): _ = d.eps_weights
+
+
+def test_a_schedule_that_does_not_know_where_it_came_from_is_no_ideal_denoisers():
+    short, points = NoiseSchedule.linear().respaced(10), torch.tensor([[0.5]])
+    with pytest.raises(ValueError, match="original="):
+        IdealDenoiser(GaussianDiffusion(short), points)
+    knows = GaussianDiffusion(short, original=NoiseSchedule.linear())
+    IdealDenoiser(knows, points)(torch.zeros(1, 1), knows.timesteps[-1:])

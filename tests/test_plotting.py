@@ -208,3 +208,10 @@ def test_importing_the_module_imports_neither_matplotlib_nor_pillow_nor_torch():
     heavy = "{'matplotlib', 'PIL', 'torch'} & set(sys.modules)"
     code = f"import sys, plotting; sys.exit(', '.join({heavy}) or 0)"
     subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+
+
+@pytest.mark.parametrize("wrong", [{"ncols": 0}, {"ncols": 1.5}, {"scale": 0}, {"scale": 1.5},
+                                   {"pad": -1}], ids=str)
+def test_a_grid_refuses_in_words_what_makes_none(wrong):
+    with pytest.raises(ValueError, match=f"{[*wrong][0]} must be a whole number"):
+        image_grid(np.zeros((2, 1, 4, 4), np.uint8), **wrong)

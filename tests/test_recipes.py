@@ -420,3 +420,12 @@ def test_a_seed_beyond_64_bits_is_refused_in_words():
     assert recipe("digits").replace(seed=2**64 - 1).network()
     with pytest.raises(ValueError, match=r"seed must lie in 0 .. 2\*\*64 - 1, got 1844674407"):
         recipe("digits").replace(seed=2**64).network()
+
+
+def test_a_recipe_shares_its_options_with_no_other_and_with_nobody():
+    recipe("digits").diffusion["T"] = 500
+    assert recipe("digits").process().T == recipe("cifar10", "paper").process().T == 1000
+    values = recipe("digits").to_dict()
+    made = Recipe.from_dict(values)
+    values["diffusion"]["T"] = 7
+    assert made.process().T == 1000

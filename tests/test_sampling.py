@@ -958,3 +958,46 @@ def test_what_is_no_model_is_named(wrong):
 def test_what_is_no_spacing_is_not_taken_for_none_said(wrong):
     with pytest.raises(ValueError, match="spacing must be one of"):
         GaussianDiffusion(SHORT).sample(tame, (1, 2), steps=5, progress=False, spacing=wrong)
+
+
+def test_a_sampler_that_is_no_generator_function_records_no_gradients_either(monkeypatch):
+    monkeypatch.setitem(SAMPLERS, "own", lambda *words: SAMPLERS["ddim"](*words))
+    d, net = GaussianDiffusion(SHORT), torch.nn.Linear(2, 2)
+    x = d.sample(lambda x, t: net(x), (3, 2), "own", progress=False, generator=gen(0))
+    assert not x.requires_grad
+    assert torch.equal(x, d.sample(lambda x, t: net(x), (3, 2), "ddim", progress=False,
+                                   generator=gen(0)))
+    for _ in d.trajectory(lambda x, t: net(x), (3, 2), "own"):
+        assert not torch.is_inference_mode_enabled()       # while the caller looks
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_signal_that_is_gone_before_the_end_of_a_schedule_is_no_fault_of_the_model(sampler):
+    d = GaussianDiffusion(NoiseSchedule.from_betas([0.01] * 30 + [1.0, 0.3, 0.4]), "x0")
+    x = d.sample(lambda x, t: 0.5 * x, (50, 1), sampler, generator=gen(0), progress=False)
+    assert (x.abs() <= 1).all()
+
+
+@pytest.mark.parametrize("steps", [3, 8])
+def test_adams_width_is_looked_at_whatever_the_number_of_steps(steps):
+    d = GaussianDiffusion(NoiseSchedule.linear(50))
+    with pytest.raises(ValueError, match="width must be None"):
+        d.sample(tame, (2, 2), "adams", steps, progress=False, width="x")
+
+
+def test_a_walk_that_begins_near_its_end_is_corrected_if_its_steps_are_short():
+    d, z = GaussianDiffusion(NoiseSchedule.linear(200)), torch.randn(5, 2, generator=gen(0))
+    walk = lambda width: d.sample(tame, (5, 2), "adams", progress=False, noise=z, start=4,
+                                  width=width)
+    assert not torch.equal(walk(0.9), walk(None))
+    few = d.respaced(5)
+    walk = lambda width: few.sample(tame, (5, 2), "adams", progress=False, noise=z, width=width)
+    assert torch.equal(walk(0.9), walk(None))
+
+
+def test_the_first_noise_is_whole_where_the_default_is_half():
+    torch.set_default_dtype(torch.bfloat16)
+    try: x = GaussianDiffusion(SHORT).sample(lambda x, t: x, (2000,), noise=None, progress=False,
+                                             generator=gen(0), start=0, clip=False)
+    finally: torch.set_default_dtype(torch.float32)
+    assert x.dtype == torch.float32 and len(x.unique()) > 1900

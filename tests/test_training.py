@@ -335,3 +335,24 @@ def test_training_does_not_mind_a_default_of_double():
     try: updates = list(train(model, diffusion(), source, replace(CONFIG, steps=2)))
     finally: torch.set_default_dtype(torch.float32)
     assert all(u.loss.isfinite() for u in updates) and len(updates) == 2
+
+
+def test_an_average_that_warms_up_asks_for_the_step_and_is_one():
+    torch.manual_seed(0)
+    net = nn.Linear(40, 40)
+    ema = EMA(net, 0.999, warmup=True)
+    with pytest.raises(ValueError, match="needs to know the step"): ema.update(net)
+    for step in range(2000):
+        nn.init.normal_(net.weight)
+        ema.update(net, step)
+    assert ema.model.weight.std() < 0.06        # of the decay: 0.032; without it 1
+    EMA(net, 0.9).update(net)
+
+
+def test_a_network_that_its_caller_has_put_to_rest_learns_on_awake():
+    net = Net()
+    awake = []
+    net.register_forward_hook(lambda net, *_: awake.append(net.training))
+    with warnings.catch_warnings(action="ignore"):
+        for _ in train(net, diffusion(), [torch.zeros(4, 1, 16, 16)] * 3, CONFIG): net.eval()
+    assert awake == [True] * 3

@@ -799,6 +799,38 @@ faults(
      "evaluation::all_256_levels_in_half_precision_are_among_the_decoders"))
 
 faults(
+    "sampling.py",
+    ("@torch.inference_mode()     # on while", "# on while",
+     "sampling::a_sampler_that_is_no_generator_function_records_no_gradients_either"),
+    ("elif alphas[i - 1]:   # else there", "else:   # there",
+     "sampling::signal_that_is_gone_before_the_end_of_a_schedule_is_no_fault_of_the_model"),
+    ("if d.T < 6: width = None", "if start < 5: width = None",
+     "sampling::a_walk_that_begins_near_its_end_is_corrected_if_its_steps_are_short"),
+    ("torch.empty(0, dtype=whole, device=device)", "torch.empty(0, device=device)",
+     "sampling::the_first_noise_is_whole_where_the_default_is_half"))
+
+faults(
+    "evaluation.py",
+    ("@torch.no_grad()\ndef extract(", "def extract(",
+     "evaluation::features_and_what_is_made_of_them_hold_no_graph"),
+    ("    @classmethod\n    @torch.no_grad()\n    def of(", "    @classmethod\n    def of(",
+     "evaluation::features_and_what_is_made_of_them_hold_no_graph"),
+    ("self.extractor or other.extractor", "self.extractor",
+     "evaluation::plain_numbers_have_neighbours_and_a_name_is_kept_when_statistics_join"))
+
+faults(
+    "training.py",
+    ("        net.train()                                      # whatever", "        # whatever",
+     "training::a_network_that_its_caller_has_put_to_rest_learns_on_awake"),
+    ("if self.warmup and step is None:", "if False:",
+     "training::an_average_that_warms_up_asks_for_the_step_and_is_one"))
+
+faults(
+    "engine/recipes.py",
+    ("return replaced(look_up(", "return (look_up(",
+     "recipes::a_recipe_shares_its_options_with_no_other_and_with_nobody"))
+
+faults(
     "data.py",
     (".contiguous().view(torch.uint8)", ".contiguous().to(torch.uint8)",
      "data::fingerprints_tell_data_sets_apart"))

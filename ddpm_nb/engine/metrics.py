@@ -150,6 +150,7 @@ def _cifar10_reference(extractor: Extractor, part: str, root: str | Path | None,
     return reference_statistics(extractor, images, f"cifar10-{part}", progress=progress), words
 
 # %% ../../nbs/engine/metrics.ipynb #6252c00c
+@torch.no_grad()
 def sample_quality(samples: Array | Iterable[Tensor],     # uint8 (N, C, H, W); or batches of it
                    extractor: Extractor | None = None,    # Inception, fetched, if None
                    reference: str | Statistics = "train", # or "test", of CIFAR-10; or your data's

@@ -127,6 +127,8 @@ class _Plan:
     diffusion: dict[str, Any]      # keys: `diffusion_options`
     root: str | None = None        # where the data set is; None: its usual place
 
+    def __post_init__(self) -> None: object.__setattr__(self, "diffusion", dict(self.diffusion))
+
     def replace(self, **changes: Any) -> Self:
         "With changes: keys of `TrainConfig`, `unet={...}`, `diffusion={...}`, `root`, `data`."
         unet = UNetConfig.from_dict(_fitted(self.unet.to_dict(), changes.pop("unet", {})))
@@ -300,4 +302,5 @@ def recipe(data: str,                 # a name in `RECIPES`
           ) -> Recipe:
     "A recipe by name."
     sizes = look_up("the data set", data, RECIPES)
-    return look_up(f"the size for {data}", next(iter(sizes)) if size is None else size, sizes)
+    size = next(iter(sizes)) if size is None else size
+    return replaced(look_up(f"the size for {data}", size, sizes))      # a copy: its own options

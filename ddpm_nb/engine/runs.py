@@ -711,7 +711,7 @@ class _Watched(_Learner):
         if self.recent and (bad := _first_bad(self.recent, self.processes)):
             raise Diverged(_report(bad, self.history, self.folder))
 
-    def log(self) -> dict[str, Any]:  # its keys: `_COLUMNS`
+    def log(self) -> dict[str, Any]:  # its keys: `_COLUMNS`, and held_out where there are such
         "Sum up the updates since the last line; write that to log.jsonl (and to the tracker)."
         self.check()
         if not self.recent: raise ValueError("there is no update to log since the last line")
@@ -743,7 +743,7 @@ class _Watched(_Learner):
         with labels, for those of images that lie evenly in the data."""
         c = self.config
         usual = dict(sampler=c.sampler, steps=min(c.sample_steps, self.diffusion.T), progress=False)
-        shape = (n or c.sample_count, *self.batches.images.shape[1:])
+        shape = (c.sample_count if n is None else n, *self.batches.images.shape[1:])
         net = _labelled(self.ema.model, self.batches.labels, shape[0])
         options = {**usual, "generator": torch.Generator().manual_seed(seed), **options}
         with self._half(): return self.diffusion.sample(net, shape, **options)
@@ -1012,7 +1012,7 @@ class _Lockable(_Watched):
             raise ValueError(f"{folder} already holds a run{at}: "
                              f"resume it, or choose another folder")
 
-    def log(self) -> dict[str, Any]:  # its keys: `_COLUMNS`
+    def log(self) -> dict[str, Any]:  # its keys: `_COLUMNS`, and held_out where there are such
         "Sum up the updates since the last line; write that to log.jsonl (and to the tracker)."
         with self.owned(): return super().log()
 
@@ -1297,4 +1297,4 @@ def load_run(path: str | Path,              # a run folder, or one of its checkp
     how = _part(state, "diffusion")
     schedule = NoiseSchedule(files["diffusion"]["betas"], files["diffusion"]["timesteps"])
     d = GaussianDiffusion(schedule, how["prediction"], how["variance"], how["loss"], how["decoder"])
-    return model.eval().requires_grad_(False).to(device), d.to(device)
+    return model.eval().to(device), d.to(device)
