@@ -331,7 +331,7 @@ def test_a_compiled_network_sees_one_batch_size_and_draws_the_same_images(tmp_pa
 
 def test_fid_of_another_shape_or_of_one_sample_is_refused_before_anything_is_drawn(capsys):
     words = ["evaluate", "digits", "--fid", "--device", "cpu"]
-    fails(capsys, words, "compares with CIFAR-10", "makes (1, 16, 16)")
+    fails(capsys, words, "compares with CIFAR-10", "these are (1, 16, 16)")
     fails(capsys, ["evaluate", "cifar10-small", "--fid", "--n", "1", "--device", "cpu"],
           "takes two samples at the least")
 
@@ -347,6 +347,8 @@ def test_fid_refuses_what_it_would_not_listen_to(capsys):
     fails(capsys, [*words, "--data", "folder", "--root", "."], "compares with CIFAR-10",
           "--data folder")
     fails(capsys, [*words, "--terms", "20"], "--terms is for the bound")
+    fails(capsys, [*words, "--eta", "0.5"], "eta")
+    fails(capsys, [*words, "--sampler", "euler"], "sampler must be one of")
 
 
 @pytest.mark.parametrize("looks, words, fetched", [
@@ -526,6 +528,19 @@ def test_fid_is_named_so_only_in_inceptions_eyes(tmp_path, capsys, monkeypatch):
     words = ["--sampler", "ddim", "--eta", "0.5", "--weights", "last", "--seed", "7", "--compile"]
     fails(capsys, ["evaluate", folder, "--fid", *words], "holds samples that are drawn: leave out "
           "--sampler, --eta, --weights, --compile, --seed")
+    fails(capsys, ["evaluate", folder, "--fid", "--n", "1"], "two samples at the least")
+    settings = Path(folder, "settings.json")
+    settings.write_text('{"seed": 0}')
+    assert "drawn elsewhere" in evaluated(capsys, folder, "--fid")
+    assert main(["sample", "digits", "--n", "2", "--steps", "1", "--quiet", "--device", "cpu",
+                 "--out", str(tmp_path / "grey/")]) == 0
+    fails(capsys, ["evaluate", tmp_path / "grey", "--fid"], "these are (1, 16, 16)")
+    image = Path(folder, "000003.png")
+    damaged = bytearray(image.read_bytes())
+    damaged[35] = 0
+    image.write_bytes(damaged)
+    assert main(["evaluate", folder, "--fid", "--device", "cpu"]) == 2
+    assert "000003.png is missing or damaged" in capsys.readouterr().err
 
 
 def test_info_tells_of_a_model_wherever_it_is(run, tmp_path, capsys):
@@ -1081,3 +1096,92 @@ def test_a_name_that_the_terminal_cannot_print_is_no_error_after_the_work(run, t
     done = subprocess.run([*words, "--quiet", "--out", str(tmp_path / "é.png")], text=True,
                           capture_output=True, env={**ENV, "PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0 and "1 samples in" in done.stdout and (tmp_path / "é.png").exists()
+
+
+def test_what_was_measured_is_told_though_its_file_cannot_be_written(run, tmp_path, capsys,
+                                                                      monkeypatch):
+    "And a file that cannot be there is told before anything is measured."
+    (tmp_path / "results").mkdir()
+    words = ["evaluate", run, "--n", "2", "--device", "cpu", "--quiet", "--out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "_bits", lambda args: pytest.fail("it measures"))
+        fails(capsys, [*words, tmp_path / "results"], "results is there")
+    def full(self, text): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(Path, "write_text", full)
+    assert main([str(w) for w in [*words, tmp_path / "x.json"]]) == 2
+    out, err = capsys.readouterr()
+    assert "bits/dim" in out and "No space left" in err
+
+
+def test_a_run_among_its_own_images_does_not_train_on_its_pictures(tmp_path, capsys, monkeypatch):
+    "Nor a second one on those of the first, or on samples beside them; and it can be resumed."
+    from ddpm_nb import digits
+    from ddpm_nb.plotting import save_grid
+    monkeypatch.chdir(tmp_path)
+    for i, x in enumerate(digits()[0][:30]): save_grid(x, f"{i:02}.png")
+    words = ["train", "folder", "--size", "smoke", "--root", ".", "--device", "cpu", "--quiet"]
+    small = ["unet.base_channels=8", "unet.groups=4", "unet.image_size=16", "sample_every=2",
+             "unet.channel_multipliers=[1, 2]", "unet.attention_resolutions=[8]", "steps=2"]
+    assert main([*words, "--out", "runs/one", "--set", *small]) == 0
+    assert main(["sample", "runs/one", "--n", "4", "--steps", "1", "--quiet", "--device", "cpu",
+                 "--out", "drawn/"]) == 0
+    more = ["train", "--resume", "runs/one", "--steps", "3", "--quiet", "--device", "cpu"]
+    assert main(more) == 0
+    capsys.readouterr()
+    assert main([*words, "--out", "runs/two", "--set", *small]) == 0
+    err = capsys.readouterr().err
+    assert "made by a run, or by sample" in err and "runs/one" in err and "drawn" in err
+    newest = [runs.checkpoints(Path("runs", name))[-1] for name in ("one", "two")]
+    one, two = (runs.read_checkpoint(at, ("none",))[1]["config"] for at in newest)
+    assert one["data.fingerprint"] == two["data.fingerprint"]
+
+
+def test_a_folder_of_a_packaged_models_name_does_not_hide_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["sample", "digits", "--n", "2", "--steps", "1", "--quiet", "--device", "cpu", "--out"]
+    for _ in range(2): assert main([*words, "digits/"]) == 0
+    assert load_pretrained("digits")[0].config == UNetConfig.digits()
+    assert main(["info", "digits"]) == 0
+
+
+def test_a_sample_that_was_refused_leaves_a_folder_that_the_next_may_fill(tmp_path, capsys):
+    words = ["sample", "digits", "--n", "2", "--steps", "1", "--quiet", "--device", "cpu", "--out",
+             f"{tmp_path}/here/"]
+    fails(capsys, [*words, "--eta", "0.5"], "eta")
+    assert not (tmp_path / "here").exists()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "settings.json").write_text('{"eta": 0.5}')      # of one that was stopped
+    assert main(words) == 0
+    assert json.loads((tmp_path / "here" / "settings.json").read_text())["eta"] == 0
+
+
+def test_a_saved_model_has_no_last_weights(capsys):
+    fails(capsys, ["sample", "digits", "--weights", "last"], "leave --weights out")
+
+
+def test_the_last_lines_of_a_training_are_true(tmp_path, capsys):
+    "Of few updates there is no curve of the loss; a folder with a space can be gone on with."
+    words = tiny("--out", str(tmp_path / "my run"))
+    assert main([*words, "log_every=25"]) == 0
+    out = capsys.readouterr().out
+    assert "loss_by_t.png how it learnt" in out and not (tmp_path / "my run/loss.png").exists()
+
+
+@pytest.mark.parametrize("text", ['{"train": []}', '{"unet": 3}', "[]"])
+def test_a_recipe_of_another_content_is_damaged_in_one_line(tmp_path, capsys, text):
+    (tmp_path / "c.json").write_text(text)
+    fails(capsys, ["train", "--config", tmp_path / "c.json"], "c.json is damaged")
+
+
+def test_the_ends_of_an_interpolation_are_drawn_in_batches_too(run, tmp_path):
+    sizes = set()
+    real = many.Samples.draw
+    def draw(self, indices, *more):
+        sizes.add(len(indices))
+        return real(self, indices, *more)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(many.Samples, "draw", draw)
+        assert main(["sample", str(run), "--grid-of", "interpolation", "-n", "4", "--batch", "3",
+                     "--steps", "2", "--quiet", "--device", "cpu",
+                     "--out", str(tmp_path / "x.png")]) == 0
+    assert sizes == {3, 2}

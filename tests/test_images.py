@@ -4,6 +4,7 @@ import http.server
 import io
 import os
 import shutil
+import struct
 import tarfile
 import threading
 import warnings
@@ -584,3 +585,38 @@ def test_an_index_that_no_image_has_is_an_error_and_a_loop_over_files_ends(pictu
     for which in (5, -6, [5], torch.tensor([0, 5])):
         with pytest.raises(IndexError): files[which]
     assert len(list(files)) == 5
+
+
+def exif_of(turn, odd):
+    "EXIF that says an orientation; `odd`: and has text where numbers are due, as some cameras do."
+    tags = [(0x112, 3, 1, struct.pack("<HH", turn, 0))]
+    if odd: tags += [(tag, 2, 4, b"odd\0") for tag in (0x100, 0x11A, 0x128)]
+    entries = b"".join(struct.pack("<HHL4s", *tag) for tag in sorted(tags))
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_an_image_is_turned_as_its_exif_says_whatever_else_that_says(tmp_path, turn):
+    from PIL import Image, ImageOps
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 10, 3), np.uint8)
+    for name in ("plain", "odd"):
+        exif = exif_of(turn, name == "odd")
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png", exif=exif)
+    with Image.open(tmp_path / "plain.png") as f: upright = np.array(ImageOps.exif_transpose(f))
+    expected = torch.from_numpy(upright).permute(2, 0, 1)
+    for name in ("plain", "odd"):
+        assert torch.equal(load_image(tmp_path / f"{name}.png", upright.shape[:2]), expected)
+
+
+def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch):
+    from PIL import Image
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    def broken(self): raise TypeError("bad operand")
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", broken)
+    with pytest.raises(ValueError, match="a.png cannot be read as an image: bad operand"):
+        load_image(tmp_path / "a.png", 4)
+
+
+def test_the_home_folder_is_meant_in_the_place_of_the_cache_too(monkeypatch):
+    monkeypatch.setenv("DDPM_NB_CACHE", "~/somewhere")
+    assert cache_folder() == Path.home() / "somewhere"

@@ -234,3 +234,15 @@ def test_a_pickle_that_would_run_something_is_refused(library, cache):
     with pytest.raises(ValueError, match="not safe to load|cannot load safely"):
         inception_extractor(weights=cache / "evil.pth")
     assert not (cache / "boom").exists()
+
+
+def test_statistics_that_cannot_be_kept_are_used_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("DDPM_NB_CACHE", str(tmp_path))
+    (tmp_path / "statistics").write_text("no folder")
+    class Eyes:
+        name = "eyes"
+        def __call__(self, images): return images.float().flatten(1)[:, :3], images
+    images = torch.randint(0, 256, (9, 3, 4, 4), dtype=torch.uint8)
+    with pytest.warns(UserWarning, match="not kept"):
+        s = reference_statistics(Eyes(), images, "some")
+    assert s.count == 9 and s.mean.shape == (3,)

@@ -831,6 +831,44 @@ faults(
      "recipes::a_recipe_shares_its_options_with_no_other_and_with_nobody"))
 
 faults(
+    "engine/images.py",
+    ("_in_8_bits(_upright(f), channels)", "_in_8_bits(ImageOps.exif_transpose(f), channels)",
+     "images::an_image_is_turned_as_its_exif_says_whatever_else_that_says"),
+    ("any(made <= names for made in _MADE)", "False",
+     "cli::a_run_among_its_own_images_does_not_train_on_its_pictures"),
+    ("return user_path(os.environ.get(\"DDPM_NB_CACHE\")",
+     "return Path(os.environ.get(\"DDPM_NB_CACHE\")",
+     "images::the_home_folder_is_meant_in_the_place_of_the_cache_too"))
+
+faults(
+    "engine/many.py",
+    ("if there is None or not any(", "if there is None and not any(",
+     "cli::a_sample_that_was_refused_leaves_a_folder_that_the_next_may_fill"))
+
+faults(
+    "engine/metrics.py",
+    ("with _or_told(path), replacing(path)", "with replacing(path)",
+     "metrics::statistics_that_cannot_be_kept_are_used_all_the_same"))
+
+faults(
+    "engine/pretrained.py",
+    ("if folder.is_dir() and (model or not ours)", "if folder.is_dir()",
+     "cli::a_folder_of_a_packaged_models_name_does_not_hide_it"))
+
+faults(
+    "engine/cli.py",
+    ("_result(text if args.json else line)\n        if part: part.write_text(text + \"\\n\")",
+     "if part: part.write_text(text + \"\\n\")\n        _result(text if args.json else line)",
+     "cli::what_was_measured_is_told_though_its_file_cannot_be_written"),
+    ("    _checked_options(sampler, {\"eta\": args.eta} if args.eta else {})\n", "",
+     "cli::fid_refuses_what_it_would_not_listen_to"),
+    ("    if not averaged: raise ValueError(f\"{name} has one set",
+     "    if False: raise ValueError(f\"{name} has one set",
+     "cli::a_saved_model_has_no_last_weights"),
+    ("images = args.batch if args.grid_of == \"interpolation\" else min(args.batch, args.n)",
+     "images = args.n", "cli::a_compiled_network_sees_one_batch_size_and_draws_the_same_images"))
+
+faults(
     "data.py",
     (".contiguous().view(torch.uint8)", ".contiguous().to(torch.uint8)",
      "data::fingerprints_tell_data_sets_apart"))

@@ -4,10 +4,10 @@
 
 # %% ../../nbs/engine/cli.ipynb #bf1ebef1
 from __future__ import annotations
-import argparse, ast, json, math, os, re, shutil, signal, sys, textwrap, threading, time
-import warnings
+import argparse, ast, json, math, os, re, shlex, shutil, signal, sys, textwrap, threading
+import time, warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -360,7 +360,7 @@ def _recipe_in(path: Path) -> Recipe | None:
     if path.is_dir(): path = path / "run.json"
     try: return Recipe.from_dict(json.loads(path.read_text()))
     except (FileNotFoundError, NotADirectoryError): return None
-    except (KeyError, TypeError, ValueError) as e:
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
         what = f"it has no {e}" if isinstance(e, KeyError) else str(e)
         raise ValueError(f"{path} is damaged ({what})") from None
 
@@ -456,7 +456,7 @@ def _train(args: argparse.Namespace) -> int:
         log(_beginning(out, wanted, trainer, found))
         trainer.train()
     if trainer.stopped_by:
-        log(f"go on with: ddpm-nb train --resume {out}")
+        log(f"go on with: ddpm-nb train --resume {shlex.quote(str(out))}")
         return 130 if trainer.stopped_by == "SIGINT" else 143
     if trainer.main: _draw_pictures(trainer, out, not args.quiet)
     return 0
@@ -516,8 +516,9 @@ def _draw_pictures(trainer: Trainer, out: Path, progress: bool) -> None:
     x = _write_animation(out / "reverse.gif", samples, c.sample_count, progress, scale)
     save_grid(x, out / "samples.png", scale=2 * scale)
     _draw_losses(trainer, out)
+    learnt = out / ("loss.png" if trainer.history else "loss_by_t.png")
     _result(f"Look at {out / 'samples.png'}: {c.sample_count} images that the model made from "
-            f"noise ({out / 'reverse.gif'} shows how, {out / 'loss.png'} how it learnt)")
+            f"noise ({out / 'reverse.gif'} shows how, {learnt} how it learnt)")
 
 # %% ../../nbs/engine/cli.ipynb #9eddaaad
 def _sample_arguments(p: _Parser) -> None:
@@ -535,7 +536,8 @@ def _sample_arguments(p: _Parser) -> None:
     p.add_argument("--seed", type=_seed, default=0,
                    help="of the noise, with an image's number (default: 0)")
     p.add_argument("--batch", type=_positive_int, default=64,
-                   help="images made at once; the images do not depend on it (default: 64)")
+                   help="images made at once, of a .gif and of --grid-of progress all; the images "
+                        "do not depend on it (default: 64)")
     p.add_argument("--grid-of", choices=list(_FIGURES), metavar="WHAT",
                    help="progress: x0-hat on the way, as the paper's figure 6; interpolation: "
                         "between pairs of images, as figure 8; written to a .png")
@@ -552,7 +554,7 @@ def _load_model(name: str,        # a run, one of its checkpoints, or what `load
                 device: str,      # where to put it
                ) -> tuple[UNet, GaussianDiffusion]:   # the network in eval mode, its diffusion
     "A trained model, wherever it is."
-    from ddpm_nb.engine.pretrained import load_pretrained
+    from ddpm_nb.engine.pretrained import load_pretrained, packaged
     from ddpm_nb.engine.runs import checkpoints, load_run
     from ddpm_nb.unet import UNet
     path = Path(name)
@@ -561,9 +563,10 @@ def _load_model(name: str,        # a run, one of its checkpoints, or what `load
         assert isinstance(net, UNet)          # it makes no other by itself
         return net, diffusion
     saved = any((path / part).is_file() for part in ("model_index.json", "config.json"))
-    if path.is_dir() and not saved:
+    if path.is_dir() and not saved and name not in packaged():
         raise ValueError(f"{name} is no run folder (it has no checkpoint), and no saved model "
                          f"either (it has no model_index.json)")
+    if not averaged: raise ValueError(f"{name} has one set of weights: leave --weights out")
     model, diffusion = load_pretrained(name)
     return model.requires_grad_(False).to(device), diffusion.to(device)
 
@@ -648,8 +651,9 @@ def _samples(args: argparse.Namespace,      # the words of `sample` or `evaluate
             ) -> Samples:
     "What the model draws, as those words want it."
     from ddpm_nb.engine.many import Samples
-    from ddpm_nb.sampling import _spacing_for
+    from ddpm_nb.sampling import _checked_options, _spacing_for
     T, sampler = diffusion.T, args.sampler or _usual("sampler")
+    _checked_options(sampler, {"eta": args.eta} if args.eta else {})
     usual = T if sampler == "ddpm" else _STEPS.get(sampler, _usual("sample_steps"))
     steps = args.steps or min(usual, T)
     if steps > T: raise ValueError(f"steps must lie in 1 .. {T}, got {steps}")
@@ -668,7 +672,8 @@ def _sample(args: argparse.Namespace) -> int:
     model, diffusion = _load_model(args.model, args.weights == "averaged", _device(args.device))
     args.n = args.n or (8 if args.grid_of else 64)
     whole = args.grid_of == "progress" or args.out.endswith(".gif")       # not in batches
-    samples = _samples(args, model, diffusion, args.n if whole else min(args.batch, args.n))
+    images = args.batch if args.grid_of == "interpolation" else min(args.batch, args.n)
+    samples = _samples(args, model, diffusion, args.n if whole else images)
     write = _FIGURES[args.grid_of] if args.grid_of else _WRITERS.get(Path(args.out).suffix)
     if _is_folder(args.out): _fill_folder(args, model, samples)
     elif write:
@@ -768,7 +773,9 @@ def _pairs(samples: Samples, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     "The ends, (n, C, H, W): real images if the words name a data set, else samples."
     import torch
     from ddpm_nb.data import to_model
-    if not args.data: images = samples.draw(range(2 * args.n), not args.quiet)
+    from ddpm_nb.engine.many import drawn_batches
+    if not args.data:
+        images = torch.cat(list(drawn_batches(samples, 2 * args.n, args.batch, not args.quiet)))
     else:
         channels, height, width = samples.image
         _, found = _images(args, (channels, height, width))
@@ -909,6 +916,14 @@ def _extractor(device: torch.device) -> Extractor:
         return cifar10_extractor(device)
 
 # %% ../../nbs/engine/cli.ipynb #6c8251f6
+def _check_compared(image: tuple[int, ...], n: int) -> None:
+    "Refuse samples that cannot be compared with CIFAR-10."
+    if image != (3, 32, 32):
+        raise ValueError(f"--fid compares with CIFAR-10, images of shape (3, 32, 32); these are "
+                         f"{image}: leave --fid out")
+    if n < 2: raise ValueError("--fid compares distributions: it takes two samples at the least")
+
+
 def _to_measure(args: argparse.Namespace, device: str,
                ) -> tuple[Iterator[Tensor], int, dict[str, Any]]:   # uint8; how many; how made
     "Samples of a model, drawn now; or those that `sample` has put into a folder."
@@ -919,13 +934,10 @@ def _to_measure(args: argparse.Namespace, device: str,
         there = sum(1 for _ in folder.glob("*.png"))
         if (n := args.n or there) > there:
             raise ValueError(f"{folder} holds {there:,} images, fewer than --n {n:,}")
+        _check_compared(tuple(next(read_back(folder, 1))[0].shape), n)
         return read_back(folder, n, batch), n, settings_in(folder) or {}
     model, diffusion = _load_model(args.model, args.weights == "averaged", device)
-    if (image := _image_shape(args.model, model)) != (3, 32, 32):
-        raise ValueError(f"--fid compares with CIFAR-10, images of shape (3, 32, 32); this model "
-                         f"makes {image}: leave --fid out")
-    if (n := args.n or 50_000) < 2:
-        raise ValueError("--fid compares distributions: it takes two samples at the least")
+    _check_compared(_image_shape(args.model, model), n := args.n or 50_000)
     samples = _samples(args, model, diffusion, min(n, batch))
     return (drawn_batches(samples, n, batch, not args.quiet), n,
             {**samples.options, "variance": samples.diffusion.variance, "seed": args.seed})
@@ -962,8 +974,10 @@ def _quality(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         cifar10(root, part == "train", download=True)
     found = sample_quality(batches, eyes, part, root=root)
     seconds = time.monotonic() - start
+    known = made.get("sampler") and made.get("steps")
+    how = f"{made['sampler']}, {made['steps']} steps" if known else "drawn elsewhere"
     what = "FID" if found.extractor == INCEPTION else "classifier distance, which is not FID"
-    line = f"{found}; {made['sampler']}, {made['steps']} steps, {seconds:.0f} s on {device}"
+    line = f"{found}; {how}, {seconds:.0f} s on {device}"
     return {"measure": what, "value": found.distance, "class_score": found.class_score,
             "class_score_sd": found.standard_deviation, "n": n, "extractor": found.extractor,
             "reference": found.reference, "made": made, "seconds": round(seconds, 1),
@@ -978,11 +992,12 @@ def _evaluate(args: argparse.Namespace) -> int:
     if not args.fid and any((args.sampler, args.steps, args.spacing, args.no_clip, args.eta)):
         raise ValueError("--sampler, --steps, --spacing, --no-clip and --eta say how samples are "
                          "drawn: bits/dim need none, --fid does")
-    found, line = (_quality if args.fid else _bits)(args)
-    text = json.dumps({"model": args.model, **found}, indent=1)
-    if args.out:
-        with replacing(args.out) as part: part.write_text(text + "\n")
-    _result(text if args.json else line)
+    with replacing(args.out) if args.out else nullcontext() as part:
+        if part: part.touch()                 # complain now rather than when all is measured
+        found, line = (_quality if args.fid else _bits)(args)
+        text = json.dumps({"model": args.model, **found}, indent=1)
+        _result(text if args.json else line)
+        if part: part.write_text(text + "\n")
     return 0
 
 # %% ../../nbs/engine/cli.ipynb #bf8d7525
@@ -1114,8 +1129,8 @@ def main(argv: list[str] | None = None,  # the words after `ddpm-nb`; None: the 
     except (MemoryError, RuntimeError) as e:
         from ddpm_nb.engine.runs import out_of_memory
         if args.traceback or not out_of_memory(e): raise
-        _log("ddpm-nb: there is not enough memory: choose a smaller --batch "
-             "(for train: --set accumulate=2, 4, ...)")
+        _log("ddpm-nb: there is not enough memory: choose a smaller --batch (a .gif and --grid-of "
+             "progress are drawn at once: a smaller -n; for train: --set accumulate=2, 4, ...)")
         return 2
     except (ValueError, OSError, ArithmeticError) as e:
         if args.traceback: raise

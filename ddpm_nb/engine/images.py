@@ -111,7 +111,7 @@ def unpack(archive: Path,  # a tar file whose members all lie in one folder of `
 # %% ../../nbs/engine/images.ipynb #e3248235
 def cache_folder() -> Path:
     "Where downloads go unless told otherwise: $DDPM_NB_CACHE, or ~/.cache/ddpm_nb."
-    return Path(os.environ.get("DDPM_NB_CACHE") or Path.home() / ".cache" / "ddpm_nb")
+    return user_path(os.environ.get("DDPM_NB_CACHE") or "~/.cache/ddpm_nb")
 
 # %% ../../nbs/engine/images.ipynb #b20abe1d
 _CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
@@ -175,7 +175,8 @@ def _opened(path: str | Path) -> Iterator[Any]:
     try:
         # not by its name: Pillow would map an uncompressed TIFF, and turn its rows wrongly
         with open(user_path(path), "rb") as f, Image.open(f) as image: yield image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+    except MemoryError: raise
+    except Exception as e:           # Pillow's decoders raise what they come upon
         raise ValueError(f"{path} cannot be read as an image: {e}") from None
 
 
@@ -198,12 +199,24 @@ def _image_shape(size: _Size, channels: int) -> tuple[int, int, int]:  # (channe
     return channels, *sides
 
 
+_TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE",
+          6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}         # by EXIF's orientation
+
+
+def _upright(image):
+    "Turned as its EXIF says. (Pillow's own way writes the EXIF anew, and stumbles over odd tags.)"
+    from PIL import Image
+    image.load()                     # a TIFF turns itself
+    turn = _TURNS.get(image.getexif().get(0x0112))
+    return image.transpose(Image.Transpose[turn]) if turn else image
+
+
 def _loaded(path: str | Path, shape: tuple[int, ...]) -> tuple[Tensor, int]:
     "The largest part of that shape in the middle, resized; the highest value of 16-bit grey."
     from PIL import Image, ImageOps
     channels, height, width = shape
     with _opened(path) as f:
-        upright = _in_8_bits(ImageOps.exif_transpose(f), channels)
+        upright = _in_8_bits(_upright(f), channels)
         image = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
         return torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1), _peak(f)
 
@@ -325,6 +338,9 @@ def _why_not(entry: os.DirEntry, suffixes: tuple[str, ...]) -> tuple[str, str] |
     return "with another ending", f"*{suffix}" if suffix else entry.name
 
 # %% ../../nbs/engine/images.ipynb #2e5af1e5
+_MADE = {"checkpoints", "log.jsonl"}, {"settings.json", "000000.png"}    # by a run, by sample
+
+
 def _walk(root: Path) -> tuple[list[Path], dict[str, list[str]]]:
     "The images in a folder, in those in it and in linked ones; what is left out, by the reason."
     found, left, entered, suffixes = [], {}, set(), _suffixes()
@@ -341,6 +357,10 @@ def _walk(root: Path) -> tuple[list[Path], dict[str, list[str]]]:
                 entries = sorted((e for e in them if e.name not in _JUNK), key=lambda e: e.name)
         except OSError as e:
             left.setdefault("unreadable", []).append(f"{name}: {e.strerror}")
+            continue
+        names = {e.name for e in entries}
+        if folder != root and any(made <= names for made in _MADE):
+            left.setdefault("made by a run, or by sample", []).append(name)
             continue
         for e in entries:
             if reason := _why_not(e, suffixes): left.setdefault(reason[0], []).append(reason[1])

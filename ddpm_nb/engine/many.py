@@ -93,7 +93,7 @@ def settings_in(folder: Path) -> dict[str, Any] | None:
 def _open(folder: Path, n: int, settings: dict[str, Any]) -> None:
     "See that the folder is for these images, and say in it which they are. ValueError if not."
     there = settings_in(folder)
-    if there is None:
+    if there is None or not any(p.stat().st_size for p in folder.glob("*.png")):
         with replacing(folder / "settings.json") as part:
             part.write_text(json.dumps(settings, indent=1) + "\n")
     elif differ := differences(*(_settling(values) for values in (there, settings))):
@@ -200,7 +200,7 @@ def read_back(folder: Path,
         for i in indices:
             try:
                 with Image.open(place_of(folder, i)) as im: pixels.append(np.array(im))
-            except OSError:
+            except (OSError, SyntaxError, ValueError):
                 raise ValueError(f"{place_of(folder, i)} is missing or damaged: delete it, and "
                                  f"repeat the command that made it") from None
         x = torch.from_numpy(np.stack(pixels))

@@ -9,8 +9,10 @@ __all__ = ['sample_quality']
 import hashlib
 import re
 import tempfile
+import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,6 +97,14 @@ def _content(images: Tensor | Images) -> str | None:
     return f"{zlib.crc32(repr((tuple(images.shape), files)).encode()):08x}"
 
 
+@contextmanager
+def _or_told(path: Path) -> Iterator[None]:
+    "What cannot be kept is told, and used all the same."
+    try: yield
+    except OSError as e:
+        warnings.warn(f"{path} cannot be written ({e.strerror or e}): not kept", stacklevel=4)
+
+
 def reference_statistics(extractor: Extractor,       # named after its weights, too
                          images: Tensor | Images,    # uint8 (N, C, H, W)
                          name: str,                  # of the images, for a reader of the folder
@@ -112,7 +122,7 @@ def reference_statistics(extractor: Extractor,       # named after its weights, 
     else: return Statistics(kept["mean"], kept["covariance"], int(kept["count"]), extractor.name)
     from safetensors.torch import save
     s = measured()
-    with replacing(path) as part:
+    with _or_told(path), replacing(path) as part:
         part.write_bytes(save({"mean": s.mean, "covariance": s.covariance,
                                "count": torch.tensor(s.count)}))
     return s

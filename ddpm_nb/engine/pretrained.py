@@ -373,9 +373,10 @@ def load_pretrained(name: str | Path,              # a folder, a packaged model,
 def _find(name: str | Path, revision: str | None, cache_dir: str | Path | None,
           local_files_only: bool) -> Path:
     "The folder on this disk that holds the model, downloaded if need be."
-    folder = user_path(name)
-    if folder.is_dir(): return folder
-    if str(name) in packaged(): return _ASSETS / str(name)
+    folder, ours = user_path(name), str(name) in packaged()
+    model = any((folder / part).exists() for part in ("model_index.json", "config.json", "unet"))
+    if folder.is_dir() and (model or not ours): return folder     # "digits" may hold digits, too
+    if ours: return _ASSETS / str(name)
     if isinstance(name, Path) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise FileNotFoundError(
             f"there is no folder {str(name)!r}; expected a folder, a packaged model "
@@ -534,8 +535,9 @@ def _checked_weights(path: Path, state: dict[str, Any], expected: dict[str, Tens
         if value.shape != want.shape:
             raise ValueError(f"{where} has shape {tuple(value.shape)}, the config says "
                              f"{tuple(want.shape)}")
-        if not value.is_floating_point():
-            raise ValueError(f"{where} has dtype {value.dtype}, floating point was expected")
+        if not (value.is_floating_point() and value.itemsize > 1):
+            raise ValueError(f"{where} has dtype {value.dtype}, floating point of 16 bits or more "
+                             f"was expected")
         if not value.isfinite().all(): raise ValueError(f"{where} is not finite")
     return {k: v.float() for k, v in state.items()}
 
