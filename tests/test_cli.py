@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -1159,12 +1160,16 @@ def test_a_saved_model_has_no_last_weights(capsys):
     fails(capsys, ["sample", "digits", "--weights", "last"], "leave --weights out")
 
 
-def test_the_last_lines_of_a_training_are_true(tmp_path, capsys):
+def test_the_last_lines_of_a_training_are_true(tmp_path, capsys, monkeypatch):
     "Of few updates there is no curve of the loss; a folder with a space can be gone on with."
     words = tiny("--out", str(tmp_path / "my run"))
     assert main([*words, "log_every=25"]) == 0
     out = capsys.readouterr().out
     assert "loss_by_t.png how it learnt" in out and not (tmp_path / "my run/loss.png").exists()
+    monkeypatch.setattr(runs.Trainer, "train", lambda self: setattr(self, "stopped_by", "SIGINT"))
+    assert main(tiny("--out", str(tmp_path / "your run"))) == 130
+    said = capsys.readouterr().err.rpartition("go on with: ")[2]
+    assert shlex.split(said) == ["ddpm-nb", "train", "--resume", str(tmp_path / "your run")]
 
 
 @pytest.mark.parametrize("text", ['{"train": []}', '{"unet": 3}', "[]"])

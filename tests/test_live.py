@@ -15,7 +15,7 @@ from test_site import BUILD, DOCS, ROOT, WITHOUT_BROWSER, url
 from browser import browser
 from ddpm_nb import GaussianDiffusion, Mixture, NoiseSchedule, load_pretrained
 from ddpm_nb import objective, sampling, schedules
-from ddpm_nb.data import digits, to_model
+from ddpm_nb.data import digits, swiss_roll, to_model
 
 live = BUILD.live
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in str(p))
@@ -245,10 +245,16 @@ def test_particles_are_led_by_the_exact_score(console, name):
     "The ideal denoiser of chapter 4, in Python, leads them to the same places."
     found = console.js(f'[ddpm.MIXTURES["{name}"].centres, ddpm.MIXTURES["{name}"].std]')
     mixture = Mixture(torch.tensor(found[0], dtype=torch.float64), found[1])
-    for made in (Mixture.ring(), Mixture.grid()):      # the same as those of chapter 7
-        if len(made.means) == len(mixture.means):
-            assert made.std == mixture.std
-            assert torch.cdist(made.means.double(), mixture.means).min(1).values.max() < 1e-6
+    if name == "swiss roll":                           # the same as those of chapter 7
+        bare = swiss_roll(20_000, torch.Generator().manual_seed(0), 0.0).double()
+        apart = torch.cdist(mixture.means, bare)
+        assert mixture.std == 0.05 and apart.min(1).values.max() < 0.01
+        assert apart.min(0).values.max() < 0.07
+    else:
+        made = {"ring": Mixture.ring, "grid": Mixture.grid}[name]()
+        apart = torch.cdist(made.means.double(), mixture.means)
+        assert made.std == mixture.std and len(made.means) == len(mixture.means)
+        assert max(apart.min(0).values.max(), apart.min(1).values.max()) < 1e-6
     d = GaussianDiffusion(NoiseSchedule.linear(), decoder="gaussian")
     g = torch.Generator().manual_seed(3)
     x = torch.randn(20, 2, generator=g)
@@ -406,6 +412,7 @@ def test_weights_that_do_not_come_are_said_to_be_missing_and_asked_for_again(pag
     page.call("Network.setBlockedURLs", urls=[])
     hand.click("button")
     hand.done(1)
+    assert "are missing" not in hand.js("part.innerText")
 
 
 @WITHOUT_BROWSER
@@ -435,6 +442,10 @@ def test_particles_walk_there_and_back_and_end_on_the_data(page):
     page.appearance("light")
     hand = Hand(page, "experiments/swiss_roll.html", "[data-live=particles]")
     hand.done(1)
+    out = torch.tensor(hand.js("part.state().states.map(o => [...o])")[-1]).view(-1, 2)
+    assert (out.mean(0).abs() < 5 / len(out)**0.5).all()          # eq. 2 ends in normal noise
+    assert ((out.var(0) - 1).abs() < 5 * (2 / len(out))**0.5).all()
+    assert hand.js("part.querySelector('[role=status]').textContent").strip()
     hand.click("button + button")         # back
     hand.done(2)
     states = hand.js("part.state().states.map(o => [...o])")

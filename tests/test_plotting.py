@@ -1,4 +1,5 @@
 """The figures: what is drawn is what was given, and each picture carries its description."""
+import contextlib
 import io
 import subprocess
 import sys
@@ -134,12 +135,25 @@ def test_a_curve_is_drawn_in_the_colour_of_its_name():
     assert near(scatter({"noise": cloud}, alpha=1), NOISE)
 
 
-def test_curves_take_their_own_x_logarithms_points_and_bands():
-    y = torch.linspace(1, 10, 20)
+def test_curves_take_their_own_x_logarithms_points_and_bands(monkeypatch):
+    y, real, drawn = torch.linspace(1, 10, 20), ddpm_nb.plotting.axes, []
+    @contextlib.contextmanager
+    def spy(*words, **options):
+        with real(*words, **options) as ax:
+            drawn.append(ax)
+            yield ax
+    monkeypatch.setattr(ddpm_nb.plotting, "axes", spy)
     picture = lines(y, {"a": y, "b": (y[::2], y[::2] ** 2)}, "x", "y", logx=True, logy=True,
                     points=["b"], dashed=["a"], bands={"a": (y * 0.9, y * 1.1)},
                     xlim=(1, 10), ylim=(0.5, 200))
     assert picture.array().shape == (340, 720, 3)
+    (ax,), (a, b) = drawn, drawn[0].lines
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert (ax.get_xlim(), ax.get_ylim()) == ((1, 10), (0.5, 200))
+    assert a.is_dashed() and not b.is_dashed()
+    assert b.get_marker() == "o" and b.get_linestyle() == "None"
+    assert np.allclose(b.get_xdata(), y[::2]) and np.allclose(b.get_ydata(), y[::2] ** 2)
+    assert len(ax.collections) == 1
     with pytest.raises(ValueError, match="no curve 'c'; there are 'a'"):
         lines(y, {"a": y}, "x", "y", points=["c"])
     with pytest.raises(ValueError, match=r"shape \(N, 2\)"): scatter({"a": torch.zeros(3, 3)})

@@ -77,7 +77,14 @@ function replace(place, label, ...children) {
 // Until the next time that the screen is drawn: the page stays in the reader's hand. A hidden page
 // is not drawn, so that a clock has to do.
 const nextFrame = () => new Promise(done => {
-  document.hidden ? setTimeout(done) : requestAnimationFrame(() => setTimeout(done));
+  if (document.hidden) { setTimeout(done); return; }
+  const go = () => {                // drawn, or hidden meanwhile
+    cancelAnimationFrame(frame);
+    document.removeEventListener("visibilitychange", go);
+    setTimeout(done);
+  };
+  const frame = requestAnimationFrame(go);
+  document.addEventListener("visibilitychange", go);
 });
 
 const still = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -669,13 +676,13 @@ function digits(place) {
   }
 
   async function sample() {
-    const mine = ++run;
+    const mine = ++run, named = seed.input.value;
     status.textContent = "The network is loaded, and draws.";
     let file = null;
     try { file = await network(); } catch (error) { status.textContent = error.message; return; }
     const { model, scheduler } = file, count = STEPS[steps.input.value];
     const d = diffusion(scheduler, count, spacing.input.value);
-    const randn = normals(+seed.input.value), began = performance.now();
+    const randn = normals(+named), began = performance.now();
     xs = [randn(SIDE * SIDE)]; guesses = [];
     times = [...d.schedule.timesteps].map(t => t + 1).reverse().concat(0);
     way.set(0, count);
@@ -692,7 +699,7 @@ function digits(place) {
       shown = performance.now();
     }
     const thumbnail = element("canvas", { width: SIDE, height: SIDE,
-      attributes: { role: "img", "aria-label": `the digit of seed ${seed.input.value}` } });
+      attributes: { role: "img", "aria-label": `the digit of seed ${named}` } });
     draw(thumbnail, xs.at(-1));
     made.prepend(thumbnail);
     while (made.children.length > 12) made.lastChild.remove();
@@ -720,11 +727,16 @@ function digits(place) {
 // A real digit, held out from training; the same with noise; and what the network makes of it.
 function guesses(place) {
   const clean = screen("x₀"), noisy = screen("xₜ"), guess = screen("x̂₀");
+  const status = element("p", { className: "live-status", attributes: { role: "status" } });
   let file = null, index = 0, seed = 0;
   const t = slider("t", { min: 1, max: 1000, value: 300 }, show);
 
   async function show() {
-    try { file ??= await network(); } catch (error) { guess.say(error.message); return; }
+    try { file ??= await network(); } catch (error) {
+      guess.say(error.message);
+      status.textContent = error.message;
+      return;
+    }
     const d = diffusion(file.scheduler), i = t.input.value - 1;
     const shown = bytes(file.digits).subarray(index * SIDE * SIDE, (index + 1) * SIDE * SIDE);
     const x0 = Float32Array.from(shown, v => v / 127.5 - 1);
@@ -733,6 +745,8 @@ function guesses(place) {
     draw(noisy.canvas, x);
     draw(guess.canvas, x0Hat);
     noisy.say(`with noise: xₜ, t = ${i + 1}`);
+    guess.say("x̂₀: the network's guess");
+    status.textContent = "";
     place.state = () => ({ x0, x, x0Hat });
     place.dataset.done = +(place.dataset.done ?? 0) + 1;
   }
@@ -745,7 +759,7 @@ function guesses(place) {
   });
   const noise = button("Other noise", () => { seed++; return show(); });
   replace(place, "A digit, with noise, and the network's guess of it",
-          pictures(clean, noisy, guess), t, row(other, noise));
+          pictures(clean, noisy, guess), t, row(other, noise), status);
   new IntersectionObserver((seen, watch) => {       // nothing is loaded before it can be seen
     if (seen.some(o => o.isIntersecting)) { watch.disconnect(); show(); }
   }).observe(place);
@@ -840,6 +854,7 @@ function ground(mixture) {
 
 function particles(place) {
   const plane = picture(SIZE, SIZE, ""), pen = plane.canvas.getContext("2d");
+  const status = element("p", { className: "live-status", attributes: { role: "status" } });
   const grid = element("canvas", { width: CELLS, height: CELLS });
   const whole = diffusion(PAPER), randn = normals(1);
   let states = [], times = [], drawn = {}, back = false, run = 0, film = 0;
@@ -907,6 +922,7 @@ function particles(place) {
       show(k);
       await nextFrame();
     }
+    status.textContent = plane.querySelector("figcaption").textContent;
     place.dataset.done = mine;
   }
 
@@ -915,7 +931,7 @@ function particles(place) {
     return compute();
   });
   replace(place, "Particles in the plane, under the exact score",
-          plane, way, row(walk(false), walk(true)), row(data, steps, eta, spacing));
+          plane, way, row(walk(false), walk(true)), row(data, steps, eta, spacing), status);
   place.state = () => ({ states, times });
   compute();
 }

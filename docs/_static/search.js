@@ -67,7 +67,9 @@ function search(text, most = 30) {
   const found = new Map();
   queries(text).forEach((query, i) => {
     for (const entry of SEARCH_INDEX) {
-      const value = score(entry, query) * (i ? 0.9 : 1);
+      const points = score(entry, query);
+      if (!points) continue;
+      const value = (points > 0 ? points : Math.exp(points) / 2) * (i ? 0.9 : 1);   // last, but there
       if (value > (found.get(entry)?.value || 0)) found.set(entry, { entry, value, query });
     }
   });

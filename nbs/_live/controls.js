@@ -71,7 +71,14 @@ export function replace(place, label, ...children) {
 // Until the next time that the screen is drawn: the page stays in the reader's hand. A hidden page
 // is not drawn, so that a clock has to do.
 export const nextFrame = () => new Promise(done => {
-  document.hidden ? setTimeout(done) : requestAnimationFrame(() => setTimeout(done));
+  if (document.hidden) { setTimeout(done); return; }
+  const go = () => {                // drawn, or hidden meanwhile
+    cancelAnimationFrame(frame);
+    document.removeEventListener("visibilitychange", go);
+    setTimeout(done);
+  };
+  const frame = requestAnimationFrame(go);
+  document.addEventListener("visibilitychange", go);
 });
 
 export const still = () => matchMedia("(prefers-reduced-motion: reduce)").matches;

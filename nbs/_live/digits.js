@@ -75,13 +75,13 @@ export function digits(place) {
   }
 
   async function sample() {
-    const mine = ++run;
+    const mine = ++run, named = seed.input.value;
     status.textContent = "The network is loaded, and draws.";
     let file = null;
     try { file = await network(); } catch (error) { status.textContent = error.message; return; }
     const { model, scheduler } = file, count = STEPS[steps.input.value];
     const d = diffusion(scheduler, count, spacing.input.value);
-    const randn = normals(+seed.input.value), began = performance.now();
+    const randn = normals(+named), began = performance.now();
     xs = [randn(SIDE * SIDE)]; guesses = [];
     times = [...d.schedule.timesteps].map(t => t + 1).reverse().concat(0);
     way.set(0, count);
@@ -98,7 +98,7 @@ export function digits(place) {
       shown = performance.now();
     }
     const thumbnail = element("canvas", { width: SIDE, height: SIDE,
-      attributes: { role: "img", "aria-label": `the digit of seed ${seed.input.value}` } });
+      attributes: { role: "img", "aria-label": `the digit of seed ${named}` } });
     draw(thumbnail, xs.at(-1));
     made.prepend(thumbnail);
     while (made.children.length > 12) made.lastChild.remove();
@@ -126,11 +126,16 @@ export function digits(place) {
 // A real digit, held out from training; the same with noise; and what the network makes of it.
 export function guesses(place) {
   const clean = screen("x₀"), noisy = screen("xₜ"), guess = screen("x̂₀");
+  const status = element("p", { className: "live-status", attributes: { role: "status" } });
   let file = null, index = 0, seed = 0;
   const t = slider("t", { min: 1, max: 1000, value: 300 }, show);
 
   async function show() {
-    try { file ??= await network(); } catch (error) { guess.say(error.message); return; }
+    try { file ??= await network(); } catch (error) {
+      guess.say(error.message);
+      status.textContent = error.message;
+      return;
+    }
     const d = diffusion(file.scheduler), i = t.input.value - 1;
     const shown = bytes(file.digits).subarray(index * SIDE * SIDE, (index + 1) * SIDE * SIDE);
     const x0 = Float32Array.from(shown, v => v / 127.5 - 1);
@@ -139,6 +144,8 @@ export function guesses(place) {
     draw(noisy.canvas, x);
     draw(guess.canvas, x0Hat);
     noisy.say(`with noise: xₜ, t = ${i + 1}`);
+    guess.say("x̂₀: the network's guess");
+    status.textContent = "";
     place.state = () => ({ x0, x, x0Hat });
     place.dataset.done = +(place.dataset.done ?? 0) + 1;
   }
@@ -151,7 +158,7 @@ export function guesses(place) {
   });
   const noise = button("Other noise", () => { seed++; return show(); });
   replace(place, "A digit, with noise, and the network's guess of it",
-          pictures(clean, noisy, guess), t, row(other, noise));
+          pictures(clean, noisy, guess), t, row(other, noise), status);
   new IntersectionObserver((seen, watch) => {       // nothing is loaded before it can be seen
     if (seen.some(o => o.isIntersecting)) { watch.disconnect(); show(); }
   }).observe(place);

@@ -26,6 +26,7 @@ function ground(mixture) {
 
 export function particles(place) {
   const plane = picture(SIZE, SIZE, ""), pen = plane.canvas.getContext("2d");
+  const status = element("p", { className: "live-status", attributes: { role: "status" } });
   const grid = element("canvas", { width: CELLS, height: CELLS });
   const whole = diffusion(PAPER), randn = normals(1);
   let states = [], times = [], drawn = {}, back = false, run = 0, film = 0;
@@ -93,6 +94,7 @@ export function particles(place) {
       show(k);
       await nextFrame();
     }
+    status.textContent = plane.querySelector("figcaption").textContent;
     place.dataset.done = mine;
   }
 
@@ -101,7 +103,7 @@ export function particles(place) {
     return compute();
   });
   replace(place, "Particles in the plane, under the exact score",
-          plane, way, row(walk(false), walk(true)), row(data, steps, eta, spacing));
+          plane, way, row(walk(false), walk(true)), row(data, steps, eta, spacing), status);
   place.state = () => ({ states, times });
   compute();
 }

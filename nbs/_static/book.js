@@ -8,13 +8,20 @@ document.addEventListener("DOMContentLoaded", () => {
     button.setAttribute("aria-label", "Copy this code");
     button.onclick = async () => {
       const text = block.querySelector("pre").innerText;
+      let done = true;
       try { await navigator.clipboard.writeText(text); }
       catch {  // a page opened from disk may lack the clipboard interface
         const area = Object.assign(document.createElement("textarea"), { value: text });
-        document.body.append(area); area.select(); document.execCommand("copy"); area.remove();
+        document.body.append(area); area.select();
+        done = document.execCommand("copy");
+        area.remove(); button.focus();
       }
-      button.textContent = "copied";
-      setTimeout(() => { button.textContent = "copy"; }, 1500);
+      const say = (shown, said) => {
+        button.textContent = shown;
+        button.setAttribute("aria-label", said);
+      };
+      say(...Array(2).fill(done ? "copied" : "not copied"));
+      setTimeout(() => say("copy", "Copy this code"), 1500);
     };
     block.append(button);
   }

@@ -39,6 +39,7 @@ document.addEventListener("DOMContentLoaded", () => {
     const { equations, words } = await hints();
     if (!(key in equations || key in words)) return false;
     if (wanted !== link) return true;                // the reader has gone on
+    if (finger) tip.setAttribute("aria-live", "polite"); else tip.removeAttribute("aria-live");
     if (key in equations) tip.textContent = `\\[${equations[key]}\\]`; else tip.innerHTML = words[key];
     tip.className = "tex2jax_process" + (key in equations ? " equation" : "");
     shown = link;
