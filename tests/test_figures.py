@@ -279,16 +279,16 @@ def test_the_script_estimates_the_sums_of_all_terms(bench, monkeypatch):
 
 
 def test_the_scripts_errors_are_how_far_its_estimates_scatter(bench, monkeypatch):
-    "240 runs, each of 25 images of its own: 23 % is five deviations of a spread of so many."
+    "60 runs, each of 100 images of its own: 45 % is five deviations of a spread of so many."
     d, runs = GaussianDiffusion(NoiseSchedule.linear(T=100)), []
-    for seed in range(240):
-        scale = torch.rand(25, 1, 1, 1, generator=gen(seed))
-        x0 = (scale * torch.rand(25, 3, 8, 8, generator=gen(1000 + seed))).mul(255).round()
+    for seed in range(60):
+        scale = torch.rand(100, 1, 1, 1, generator=gen(seed))
+        x0 = (scale * torch.rand(100, 3, 8, 8, generator=gen(1000 + seed))).mul(255).round()
         runs.append(measured(bench, monkeypatch, d, x0 / 127.5 - 1, 2000 + seed))
     for key in (lambda r: r["total"], lambda r: r["distortion"], lambda r: r["rows"][0]["rate"],
                 lambda r: r["rows"][3]["rmse"]):
         values, errors = torch.tensor([key(r) for r in runs]).T
-        assert abs(values.std() / errors.square().mean().sqrt() - 1) < 0.23
+        assert abs(values.std() / errors.square().mean().sqrt() - 1) < 0.45
 
 
 def test_the_records_are_of_todays_packaged_weights(bench):

@@ -55,7 +55,7 @@ def _unbraced(tex):
 
 def _plain(tex):
     "A formula in a line as one would type it: x_0, β_t, L_t-1."
-    tex = re.sub(r"\\\||\\[lr]Vert\b", "‖", re.sub(_LOOKS, "", tex))
+    tex = re.sub(r"\\\||\\[lr]Vert(?![a-zA-Z])", "‖", re.sub(_LOOKS, "", tex))
     tex = _unbraced(re.sub(r"\\[()\[\],;:!]|\\q?quad\b|\$", "", tex))
     accent = lambda m: re.sub(r"\\(\w+)", _sign, m[2]) + _ACCENTS[m[1]]
     tex = re.sub(r"\\(bar|hat|tilde)\s*(\\[a-zA-Z]+|\S)", accent, tex)

@@ -28,7 +28,7 @@ export function plot(title, curves, { range, ticks, log = false, names = TOP + 1
   Object.entries(curves).forEach(([name, { y, color }], i) => {
     const path = Array.from(y, (v, k) => `${px(k + 1).toFixed(1)} ${py(v).toFixed(1)}`);
     parts.push(`<path d="M${path.join("L")}" stroke="${color}" stroke-width="1.8" fill="none"/>`);
-    const at = names + 14 * i;       // its name in black: the curve's colour is too pale for letters
+    const at = names + 14 * i;       // its name is black: the curve's colour is too pale to read
     parts.push(line(WIDTH - RIGHT - 14, at - 4, WIDTH - RIGHT, at - 4, color, 1.8));
     parts.push(text(WIDTH - RIGHT - 19, at, name, "end"));
   });
