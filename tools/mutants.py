@@ -239,8 +239,7 @@ faults(
     ("state.ema.update(net, step)", "pass", "wired"),
     ("EMA(net, config.ema_decay, config.ema_warmup)", "EMA(net, 0.5, config.ema_warmup)", "wired"),
     ("EMA(net, config.ema_decay, config.ema_warmup)", "EMA(net, config.ema_decay)", "wired"),
-    ("min(self.decay, (1 + step) / (10 + step))", "min(self.decay, (1 + step) / (11 + step))",
-     "wired"),
+    ("(1 + (step or 0)) / (10 + (step or 0))", "(1 + (step or 0)) / (11 + (step or 0))", "wired"),
     ("[*model.parameters()], 1 - decay)", "[*model.parameters()], decay)", "wired"),
     ("mine.copy_(theirs)", "pass", "wired::the_averages_buffers_are_the_networks_own"),
     ("copy.deepcopy(model).eval()", "copy.deepcopy(model)", "training"),
@@ -273,7 +272,7 @@ faults(
     "engine/runs.py",
     ("a.backward(of_part.mean() / self.parts)", "a.backward(of_part.mean())", "wired"),
     ("v.chunk(self.parts)", "v.chunk(1)", "wired"),
-    ("self.diffusion.sample(self.ema.model,", "self.diffusion.sample(self.model,",
+    ("_labelled(self.ema.model,", "_labelled(self.model,",
      "wired::grids_and_samples_are_of_the_averaged_weights_and_the_sampler"),
     ("config.batch_size, config.seed, config.flip,", "config.batch_size, 0, config.flip,",
      "wired"),
@@ -385,7 +384,7 @@ faults(
 
 faults(
     "engine/images.py",
-    ("_in_8_bits(ImageOps.exif_transpose(f), channels)", "_in_8_bits(f, channels)",
+    ("_in_8_bits(_upright(f), channels)", "_in_8_bits(f, channels)",
      "wired::an_image_keeps_its_colours_and_which_way_is_up"),
     (".permute(2, 0, 1)", ".permute(2, 1, 0)",
      "wired::an_image_keeps_its_colours_and_which_way_is_up"),
@@ -476,7 +475,7 @@ faults(
     "evaluation.py",
     ("total = total + (high - low) * term", "total = total + term",
      "evaluation::the_cheap_estimate_is_the_bound_on_average_over_all_it_could_have_drawn"),
-    ("torch.randint(low, high, (count,)", "torch.randint(low, max(high - 1, low + 1), (count,)",
+    ("torch.randint(low, high, (n,)", "torch.randint(low, max(high - 1, low + 1), (n,)",
      "evaluation::the_drawn_steps_are_uniform_and_reach_both_ends"),
     ("scatter.cpu() / max(n - 1, 1)", "scatter.cpu() / n",
      "evaluation::statistics_are_numpys_also_over_several_parts"),
@@ -625,7 +624,7 @@ faults(
      "sampling::a_guess_goes_along_by_no_more_than_the_width"),
     ("            if clip: x0 = x0.clamp(-1, 1)", "            pass",
      "sampling::a_guess_that_goes_along_stays_in_the_range_if_guesses_are_clipped"),
-    ("    if start < 5: width = None", "    if start < 1: width = None",
+    ("    if d.T < 6: width = None", "    if d.T < 2: width = None",
      "sampling::adams_in_very_few_steps_is_as_near_as_ddim"))
 
 faults(
