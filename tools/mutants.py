@@ -690,8 +690,6 @@ faults(
      "runs::what_a_run_draws_and_measures_is_in_its_own_precision"),
     ("    if b.labels is not None: data[", "    if False: data[",
      "runs::a_run_that_is_resumed_on_other_labels_is_refused"),
-    ("except (OSError, ValueError, ArithmeticError,", "except (OSError,",
-     "runs::samples_that_fail_cost_no_checkpoint"),
     ("    return {name: load(data) for name, data in files.items()}, state",
      "    try: return {name: load(data) for name, data in files.items()}, state\n"
      "    except ValueError as e: raise ValueError(f\"{e}; delete it\")",
