@@ -546,14 +546,13 @@ def main() -> int:
     if a.weights is not None:
         put_weights(a)
         return 0
-    for name in a.again:
+    again = {*a.again}
+    if "train" in again:                 # another run; and what is measured is of the new one
+        shutil.rmtree(a.work / "run", ignore_errors=True)
+        again |= {"samples", "distance"}
+    for name in again:
         results.pop(name, None)
         (a.work / f"{name}.json").unlink(missing_ok=True)
-    if "train" in a.again:               # another run; and what is measured is of the new one
-        shutil.rmtree(a.work / "run", ignore_errors=True)
-        for name in ("samples", "distance"):
-            results.pop(name, None)
-            (a.work / f"{name}.json").unlink(missing_ok=True)
     for name, most in STEPS.items():
         if results.get(name, {}).get("status") in FINAL: continue
         if a.only and name not in a.only: continue

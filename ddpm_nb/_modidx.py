@@ -378,6 +378,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                 'ddpm_nb/engine/pretrained.py'),
                                            'ddpm_nb.engine.pretrained._find': ( 'engine/pretrained.html#_find',
                                                                                 'ddpm_nb/engine/pretrained.py'),
+                                           'ddpm_nb.engine.pretrained._holds_model': ( 'engine/pretrained.html#_holds_model',
+                                                                                       'ddpm_nb/engine/pretrained.py'),
                                            'ddpm_nb.engine.pretrained._is_1x1': ( 'engine/pretrained.html#_is_1x1',
                                                                                   'ddpm_nb/engine/pretrained.py'),
                                            'ddpm_nb.engine.pretrained._layer_names': ( 'engine/pretrained.html#_layer_names',

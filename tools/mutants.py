@@ -849,7 +849,7 @@ faults(
 
 faults(
     "engine/pretrained.py",
-    ("if folder.is_dir() and (model or not ours)", "if folder.is_dir()",
+    ("if folder.is_dir() and (_holds_model(folder) or not ours)", "if folder.is_dir()",
      "cli::a_folder_of_a_packaged_models_name_does_not_hide_it"))
 
 faults(

@@ -554,7 +554,7 @@ def _load_model(name: str,        # a run, one of its checkpoints, or what `load
                 device: str,      # where to put it
                ) -> tuple[UNet, GaussianDiffusion]:   # the network in eval mode, its diffusion
     "A trained model, wherever it is."
-    from ddpm_nb.engine.pretrained import load_pretrained, packaged
+    from ddpm_nb.engine.pretrained import _holds_model, load_pretrained, packaged
     from ddpm_nb.engine.runs import checkpoints, load_run
     from ddpm_nb.unet import UNet
     path = Path(name)
@@ -562,8 +562,7 @@ def _load_model(name: str,        # a run, one of its checkpoints, or what `load
         net, diffusion = load_run(path, averaged, device)
         assert isinstance(net, UNet)          # it makes no other by itself
         return net, diffusion
-    saved = any((path / part).is_file() for part in ("model_index.json", "config.json"))
-    if path.is_dir() and not saved and name not in packaged():
+    if path.is_dir() and not (_holds_model(path) or name in packaged()):
         raise ValueError(f"{name} is no run folder (it has no checkpoint), and no saved model "
                          f"either (it has no model_index.json)")
     if not averaged: raise ValueError(f"{name} has one set of weights: leave --weights out")

@@ -370,12 +370,17 @@ def load_pretrained(name: str | Path,              # a folder, a packaged model,
     return net.requires_grad_(True).to(memory_format=torch.channels_last).eval(), diffusion
 
 # %% ../../nbs/engine/pretrained.ipynb #196a9362
+def _holds_model(folder: Path) -> bool:
+    "Has a folder a saved model in it, as `save_pretrained` or diffusers leaves one?"
+    return any((folder / part).is_file() for part in ("model_index.json", "config.json"))
+
+
 def _find(name: str | Path, revision: str | None, cache_dir: str | Path | None,
           local_files_only: bool) -> Path:
     "The folder on this disk that holds the model, downloaded if need be."
     folder, ours = user_path(name), str(name) in packaged()
-    model = any((folder / part).exists() for part in ("model_index.json", "config.json", "unet"))
-    if folder.is_dir() and (model or not ours): return folder     # "digits" may hold digits, too
+    # "digits" may hold digits, too
+    if folder.is_dir() and (_holds_model(folder) or not ours): return folder
     if ours: return _ASSETS / str(name)
     if isinstance(name, Path) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise FileNotFoundError(

@@ -489,8 +489,7 @@ class _HeldOut:
         "Their mean loss, `batch` of them at a time."
         x0, t, noise, labels = self.parts
         def of(i: slice) -> Tensor:
-            model = net if labels is None else lambda x, t: net(x, t, labels[i])
-            return d.losses(model, x0[i], t[i], noise[i])
+            return losses_of(net, d, x0[i], t[i], noise[i], None if labels is None else labels[i])
         parts = [slice(i, i + batch) for i in range(0, len(x0), batch)]
         return torch.cat([of(part) for part in parts]).mean().item()
 
