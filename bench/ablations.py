@@ -79,7 +79,7 @@ def run(name: str, changes: dict, seed: int, a, held) -> dict:
     place = a.out / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
     trainer = plan(changes, seed, a).trainer(place, progress=False)
     if checkpoints(place): trainer.resume()
-    begun = time.monotonic()
+    begun = time.monotonic() - trainer.seconds        # of the sittings before this one
     try:
         trainer.train()
         if trainer.stopped_by: raise KeyboardInterrupt
@@ -102,12 +102,12 @@ def words() -> argparse.Namespace:
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--record", type=Path, default=RECORD, help="where rows and samples go")
     p.add_argument("--out", type=Path, default=ROOT / "runs/ablations", help="where runs are kept")
-    p.add_argument("--steps", type=int, default=2000, help="updates of each run")
+    p.add_argument("--steps", type=int, default=1000, help="updates of each run")
     p.add_argument("--batch", type=int, default=32)
     p.add_argument("--lr", type=float, default=6e-4)
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--held-out", type=int, default=256, help="test images for bits/dim")
-    p.add_argument("--samples", type=int, default=1024, help="samples for the distance")
+    p.add_argument("--samples", type=int, default=512, help="samples for the distance")
     p.add_argument("--sample-steps", type=int, default=50, help="of algorithm 2, each")
     p.add_argument("--chunk", type=int, default=128, help="samples drawn at once")
     p.add_argument("--distances", action="store_true",
@@ -161,6 +161,10 @@ def main() -> None:
         add_distances(rows, a)
         log.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return
+    sizes = ("steps", "batch", "lr", "samples", "sample_steps", "held_out")
+    if other := [row for row in rows if any(row[k] != getattr(a, k) for k in sizes)]:
+        raise SystemExit(f"{log} has {len(other)} runs of other sizes: give theirs, or another "
+                         "--record")
     done = {(row["name"], row["seed"]) for row in rows}
     held = cifar10(train=False)[0][:a.held_out]
     for seed in range(a.seeds):

@@ -128,8 +128,11 @@ def loss_by_t(model, d, images, bins: int = 20, batch: int = 100) -> dict:
             found.append((guess - x0).double().square().flatten(1).mean(1) * snr[t_])
     losses, order = torch.cat(found).cpu(), t.argsort()
     means = lambda v: [part.double().mean().item() for part in v[order].tensor_split(bins)]
+    # t is spread, not drawn: two neighbours differ by images and noise alone
+    pairs = losses[order][:n // 2 * 2].view(-1, 2)
+    error = (pairs[:, 0] - pairs[:, 1]).square().sum().sqrt().item() / n
     return dict(images=n, mean=losses.mean().item(), t=means(t), by_t=means(losses),
-                standard_error=losses.std().item() / math.sqrt(n))
+                standard_error=error)
 
 
 def drawn(model, d, count: int, batch: int = 125, seed: int = 0,
@@ -164,6 +167,12 @@ def stage(a):
     from ddpm_nb import load_pretrained
     from ddpm_nb.engine.recipes import recipe
     from ddpm_nb.engine.runs import checkpoints, load_run
+    asked, now = a.run / "stage.json", json.loads(json.dumps(vars(a), default=str))
+    if checkpoints(a.run) and asked.is_file():     # what a checkpoint does not know is known here
+        was = json.loads(asked.read_text())
+        if differ := [k for k in ("start", "optimizer", "times") if was[k] != now[k]]:
+            raise SystemExit(f"{a.run} was begun with other words: " + ", ".join(
+                f"--{k} {was[k]}, not {now[k]}" for k in differ))
     r = recipe("cifar10", "small").replace(
         steps=a.updates, batch_size=a.batch, lr=a.lr, warmup=a.warmup,
         cooldown=int(a.fall * a.updates), ema_decay=a.ema, ema_warmup=True, compile=a.compile,
@@ -180,8 +189,9 @@ def stage(a):
         plain, d.losses = d.losses, lambda net, x0, t, noise: plain(net, x0, where[t], noise)
     if a.optimizer == "muon":
         run.state.optimizer = run.accelerator.prepare(Muon(run.model.parameters(), a.lr))
-    if run.main: (a.run / "stage.json").write_text(json.dumps(vars(a), default=str) + "\n")
-    return run.resume() if checkpoints(a.run) else run
+    if checkpoints(a.run): run.resume()
+    if run.main: asked.write_text(json.dumps(now) + "\n")
+    return run
 
 
 def words(given: list[str] | None = None) -> argparse.Namespace:

@@ -24,6 +24,7 @@ import json
 import math
 import shutil
 import statistics
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -71,13 +72,16 @@ def stages(run: Path) -> list[Path]:
 def state_of(run: Path) -> tuple[dict, dict]:
     "The state of a run's newest checkpoint; its config, by short names."
     from ddpm_nb.engine.runs import checkpoints, read_checkpoint
-    _, state = read_checkpoint(checkpoints(run)[-1], only=("none",))
+    _, state = read_checkpoint(checkpoints(run)[-1], only=())
     return state, {k.removeprefix("train."): v for k, v in state["config"].items()}
 
 
-def lines(run: Path) -> list[dict]:
-    "The log."
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+def lines(run: Path, seconds: float) -> list[dict]:
+    "The log, up to so many seconds of the run's clock; a line that is not whole is none."
+    rows = []
+    for line in (run / "log.jsonl").read_text().splitlines():
+        with suppress(ValueError): rows.append(json.loads(line))
+    return [row for row in rows if row["seconds"] <= seconds]
 
 
 def worked(run: Path, seconds: float) -> float:
@@ -87,7 +91,8 @@ def worked(run: Path, seconds: float) -> float:
     between two lines of the log that took more than twice the usual time counts as a usual one.
     The first stands as it is: it has the compiling.
     """
-    took = [after - before for before, after in pairwise([0, *(r["seconds"] for r in lines(run))])]
+    clock = [0, *(row["seconds"] for row in lines(run, seconds))]
+    took = [after - before for before, after in pairwise(clock)]
     if len(took) < 3: return seconds
     usual = statistics.median(took)
     return seconds - sum(s - usual for s in took[1:] if s > 2 * usual)
@@ -282,7 +287,8 @@ def whole(a) -> None:
         images=sum(s["images"] for s in made), hours=sum(s["hours"] for s in made),
         hardware=a.hardware, code=state["code"], torch=state["torch"], stages=made,
         weights=sum(v.numel() for v in net.parameters()), unet=net.config.to_dict(),
-        diffusion=[d.prediction, d.variance], log=thin(lines(a.run)), **measure(net, d, a))
+        diffusion=[d.prediction, d.variance],
+        log=thin(lines(a.run, state_of(a.run)[0]["seconds"])), **measure(net, d, a))
     (a.record / "record.json").write_text(json.dumps(record, indent=1) + "\n")
     if a.package:
         (place / "README.md").write_text(card(record))

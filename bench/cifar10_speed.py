@@ -37,7 +37,8 @@ def trainer_of(kind: str, batch: int):
     images = torch.randint(0, 256, (512, 3, 32, 32), dtype=torch.uint8)
     plan = recipe("cifar10", "small").replace(
         batch_size=batch, precision=kind[:4], compile="compiled" in kind)
-    trainer = Trainer(plan.network(), plan.process(), images, plan.train, progress=False)
+    trainer = Trainer(plan.network(), plan.process(), images, plan.train, device="cpu",
+                      progress=False)
     start = time.monotonic()
     for _ in range(2): trainer.update()
     print(f"{kind}: ready after {time.monotonic() - start:.0f} s", flush=True)

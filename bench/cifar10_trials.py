@@ -104,7 +104,6 @@ def run(name: str, start: dict, changes: dict, images: int, out: Path, held) -> 
         name=name, images=images, weights=sum(p.numel() for p in trainer.model.parameters()),
         **changes, steps=steps, train_loss=trainer.history[-1]["loss"],
         held_out=losses.mean().item(), last=last.mean().item(),
-        standard_error=(losses.std() / len(losses) ** 0.5).item(),
         seconds=round(wall, 1), cpu_seconds=round(cpu, 1),
         images_per_cpu_second=made / max(cpu, 1e-9), losses=[round(v, 6) for v in losses.tolist()])
 
@@ -159,7 +158,7 @@ def main() -> None:
             with open(log, "a") as f: f.write(json.dumps(rows[-1]) + "\n")
             shown = {k: v for k, v in rows[-1].items() if k != "losses"}
             print(json.dumps(shown), flush=True)
-    table([r for r in rows if r["images"] == a.images])
+    table([r for r in rows if r["images"] == a.images and r["name"] in SETS[a.of][1]])
 
 
 if __name__ == "__main__":

@@ -308,7 +308,7 @@ def _timed(f, seconds: float) -> float:  # seconds a call, the least of three
 
 
 DTYPES = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-FORMS = {"eager": None, "compiled": {}, "graphs": dict(mode="reduce-overhead")}
+FORMS = {"eager": None, "compiled": dict(mode="default"), "graphs": dict(mode="reduce-overhead")}
 
 
 def _product(a, precision: str) -> float:  # operations a second
@@ -380,7 +380,8 @@ def rates(a: argparse.Namespace, notes: Notes) -> None:
     work = notes["operations of an image, forward"] = counter.get_total_flops()
     order = [(p, "eager", "ours") for p in ("bf16", "fp16", "tf32", "fp32")]
     order += [("bf16", "eager", "diffusers"), ("bf16", "compiled", "ours"),
-              ("bf16", "compiled", "diffusers"), ("bf16", "graphs", "ours")]
+              ("bf16", "compiled", "diffusers"), ("bf16", "graphs", "ours"),
+              ("bf16", "graphs", "diffusers")]
     order += [(p, form, "ours") for p in ("fp16", "tf32", "fp32") for form in [*FORMS][1:]]
     if a.dry_run: order = [("fp32", "eager", "ours"), ("bf16", "eager", "diffusers")]
     for precision, form, who in order:
@@ -546,12 +547,12 @@ def main() -> int:
     if a.weights is not None:
         put_weights(a)
         return 0
-    again = {*a.again}
+    again = {*a.again} | ({"samples", "distance"} if "train" in a.again else set())
+    for name in again: results.pop(name, None)
+    if again: write(results.path, results)        # before anything is deleted
     if "train" in again:                 # another run; and what is measured is of the new one
         shutil.rmtree(a.work / "run", ignore_errors=True)
-        again |= {"samples", "distance"}
     for name in again:
-        results.pop(name, None)
         (a.work / f"{name}.json").unlink(missing_ok=True)
     for name, most in STEPS.items():
         if results.get(name, {}).get("status") in FINAL: continue
@@ -564,7 +565,8 @@ def main() -> int:
         print(f"{name}: {results[name]['status']}, {results[name]['seconds']} s", flush=True)
         if results[name]["status"] not in FINAL: break
     done = all(results.get(name, {}).get("status") in FINAL for name in STEPS)
-    print(f"all is done, in {a.out}" if done else "not all is done: the same command goes on")
+    goes_on = "the same command goes on" + (", without --again" if again else "")
+    print(f"all is done, in {a.out}" if done else f"not all is done: {goes_on}")
     return 0
 
 

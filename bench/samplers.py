@@ -142,7 +142,10 @@ def entry_of(record: dict, name: str, what: dict) -> dict:
     "A problem's rows; those that were measured on something else are dropped."
     there = record.get(name, {})
     if any(there.get(key) != value for key, value in what.items()):
-        if there: print(f"{name}: the rows that are there are of something else, and go")
+        if there and there.get("model") == what.get("model"):
+            raise SystemExit(f"{name}: the rows that are there are of other numbers of samples or "
+                             "evaluations: give another --out")
+        if there: print(f"{name}: the rows that are there are of another model, and go")
         record[name] = {**what, "rms": {}, "median": {}}
     return record[name]
 
@@ -244,7 +247,7 @@ def waver(guesses) -> list[float]:      # (n, ...), n times in order -> (n / 2,)
     "The power of the guesses' wavering at 1, 2, ... periods in n, what a polynomial has taken out."
     n = len(guesses)
     smooth = torch.linspace(-1, 1, n, dtype=torch.float64)[:, None]**torch.arange(12)
-    basis, y = torch.linalg.qr(smooth)[0], guesses.flatten(1).double()
+    basis, y = torch.linalg.qr(smooth)[0], guesses.flatten(1).double().cpu()
     rest = (y - basis @ (basis.T @ y)) * torch.hann_window(n, dtype=torch.float64)[:, None]
     power = torch.fft.rfft(rest, dim=0).abs().square().mean(1)[1:]
     return [float(f"{v:.3g}") for v in (power / power.sum()).tolist()]
@@ -305,7 +308,8 @@ def times(a) -> None:
         truth = problem.ours("dpm++", a.truth, "between")
         for steps in a.budgets:
             at, schedule = fractional("log_snr", steps)
-            d = GaussianDiffusion(schedule, problem.d.prediction)
+            device = problem.noise.device
+            at, d = at.to(device), GaussianDiffusion(schedule, problem.d.prediction).to(device)
             told = problem.model
             exact = IdealDenoiser(d, MIXTURES[name], 0.08) if name in MIXTURES else (
                 lambda x, t: told(x, at.float()[t]))
@@ -321,7 +325,9 @@ def times(a) -> None:
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--problems", nargs="+", default=list(MANY), choices=list(MANY))
+    p.add_argument("--problems", nargs="+", choices=list(MANY),
+                   default=[name for name in MANY if name != "two spots"],
+                   help="(default: all but two spots)")
     p.add_argument("--n", type=int, help=f"samples (default: {MANY})")
     p.add_argument("--budgets", nargs="+", type=int, default=BUDGETS)
     p.add_argument("--only", nargs="+", help="these rows alone")

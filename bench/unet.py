@@ -174,9 +174,8 @@ def peak_bytes(step, device):
 def fast(name, net, device, frozen=False):
     "Compiled, one graph; `frozen` folds the weights into it, for sampling."
     options = {"fullgraph": True} | ({"options": {"freezing": True}} if frozen else {})
-    if name == "ours": return compiled(net, **options)
-    if device.type == "cuda": options["mode"] = "reduce-overhead"
-    return torch.compile(net, **options)
+    if device.type == "cuda" and not frozen: options["mode"] = "reduce-overhead"
+    return compiled(net, **options) if name == "ours" else torch.compile(net, **options)
 
 
 def no_grad_call(call, x, t):
@@ -205,7 +204,7 @@ class Table:
     "Measures and prints, a line for each network."
     def __init__(self, a, device, flops, n):
         self.batch, self.rounds, self.device = a.batch, a.rounds, device
-        self.flops, self.n = flops, n
+        self.flops, self.n, self.rate = flops, n, None     # of the products, once there is one
         self.clock = time.process_time if a.clock == "cpu" else time.perf_counter
         print(f"\n{'work':8} {'mode':9} {'precision':9} {'network':11} {'images/s':>9} {'best':>7} "
               f"{'of peak':>8} {'ours is':>9}")
@@ -294,7 +293,8 @@ def main():
             if "ddim" in works: table.lines("ddim", a.steps, sample, mode, precision)
             if "memory" in works: table.memory(train, mode, precision)
             torch._dynamo.reset()      # it counts what it compiled for this code, for any network
-            if (mode, precision, device.type) == ("compiled", "bf16", "cpu") and "frozen" in works:
+            if (mode, precision, device.type) == ("compiled", "bf16", "cpu") and (
+                    "frozen" in works and "ours" in nets):
                 # For sampling alone: weights in bf16, and folded into the compiled code.
                 weights, frozen = nets["ours"].state_dict(), {}
                 for k in [k for k in nets if k in ("ours", "diffusers")]:
@@ -303,8 +303,9 @@ def main():
                     frozen[k] = partial(no_grad_call, call, x.bfloat16(), t)
                 table.lines("frozen", 1, frozen, mode, precision)
                 torch._dynamo.reset()
-            print(f"{'matmul':8} {'':9} {precision:9} {n} x {n}: {table.rate / 1e9:,.0f} GFLOP/s\n",
-                  flush=True)
+            if table.rate:
+                print(f"{'matmul':8} {'':9} {precision:9} {n} x {n}: "
+                      f"{table.rate / 1e9:,.0f} GFLOP/s\n", flush=True)
 
 
 if __name__ == "__main__": main()

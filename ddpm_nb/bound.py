@@ -247,7 +247,7 @@ def variational_bound(process: ForwardProcess,      # the forward process
     process.check(x0, torch.zeros(B, dtype=torch.long, device=x0.device))
     if decoder == "discretized": _check_levels(x0)
     x0 = x0.to(torch.promote_types(x0.dtype, torch.float32))
-    chunk = chunk or max(1, 128 // max(B, 1))
+    chunk = chunk or max(1, 128 // B)
     vb, mse = torch.empty(2, B, T, dtype=x0.dtype, device=x0.device)
     for stop in tqdm(range(T, 0, -chunk), disable=not progress, desc="bits/dim"):
         now = range(max(0, stop - chunk), stop)

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .bound import _check_levels, discretized_gaussian_log_likelihood
+from .bound import _check_levels, _to_double, discretized_gaussian_log_likelihood
 from .bound import gaussian_log_likelihood
 from .data import to_model, to_uint8
 from .diffusion import _check_data, randn
 from .objective import ReverseProcess
-from .sampling import _checked_shape
+from .sampling import _at, _checked_shape
 from .schedules import whole_number
 
 # %% ../nbs/10_compression.ipynb #23fe2bcf
@@ -56,7 +56,7 @@ def choose(candidates: Tensor,        # drawn from p, shape (M, ...)
     "Minimal random coding, the sender's side: a candidate of p, chosen as if it were drawn from q."
     log_q = gaussian_log_likelihood(candidates, mean, log_variance / 2)
     log_p = gaussian_log_likelihood(candidates, p_mean, p_log_variance / 2)
-    weight = (log_q - log_p).double().flatten(1).sum(1).softmax(0)
+    weight = _to_double(log_q - log_p).flatten(1).sum(1).softmax(0)
     if generator: weight = weight.to(generator.device)      # where its numbers are drawn
     return int(torch.multinomial(weight, 1, generator=generator))
 
@@ -102,16 +102,18 @@ class Interval:
         return f"{-(-(self.low << k) // self.scale):0{k}b}" if k else ""
 
 # %% ../nbs/10_compression.ipynb #deb1c4b6
-def _check(d: ReverseProcess, counts: Sequence[int], seed: int) -> None:
+def _checked(d: ReverseProcess, counts: Sequence[int], seed: int) -> tuple[list[int], int]:
+    "Counts and seed as Python's whole numbers, if that many steps can be sent with them."
     if d.decoder != "discretized":
         raise ValueError("only values on a grid can be sent exactly: decoder must be "
                          f"'discretized', got {d.decoder!r}")
-    whole_number("seed", seed, 0, 2**64 - 1)
+    seed = whole_number("seed", seed, 0, 2**64 - 1)
     if not isinstance(counts, Sequence):
         raise ValueError(f"counts must be {d.T} whole numbers, got {type(counts).__name__}")
-    if len(counts) != d.T or not all(isinstance(c, int) and c >= 1 for c in counts):
-        raise ValueError(f"counts must be {d.T} whole numbers from 1 on, one for each step, got "
-                         f"{len(counts)}: {list(counts)!r}")
+    if len(counts) != d.T:
+        raise ValueError(f"counts must be {d.T} whole numbers, one for each step, got "
+                         f"{len(counts)}")
+    return [whole_number(f"counts[{i}]", c) for i, c in enumerate(counts)], seed
 
 # %% ../nbs/10_compression.ipynb #f5070bb3
 def _candidates(count: int, mean: Tensor, log_variance: Tensor, shared: torch.Generator) -> Tensor:
@@ -124,7 +126,7 @@ def _level_tables(mean: Tensor, log_variance: Tensor) -> list[list[int]]:
     values = to_model(torch.arange(256, dtype=torch.uint8)).to(mean)
     log_scale = (log_variance / 2).expand_as(mean).flatten()[:, None]
     log_p = discretized_gaussian_log_likelihood(values, mean.flatten()[:, None], log_scale)
-    shares = (log_p.double().exp() * 2**24).long() + 1
+    shares = (_to_double(log_p).exp() * 2**24).long() + 1
     return torch.cat([torch.zeros_like(shares[:, :1]), shares.cumsum(1)], 1).tolist()
 
 # %% ../nbs/10_compression.ipynb #70f5e3bf
@@ -138,7 +140,7 @@ def send(d: ReverseProcess,                           # the diffusion, with the 
          clip: bool = True,        # clip x0-hat to [-1, 1]
          ) -> str:                 # zeros and ones
     "Send x_0, coarse before fine (algorithm 3); a step costs log2 of its number of candidates."
-    _check(d, counts, seed)
+    counts, seed = _checked(d, counts, seed)
     _check_data(x0)
     _check_levels(x0)
     x0 = x0.float()                             # both sides must draw the very same candidates
@@ -149,7 +151,7 @@ def send(d: ReverseProcess,                           # the diffusion, with the 
         candidates = _candidates(counts[i], *p, shared)
         k = choose(candidates, *q, *p, generator)
         written.narrow(k, range(counts[i] + 1))
-        x, t = candidates[k], torch.full((len(x0),), i, device=x0.device)
+        x, t = candidates[k], _at(i, x0)
         step = d.p_mean_variance(model, x, t, clip)
         mean, _, log_variance = d.q_posterior(x0, x, t)
         p, q = (step.mean, step.log_variance), (mean, log_variance)
@@ -175,7 +177,7 @@ def receive(d: ReverseProcess,        # as the sender's
             clip: bool = True,        # as the sender's
             ) -> Iterator[Received]:  # T + 1 times: x_T, ..., x_1, x_0
     "Receive x_0, with a better guess at each step (algorithm 4)."
-    _check(d, counts, seed)
+    counts, seed = _checked(d, counts, seed)
     shape = _checked_shape(shape)
     if not isinstance(message, str) or set(message) - set("01"):
         raise ValueError(f"a message is a string of zeros and ones, got {message!r:.40}")
@@ -187,7 +189,7 @@ def receive(d: ReverseProcess,        # as the sender's
     p = (torch.zeros(shape, dtype=torch.float32, device=d.device),) * 2
     for i in range(d.T - 1, -1, -1):
         x = _candidates(counts[i], *p, shared)[take(range(counts[i] + 1))]
-        step = d.p_mean_variance(model, x, torch.full((shape[0],), i, device=d.device), clip)
+        step = d.p_mean_variance(model, x, _at(i, x), clip)
         p = step.mean, step.log_variance
         yield Received(read.bits, x, step.x0)
     levels = torch.tensor([take(starts) for starts in _level_tables(*p)], dtype=torch.uint8)

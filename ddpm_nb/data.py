@@ -240,19 +240,10 @@ class _Stream:
         differ = [f"{k}: {there.get(k)} there, {mine[k]} here"
                   for k in ("seed", "images", "batch_size") if there.get(k) != mine[k]]
         if differ: raise ValueError(f"this position belongs to other data ({'; '.join(differ)})")
-        self.step = _saved_step(state, self.batch_size)
-
-
-def _saved_step(state: dict[str, int], batch_size: int) -> int:
-    "The place that was saved; older runs counted images (`position`) instead of batches."
-    if "step" in state: return int(state["step"])
-    step, rest = divmod(int(state["position"]), batch_size)
-    if rest: raise ValueError(f"position {state['position']} is not at the start of a batch of "
-                              f"{batch_size}: the run was made with another batch_size")
-    return step
+        self.step = int(state["step"])
 
 # %% ../nbs/07_data.ipynb #1310fdfc
-def _check_batches(images: Tensor | Images, batch_size: int, flip: bool, rank: int, world: int,
+def _check_batches(images: Tensor | Images, batch_size: int, flip: bool, world: int,
                    labels: Tensor | None) -> None:
     "Refuse what no batch can be made of."
     _check_flags(flip=flip)
@@ -260,11 +251,9 @@ def _check_batches(images: Tensor | Images, batch_size: int, flip: bool, rank: i
     if n == 0: raise ValueError("there is no image to make batches of")
     if images.dtype != torch.uint8 and not images.dtype.is_floating_point:
         raise ValueError(f"images must be uint8, or floats as they are, got {images.dtype}")
-    if whole_number("batch_size", batch_size) % whole_number("world", world):
+    if batch_size % world:
         raise ValueError(f"batch_size must be a positive multiple of the {world} processes, "
                          f"got {batch_size}")
-    if not isinstance(rank, int) or not 0 <= rank < world:
-        raise ValueError(f"rank must lie in 0 .. {world - 1}, got {rank!r}")
     if flip and images.ndim != 4:
         raise ValueError(f"flip needs images (N, C, H, W), got {tuple(images.shape)}: "
                          f"set flip=False")
@@ -291,7 +280,9 @@ class Batches(_Stream):
                 ):
         images = as_images(images)
         labels = None if labels is None else as_tensor("labels", labels)
-        _check_batches(images, batch_size, flip, rank, world, labels)
+        batch_size, world = whole_number("batch_size", batch_size), whole_number("world", world)
+        rank = whole_number("rank", rank, 0, world - 1)
+        _check_batches(images, batch_size, flip, world, labels)
         super().__init__(len(images), batch_size, seed, rank, world)
         self.flip: bool = flip
         self.device: torch.device = torch.device(device)

@@ -46,14 +46,14 @@ def _estimate(d: ReverseProcess, model: Callable[[Tensor, Tensor], Tensor], x0: 
               parts: list[tuple[int, int]], generator: Generators | None, clip: bool,
               ) -> tuple[Tensor, Tensor]:    # bits/dim, float64 (B,): the bound, and its L_0
     "One term of each part, times the number of terms in it."
-    total, decoder = prior_bits_per_dim(d, x0).double(), torch.zeros(0)
+    total, decoder = _to_double(prior_bits_per_dim(d, x0)), torch.zeros(0)
     for low, high in parts:
         t = _drawn(low, high, len(x0), generator).to(x0.device)
         x_t = d.q_sample(x0, t, randn(x0.shape, x0, generator))
         step = d.p_mean_variance(model, x_t, t, clip)
         gaussian = step.mean, step.log_variance.expand_as(x0)
-        if low == 0: term = decoder = decoder_nll(x0, *gaussian, d.decoder).double()
-        else: term = posterior_kl(d, x0, x_t, t, *gaussian).double()
+        if low == 0: term = decoder = _to_double(decoder_nll(x0, *gaussian, d.decoder))
+        else: term = _to_double(posterior_kl(d, x0, x_t, t, *gaussian))
         total = total + (high - low) * term
     return total, decoder
 
@@ -94,12 +94,12 @@ def likelihood(d: ReverseProcess,                           # the diffusion
     parts, watched, found = strata(d.T, d.T if terms is None else terms), _Watched(model), []
     own = one_each(generator, len(images))
     for start in tqdm(range(0, len(images), batch), disable=not progress, desc="bits/dim"):
-        x = images[start:start + batch]
-        x0 = (to_model(x) if x.dtype == torch.uint8 else x).to(d.device)
+        x = images[start:start + batch].to(d.device)
+        x0 = to_model(x) if x.dtype == torch.uint8 else x
         draws = own[start:start + batch] or generator
         if terms is None:
-            all_of_it = d.bits_per_dim(watched, x0, None, draws, clip)
-            found.append((all_of_it["total"].double(), all_of_it["vb"][:, 0].double()))
+            all_of_it = d.bits_per_dim(model, x0, None, draws, clip)      # it watches by itself
+            found.append((_to_double(all_of_it["total"]), _to_double(all_of_it["vb"][:, 0])))
         else:
             if d.decoder == "discretized": _check_levels(x0)          # to within its own type
             x0 = x0.to(torch.promote_types(x0.dtype, torch.float32))  # a half rounds q's mean
@@ -181,7 +181,7 @@ class Statistics:
         _check_features(features)
         n, parts = len(features), features.split(4096)
         mean = torch.stack([_to_double(x).sum(0) for x in parts]).sum(0) / n
-        scatter = torch.zeros_like(mean).expand(len(mean), -1).clone()
+        scatter = mean.new_zeros(len(mean), len(mean))
         for x in parts:
             centred = _to_double(x) - mean
             scatter.addmm_(centred.T, centred)
@@ -254,7 +254,7 @@ def _check_probabilities(p: Tensor) -> None:
     if p.ndim != 2 or 0 in p.shape or not p.is_floating_point():
         raise ValueError("probabilities must be floating point, of shape (N, C), one row an image, "
                          f"got {p.dtype} of shape {tuple(p.shape)}")
-    off = (p.double().sum(1) - 1).abs().max().item()
+    off = (_to_double(p).sum(1) - 1).abs().max().item()
     if not (p >= 0).all() or not off < 0.01:
         raise ValueError("each row of probabilities must be 0 or more and add up to 1: these are "
                          f"{p.min().item():.3g} .. {p.max().item():.3g}, a sum off by {off:.3g}; "
@@ -411,7 +411,7 @@ def nearest(queries: Array,        # (Q, ...), any dtype: pixels, features, ...
         best, index = [*best, least.values], [*index, least.indices + start]
     found = torch.cat(index, 1).gather(1, torch.cat(best, 1).topk(k, largest=False).indices)
     # now exactly: a copy is at distance 0
-    pairs = references[found].double() - queries.double()[:, None]
+    pairs = _to_double(references[found]) - _to_double(queries)[:, None]
     exact = pairs.norm(dim=2)
     order = exact.argsort(dim=1, stable=True)
     return exact.gather(1, order), found.gather(1, order)

@@ -74,8 +74,9 @@ class Variance(ABC):
         "The variance of p(x_{t-1} given x_t), and its logarithm."
 
     def target(self, d: _Constants, log_variance: Tensor, t: Tensor, x: Tensor) -> Tensor:
-        "What a network should say for it to be read as `log_variance`: nothing, unless `learned`."
-        return log_variance[:0]
+        "What a network should say for it to be read as `log_variance`; asked if `learned` alone."
+        raise ValueError(f"{type(self).__name__} has no target: a variance that is learned needs "
+                         f"one")
 
 # %% ../nbs/04_objective.ipynb #abe27c16
 class _FixedSmall(Variance):
@@ -255,7 +256,7 @@ class _Watched:
     def __init__(self, model: Callable[[Tensor, Tensor], Tensor]) -> None:
         _check_model(model)
         self.model: Callable[[Tensor, Tensor], Tensor] = model
-        self.bad_t: Tensor | None = None      # the largest such t, which came first; -1 for none
+        self.bad_t: Tensor | None = None      # the largest such t; -1 for none
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         try: answer = self.model(x, t)
@@ -271,8 +272,8 @@ class _Watched:
     def check(self) -> None:
         "Raise, if there was one. This waits for the device."
         if self.bad_t is None or self.bad_t.device.type == "meta" or self.bad_t.item() < 0: return
-        raise FloatingPointError("the model's answer is not finite (NaN or infinity), first at "
-                                 f"t = {self.bad_t.item()}")
+        raise FloatingPointError("the model's answer is not finite (NaN or infinity), at times "
+                                 f"up to t = {self.bad_t.item()}")
 
 # %% ../nbs/04_objective.ipynb #47169892
 class _ReverseChain(_Reading):
@@ -372,7 +373,6 @@ class _Training(_ReverseChain):
         _check_model(model)
         _check_data(x0)
         if t is None: t = torch.randint(self.T, (len(x0),), device=x0.device)
-        self.check(x0, t)
         dtype, x0 = x0.dtype, x0.to(torch.promote_types(x0.dtype, torch.float32))
         noise = noise_like(x0, noise)
         x_t = self.q_sample(x0, t, noise)
@@ -467,23 +467,18 @@ class _KnownPosterior(_KnownData):
                 ) -> tuple[Tensor, Tensor]:    # shape of `x_t`, each
         "Mean and variance of x_0 given x_t, element by element."
         self.d.original.check(x_t, t)
-        x = x_t.to(self.points.dtype)
-        return self._mean(x, t).to(x_t.dtype), self._variance(x, t).to(x_t.dtype)
+        mean, variance = self._moments(x_t.to(self.points.dtype), t)
+        return mean.to(x_t.dtype), variance.to(x_t.dtype)
 
-    def _mean(self, x_t: Tensor, t: Tensor) -> Tensor:
-        "E[x_0 given x_t], in float64."
-        a, _, r2 = self._scales(t)
-        x, centre = x_t.reshape(len(x_t), -1), self._log_joint(x_t, t).softmax(1) @ self.centres
-        follow = a * self.std**2 / r2        # about one centre, x_0 follows x_t so far
-        return (centre + follow * (x - a * centre)).view(x_t.shape)
-
-    def _variance(self, x_t: Tensor, t: Tensor) -> Tensor:
-        "Var[x_0 given x_t], in float64."
+    def _moments(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        "E[x_0 given x_t] and Var[x_0 given x_t], in float64."
         a, noise2, r2 = self._scales(t)
-        weights = self._log_joint(x_t, t).softmax(1)
-        between = (weights @ self.centres**2 - (weights @ self.centres) ** 2).clamp(min=0)
-        between = between * (1 - a * (a * self.std**2 / r2)) ** 2
-        return (between + self.std**2 * noise2 / r2).view(x_t.shape)
+        x, weights = x_t.reshape(len(x_t), -1), self._log_joint(x_t, t).softmax(1)
+        centre, follow = weights @ self.centres, a * self.std**2 / r2   # x_0 follows x_t so far
+        between = (weights @ self.centres**2 - centre**2).clamp(min=0)
+        mean = centre + follow * (x - a * centre)
+        variance = between * (1 - a * follow) ** 2 + self.std**2 * noise2 / r2
+        return mean.view(x_t.shape), variance.view(x_t.shape)
 
 # %% ../nbs/04_objective.ipynb #1815347b
 def _check_points(points: Tensor, std: float) -> None:
@@ -522,13 +517,13 @@ class IdealDenoiser(_KnownPosterior):
         self.d.original.check(x_t, t)
         how, asked = VARIANCES[self.d.variance], PREDICTIONS[self.d.prediction]
         d, x = self.d.original, x_t.to(self.points.dtype)
-        x0 = self._mean(x, t)
+        x0, variance = self._moments(x, t)
         noise = x - extract(d.sqrt_alpha_bars, t, x) * x0
         noise = noise / extract(d.sqrt_one_minus_alpha_bars, t, x)
         answer = asked.target(d, x0, x, t, noise)
         if not how.learned: return answer.to(x_t.dtype)
         # the posterior's own, and what its mean inherits from our doubt about x_0
-        doubt = extract(d.posterior_x0_coef, t, x) ** 2 * self._variance(x, t)
+        doubt = extract(d.posterior_x0_coef, t, x) ** 2 * variance
         best = (extract(d.posterior_variance, t, x) + doubt).clamp(min=1e-30).log()
         return torch.cat([answer, how.target(d, best, t, x)], 1).to(x_t.dtype)
 
@@ -544,12 +539,12 @@ def _of_stretch(d: _Variances, share: Tensor, t: Tensor, x: Tensor) -> Tensor:
     return variance.clamp(min=one.posterior_log_variance[0].exp().to(x.dtype)).log()
 
 
-def _at_every_length(d: _Variances, log_variance: Tensor, share: Tensor, t: Tensor, x: Tensor
-                     ) -> tuple[Tensor, Tensor]:
+def _at_every_length(d: _Variances, log_variance: Tensor, share: Callable[[], Tensor], t: Tensor,
+                     x: Tensor) -> tuple[Tensor, Tensor]:
     "Variance and log-variance: as said, of a step that the network knows; else of the stretch."
     if d.original is not d:
         single = extract(d.is_single, t, x) > 0
-        log_variance = torch.where(single, log_variance, _of_stretch(d, share, t, x))
+        log_variance = torch.where(single, log_variance, _of_stretch(d, share(), t, x))
     return log_variance.exp(), log_variance
 
 # %% ../nbs/04_objective.ipynb #e1b244c1
@@ -560,8 +555,8 @@ class _Learned(Variance):
 
     def read(self, d: _Variances, said: Tensor, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         one, u = d.original, d.network_t[t]
-        beyond = said.exp() - extract(one.posterior_variance, u, x)
-        share = beyond / extract(one.betas - one.posterior_variance, u, x)
+        beyond = lambda: said.exp() - extract(one.posterior_variance, u, x)
+        share = lambda: beyond() / extract(one.betas - one.posterior_variance, u, x)
         return _at_every_length(d, said, share, t, x)
 
     def target(self, d: _Constants, log_variance: Tensor, t: Tensor, x: Tensor) -> Tensor:
@@ -580,7 +575,7 @@ class _LearnedRange(Variance):
         one, u, fraction = d.original, d.network_t[t], (said + 1) / 2
         small = extract(one.posterior_log_variance, u, x)
         way = extract(one.log_betas - one.posterior_log_variance, u, x)
-        share = (fraction * way).expm1() / way.expm1()
+        share = lambda: (fraction * way).expm1() / way.expm1()
         return _at_every_length(d, small + fraction * way, share, t, x)
 
     def target(self, d: _Constants, log_variance: Tensor, t: Tensor, x: Tensor) -> Tensor:

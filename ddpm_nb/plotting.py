@@ -218,19 +218,18 @@ def _label_columns(fig: "Figure", sheet: _Sheet, labels: Sequence) -> None:
         fig.text(x, y, str(label), size=max(6, min(9, fits)), **place)
 
 # %% ../nbs/appendix/plotting.ipynb #b42e459a
-def _label_rows(fig: "Figure", sheet: _Sheet, labels: Sequence, colors: Sequence[str]) -> None:
+def _label_rows(fig: "Figure", sheet: _Sheet, labels: Sequence) -> None:
     place = dict(va="center", ha="right", size=9)
     for i, label in enumerate(labels):
         middle = sheet.h - sheet.h * (i + 0.5) / len(labels)
         x, y = (sheet.left - 8) / sheet.width, middle / sheet.height
-        fig.text(x, y, str(label), color=colors[i] if colors else TRUTH, **place)
+        fig.text(x, y, str(label), color=color_of(label, -1), **place)
 
 # %% ../nbs/appendix/plotting.ipynb #b66a2b8c
 def _mosaic(pixels: np.ndarray,            # uint8 (H, W, 1 or 3)
             title: str | None,
             columns: Sequence = (),        # labels
             rows: Sequence = (),
-            colors: Sequence[str] = (),    # of the rows' labels
            ) -> np.ndarray:                # uint8 (H, W, 3)
     "An image, pixel for pixel, under a title, with labels at its columns and rows."
     import matplotlib
@@ -240,7 +239,7 @@ def _mosaic(pixels: np.ndarray,            # uint8 (H, W, 1 or 3)
         top = 1 - 3 / s.height
         fig.text(0, top, "\n".join(s.title), va="top", ha="left", size=11, weight="bold")
         _label_columns(fig, s, columns)
-        _label_rows(fig, s, rows, colors)
+        _label_rows(fig, s, rows)
         canvas = _rgb(fig)
     missing = (max(0, n - m) for n, m in zip((s.height, s.width), canvas.shape))
     room = [*((0, n) for n in missing), (0, 0)]     # a pixel may be lost in inches
@@ -288,11 +287,10 @@ def show_strip(rows: Iterable[Any],         # one batch (C, ch, H, W) for each r
     _check_labels("col_labels", col_labels, n)
     _check_labels("row_labels", row_labels, len(batches))
     pixels = image_grid(np.concatenate(batches), n, scale or _fit(n * w, _PAGE), pad=2)
-    colors = [color_of(r, -1) for r in row_labels]
     order = ", ".join(map(str, col_labels)) or "in order"
     size = f"{len(batches)} rows of {n} images, from left to right: {order}"
     alt = alt or f"{title or 'Images over time'} ({size})"
-    return _kept(_png(_mosaic(pixels, title, col_labels, row_labels, colors), alt), path)
+    return _kept(_png(_mosaic(pixels, title, col_labels, row_labels), alt), path)
 
 # %% ../nbs/appendix/plotting.ipynb #1c293d1c
 def _subplots(title: str | None, xlabel: str, ylabel: str, nrows: int, ncols: int,
@@ -514,6 +512,8 @@ def animate(frames: Iterable[Any],          # batches of images (N, C, H, W); wi
     if not frames: raise ValueError("there are no frames to animate")
     _check_labels("labels", labels, len(frames))
     captions = [f"{title or ''}\n{o}".strip("\n") for o in labels] or [title] * len(frames)
+    if draw is None and kwargs:
+        raise TypeError(f"animate without draw takes no {', '.join(kwargs)}")
     if draw is None: drawn = _image_frames(frames, captions, ncols, scale)
     else: drawn = list(_drawn_frames(frames, captions, draw, kwargs))
     alt = alt or f"Animation: {title or 'frames over time'}"

@@ -209,8 +209,8 @@ class GaussianDiffusion(_Samples):
         same_shape(x0_a, x0_b=x0_b)
         if not lies(weight, 0, 1): raise ValueError(f"weight must lie in [0, 1], got {weight}")
         t = whole_number("t", t, 0, self.T - 1)
-        noises = (randn(x0.shape, x0, generator) for x0 in (x0_a, x0_b))
-        a, b = (self.q_sample(x0, _at(t, x0), z) for x0, z in zip((x0_a, x0_b), noises))
+        a, b = (self.q_sample(x0, _at(t, x0), randn(x0.shape, x0, generator))
+                for x0 in (x0_a, x0_b))
         return self.sample(model, x0_a.shape, generator=generator, progress=progress,
                            noise=torch.lerp(a, b, weight), start=t)
 

@@ -17,9 +17,9 @@ from torch import Tensor
 # %% ../nbs/01_schedules.ipynb #af2edd6c
 def _vector(name: str, values: object, dtype: torch.dtype) -> Tensor:
     "A copy on the CPU, if it is a non-empty vector of real numbers."
-    # whether whole numbers were given is seen below, before they are made so
-    given = None if isinstance(values, Tensor) or dtype == torch.long else dtype
-    try: v = torch.as_tensor(values, device="cpu", dtype=given)
+    try:     # numpy makes float64 of numbers; what they are is seen below
+        array = values if isinstance(values, Tensor) else np.asarray(values)
+        v = torch.as_tensor(array, device="cpu")
     except (TypeError, ValueError, RuntimeError) as e:
         raise ValueError(f"{name} must be a vector of numbers: {e}") from None
     if v.ndim != 1 or len(v) == 0:

@@ -109,9 +109,10 @@ class EMA:
         """average <- decay * average + (1 - decay) * weights, after `step` updates before this one.
 
         The step is of use to the warm-up alone, which asks for it (ValueError)."""
-        if self.warmup and step is None: raise ValueError("a warm-up needs to know the step")
-        young = (1 + (step or 0)) / (10 + (step or 0))
-        decay = min(self.decay, young) if self.warmup else self.decay
+        decay = self.decay
+        if self.warmup:
+            if step is None: raise ValueError("a warm-up needs to know the step")
+            decay = min(decay, (1 + step) / (10 + step))
         torch._foreach_lerp_([*self.model.parameters()], [*model.parameters()], 1 - decay)
         for mine, theirs in zip(self.model.buffers(), model.buffers()): mine.copy_(theirs)
 
@@ -236,7 +237,8 @@ def train(net: nn.Module,                 # net(x_t, t), or net(x_t, t, labels);
     """Algorithm 1: each turn makes one update of the weights, and hands it out.
 
     How large the batches are, in which order and whether mirrored is theirs to say: of the config,
-    `batch_size` and `flip` are not read here, and `seed` is that of t, the noise and dropout."""
+    `batch_size`, `flip` and all from `minutes` on (precision, accumulate, compile, ...) are for the
+    `Trainer`, and not read here. `seed` is that of t, the noise and dropout."""
     _check_batches(batches)
     state = state or TrainState(net, diffusion.T, config)
     device, stream, seed = next(net.parameters()).device, iter(batches), config.seed

@@ -6,6 +6,7 @@ __all__ = ['UNetConfig', 'UNet']
 # %% ../nbs/06_unet.ipynb #f0aadd94
 import math
 from dataclasses import asdict, dataclass, fields
+from numbers import Real
 from typing import Any, TypeVar
 
 import torch
@@ -57,9 +58,13 @@ class _Choices:
         return 2 ** (len(self.channel_multipliers) - 1)
 
 # %% ../nbs/06_unet.ipynb #b63fed4d
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _whole_numbers(name: str, values: object) -> tuple[int, ...]:
     listed = isinstance(values, (tuple, list))
-    if not listed or not all(isinstance(v, int) and v > 0 for v in values):
+    if not listed or not all(isinstance(v, int) and _is_number(v) and v > 0 for v in values):
         raise ValueError(f"{name} must be a sequence of whole numbers above 0, got {values!r}")
     return tuple(values)
 
@@ -74,11 +79,11 @@ def _check_numbers(c: _Choices) -> None:
         raise ValueError("channel_multipliers must name at least one level")
     if c.base_channels < 4 or c.base_channels % 2:
         raise ValueError(f"base_channels must be even and at least 4, got {c.base_channels}")
-    if isinstance(c.dropout, str) or not 0 <= c.dropout < 1:
+    if not _is_number(c.dropout) or not 0 <= c.dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), got {c.dropout!r}")
-    if isinstance(c.norm_eps, (str, bool)) or not 0 < c.norm_eps < 1:
+    if not _is_number(c.norm_eps) or not 0 < c.norm_eps < 1:
         raise ValueError(f"norm_eps must lie in (0, 1), got {c.norm_eps!r}")
-    if c.frequency_shift not in (0, 1):
+    if not _is_number(c.frequency_shift) or c.frequency_shift not in (0, 1):
         raise ValueError(f"frequency_shift must be 1 or 0, got {c.frequency_shift!r}")
     for name in ("cosines_first", "pad_all_sides", "middle_attention"):
         value = getattr(c, name)

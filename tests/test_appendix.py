@@ -187,6 +187,22 @@ def test_a_warm_up_accepts_an_interval_about_what_its_cell_printed(directive, pr
     assert student.warm_up(directive, printed) == (interval and pytest.approx(interval))
 
 
+@pytest.mark.parametrize("answer, right", [("...", False), ("3", False), ("-2.01e-3", True)])
+def test_a_warm_up_marks_a_student_and_does_not_show_the_answer(answer, right):
+    cell = student.asked("#| warm-up: 1 %\nprint('...')", "-2e-3 nats")
+    assert "2e-" not in cell and "0.002" not in cell
+    def run(): exec(cell.replace("answer = ...", f"answer = {answer}"), {})
+    if right: run()
+    else:
+        with pytest.raises(AssertionError, match="yours to compute|not yet"): run()
+
+
+def test_a_notebook_with_blanks_does_not_speak_of_folded_answers():
+    made = student.student(chapter(NBS / "06_unet.ipynb"), "06_unet").notebook
+    assert student.FOLDED in (NBS / "06_unet.ipynb").read_text()
+    assert not any(student.FOLDED in student.text_of(cell) for cell in made["cells"])
+
+
 def test_a_warm_up_that_prints_no_number_is_refused():
     with pytest.raises(ValueError, match="been run"): student.warm_up("#| warm-up: 1", "?")
 

@@ -63,6 +63,9 @@ def test_rows_of_other_weights_are_dropped_and_those_of_the_same_are_kept(bench)
     for kind in ("rms", "median"):
         assert bench.entry_of(record, "digits", {**what, "model": "abd"})[kind] == {}
     assert record["digits"]["model"] == "abd"
+    with pytest.raises(SystemExit, match="digits: .* other numbers of samples.*another --out"):
+        bench.entry_of(record, "digits", {"n": 2, "model": "abd"})
+    assert record["digits"]["n"] == 8
 
 
 def test_what_chapter_5_shows_was_measured_on_the_networks_that_are_packaged(bench):

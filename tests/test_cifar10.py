@@ -236,15 +236,33 @@ def test_the_error_by_t_is_that_of_eps_whatever_the_network_says(again):
     assert a["mean"] == pytest.approx(plain.mean().item(), rel=1e-5)
 
 
+def test_the_error_of_the_loss_is_that_of_images_and_noise_and_not_of_the_spread_of_t(again):
+    "Of 400 items the error of a variance is 7 %, here of 200 pairs: a fifth is two of these."
+    d, n = GaussianDiffusion(NoiseSchedule.linear(20)), 400
+    images = torch.zeros(n, 3, 16, 16, dtype=torch.uint8)
+    found = again.loss_by_t(lambda x, t: (t / 2).view(-1, 1, 1, 1).expand_as(x), d, images)
+    t = torch.arange(20)                     # (t/2 - eps)^2, the mean over 768 dimensions
+    assert found["mean"] == pytest.approx((t**2 / 4 + 1).double().mean().item(), rel=0.01)
+    error = math.sqrt(((t**2 + 2) / 768).mean() / n)
+    assert found["standard_error"] == pytest.approx(error, rel=0.2)
+    assert error < torch.tensor(found["by_t"]).std() / math.sqrt(n) / 20
+
+
 def test_a_stage_that_was_interrupted_ends_as_if_it_had_not_been(again, tmp_path):
     from ddpm_nb import cifar10
     try: cifar10()
     except (FileNotFoundError, ValueError) as e: pytest.skip(f"CIFAR-10 is not here: {e}")
-    def begin(name):
+    def begin(name, more=""):
         (tmp_path / name).mkdir(exist_ok=True)
         words = "--start cifar10-small --updates 3 --batch 2 --warmup 0 --no-compile --keep 1"
-        return again.stage(again.words([str(tmp_path / name), *words.split()]))
+        return again.stage(again.words([str(tmp_path / name), *words.split(), *more.split()]))
     straight, broken = begin("a").train(), begin("b")
+    asked = (tmp_path / "a/stage.json").read_text()
+    for words, said in (("--times uniform", "--times centred, not uniform"),
+                        ("--start x", "--start cifar10-small, not x"),
+                        ("--optimizer adam", "--optimizer muon, not adam")):
+        with pytest.raises(SystemExit, match=said): begin("a", words)
+        assert (tmp_path / "a/stage.json").read_text() == asked
     for _ in range(2): next(broken.steps())
     broken.save()
     (tmp_path / "b/log.jsonl").touch()
@@ -333,6 +351,9 @@ def test_hours_are_those_at_work_whatever_the_clock_says(again, tmp_path):
     clock = [100, 110, 121, 86_521, 86_530, 86_541]        # compiled for 90 s, then stopped once
     log = "".join(json.dumps(dict(seconds=s)) + "\n" for s in clock)
     (tmp_path / "log.jsonl").write_text(log)
+    assert worked(tmp_path, 86_545.0) == 86_545 - (86_400 - 11)
+    assert worked(tmp_path, 125.0) == 125       # a checkpoint before the pause, or a line cut short
+    (tmp_path / "log.jsonl").write_text(log + '{"seco')
     assert worked(tmp_path, 86_545.0) == 86_545 - (86_400 - 11)
     (tmp_path / "log.jsonl").write_text(log[:log.index("\n") + 1])
     assert worked(tmp_path, 105.0) == 105

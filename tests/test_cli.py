@@ -956,6 +956,19 @@ def test_a_saved_model_is_sampled_and_measured_like_a_run(run, tmp_path, capsys)
           "CIFAR-10 is not in")
 
 
+def test_what_needs_no_recipe_goes_on_without_a_damaged_one(capsys, tmp_path, run):
+    import shutil
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text('{ "data": ')
+    for words, notes in ((["info", tmp_path / "run"], 1),
+                         (["evaluate", tmp_path / "run", "--data", "digits", "--n", "2",
+                           "--terms", "2"], 1),
+                         (["sample", tmp_path / "run", "--n", "1", "--steps", "1", "--out",
+                           tmp_path / "one.png"], 0)):
+        assert cli.main([str(word) for word in words]) == 0
+        assert capsys.readouterr().err.count("going on without it") == notes
+
+
 def test_a_damaged_run_is_told_in_one_line(capsys, tmp_path, run):
     import shutil
     shutil.copytree(run, tmp_path / "run")

@@ -2,6 +2,7 @@
 import math
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 
@@ -206,13 +207,37 @@ def test_a_better_model_makes_shorter_messages():
     assert length(MODELS["good"]) < 0.9 * length(MODELS["wrong"])
 
 
-@pytest.mark.parametrize("counts", [[1] * 5, [1] * 5 + [0], [1] * 5 + [2.0]])
+@pytest.mark.parametrize("counts", [[1] * 5, [1] * 5 + [0], [1] * 5 + [2.0],
+                                    [1] * 5 + [True]])
 def test_wrong_counts_are_refused_by_both(counts):
     d = GaussianDiffusion(steps(6), prediction="x0")
     x0 = torch.zeros(1, 2)
-    with refused("counts must be 6 whole numbers"): send(d, MODELS["good"], x0, counts, 0)
-    with refused("counts must be 6 whole numbers"):
+    words = "counts must be 6 whole numbers, one for each step, got 5"
+    if len(counts) == 6: words = r"counts\[5\] must be a whole number, 1 or more, got"
+    with refused(words): send(d, MODELS["good"], x0, counts, 0)
+    with refused(words):
         next(receive(d, MODELS["good"], "", (1, 2), counts, 0))
+
+
+def test_nothing_is_made_float64_where_the_device_may_have_none(monkeypatch):
+    "Apple's GPUs have no float64; `_to_double` knows, `Tensor.double` does not."
+    from ddpm_nb.evaluation import inception_score, likelihood, nearest
+    def double(*_): raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+    monkeypatch.setattr(torch.Tensor, "double", double)
+    d, x0, good = GaussianDiffusion(steps(3), prediction="x0"), torch.ones(2, 2), MODELS["good"]
+    for terms in (None, 2): assert likelihood(d, good, x0, terms).total.dtype == torch.float64
+    message = send(d, good, x0, [4, 4, 4], 7, generator(1))
+    *_, last = receive(d, good, message, x0.shape, [4, 4, 4], 7)
+    assert torch.equal(last.x, x0) and nearest(x0, x0)[0].dtype == torch.float64
+    assert inception_score(torch.full((20, 4), 0.25), splits=1)[0] == pytest.approx(1)
+
+
+def test_numpys_whole_numbers_are_whole_numbers():
+    d, x0, good = GaussianDiffusion(steps(3), prediction="x0"), torch.ones(1, 2), MODELS["good"]
+    message = send(d, good, x0, list(np.array([4, 4, 4])), np.int64(7), generator(1))
+    assert message == send(d, good, x0, [4, 4, 4], 7, generator(1))
+    *_, last = receive(d, good, message, x0.shape, list(np.array([4, 4, 4])), np.uint8(7))
+    assert torch.equal(last.x, x0)
 
 
 @pytest.mark.parametrize("wrong, said", [

@@ -67,6 +67,15 @@ def test_each_step_is_kept_and_none_is_done_twice(bench, capsys):
     assert {*begun} == {"train", "samples", "distance"} and not run.exists()
 
 
+def test_what_is_to_be_done_again_is_not_done_until_it_is(bench, capsys):
+    "Else a run that is gone would be said to be done."
+    bench()
+    results, begun = bench("--again", "train", "--minutes", "0")
+    assert begun == [] and not {"train", "samples", "distance"} & {*results}
+    assert "the same command goes on, without --again" in capsys.readouterr().out
+    assert bench()[1] == ["train", "samples", "distance"]
+
+
 def test_a_step_that_fails_or_takes_too_long_stops_none_of_the_rest(bench):
     results, _ = bench(tests="fails", correct="hangs")
     assert states(results) == dict.fromkeys(bench.steps, "done") | {

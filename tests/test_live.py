@@ -347,6 +347,8 @@ def test_a_press_draws_a_digit_and_the_slider_leads_back_along_its_way(page, tra
     })"""
     assert hand.js(greys)[0] > 50 and hand.js(greys)[1] == 1      # noise, and not asked yet: grey
     assert hand.js(f"part.querySelector('{T_SLIDER}').disabled")  # and no way to walk along
+    begins = hand.js("""[...part.querySelector('canvas').getContext('2d').getImageData(
+      0, 0, 16, 16).data].filter((_, i) => i % 4 === 0)""")      # the noise of the next digit
     loaded = lambda: sum(o.endswith("live-digits.js") for o in page.requests)
     hand.click("button")
     hand.done(1)
@@ -364,6 +366,8 @@ def test_a_press_draws_a_digit_and_the_slider_leads_back_along_its_way(page, tra
         Math.abs(grey[4 * i] / 127.5 - 1 - Math.min(Math.max(v, -1), 1))));
     })()"""
     assert hand.js(shown % 1) < 1.01 / 127.5
+    assert begins == hand.js("""[...part.state().xs[0]].map(v =>
+      Math.round((Math.min(Math.max(v, -1), 1) + 1) * 127.5))""")
     seed = "part.querySelector('input[type=number]').value"
     before = hand.js(seed)
     hand.key("button", *SPACE)
@@ -416,6 +420,26 @@ def test_weights_that_do_not_come_are_said_to_be_missing_and_asked_for_again(pag
 
 
 @WITHOUT_BROWSER
+def test_weights_that_come_cut_short_are_said_to_be_missing_and_asked_for_again(page):
+    hand = Hand(page, "argument.html", "[data-live=digits]")
+    whole = hand.js("""(() => {       // the script arrives, and has nothing in it
+      const append = document.head.append;
+      document.head.append = (...nodes) => {
+        for (const node of nodes) node.src = "data:text/javascript,0";
+        append.call(document.head, ...nodes);
+        document.head.append = append;
+      };
+      return true;
+    })()""")
+    hand.click("button")
+    page.wait(f"{hand.part}.querySelector('.live-status').innerText.includes('are missing')", 20)
+    hand.click("button")
+    hand.done(1)
+    assert whole and "are missing" not in hand.js("part.innerText")
+    hand.clean()
+
+
+@WITHOUT_BROWSER
 def test_a_digit_is_ruined_and_guessed_as_in_python(page, trained):
     net, d = trained
     page.appearance("dark")
@@ -441,6 +465,9 @@ def test_a_digit_is_ruined_and_guessed_as_in_python(page, trained):
 def test_particles_walk_there_and_back_and_end_on_the_data(page):
     page.appearance("light")
     hand = Hand(page, "experiments/swiss_roll.html", "[data-live=particles]")
+    page.js("new Promise(done => setTimeout(done, 500))")
+    assert hand.js("part.dataset.done ?? null") is None            # it waits until it is seen
+    hand.middle("canvas")
     hand.done(1)
     out = torch.tensor(hand.js("part.state().states.map(o => [...o])")[-1]).view(-1, 2)
     assert (out.mean(0).abs() < 5 / len(out)**0.5).all()          # eq. 2 ends in normal noise
@@ -468,6 +495,7 @@ def test_particles_walk_there_and_back_and_end_on_the_data(page):
 @WITHOUT_BROWSER
 def test_a_hand_on_the_film_of_particles_does_not_lose_what_is_being_computed(page):
     hand = Hand(page, "experiments/swiss_roll.html", "[data-live=particles]")
+    hand.middle("canvas")
     hand.done(1)
     hand.js("""(([t, steps], data) => {
       steps.value = 100;

@@ -67,6 +67,12 @@ def test_the_noise_added_on_the_way_is_an_images_own():
     assert torch.equal(s.draw(range(3, 5)), s.draw(range(5))[3:])
 
 
+@pytest.mark.parametrize("options, T", [({}, 20), (dict(steps=None), 20), (dict(steps=5), 5)])
+def test_the_process_is_that_of_the_times_that_are_visited(options, T):
+    s = Samples(D, model, (1, 6, 5), 0, options)
+    assert s.process.T == T == len(list(s.states(range(1)))) and s.draw(range(2)).shape[0] == 2
+
+
 def test_states_lead_to_the_images():
     s = samples()
     *_, last = s.states(range(3))

@@ -201,6 +201,11 @@ def test_a_long_animation_is_thinned_below_the_limit_and_keeps_its_first_and_las
     assert (kept[0] == all_frames[0]).all() and (kept[-1] == all_frames[-1]).all()
 
 
+def test_an_animation_refuses_words_it_does_not_know():
+    with pytest.raises(TypeError, match="animate without draw takes no lables, fsp"):
+        animate([torch.zeros(1, 1, 8, 8)], lables=["a"], fsp=3)
+
+
 def test_an_animation_of_drawings(tmp_path):
     path = tmp_path / "film.gif"
     film = animate(range(3), draw=lambda ax, i: ax.plot([0, i]), labels=list("abc"), path=path)

@@ -411,7 +411,7 @@ def test_saving_refuses_in_words(tmp_path):
     refused("respaced", net, d.respaced(5))
     refused("float32, float16 or bfloat16", net, d, dtype=torch.int8)
     learned = GaussianDiffusion(NoiseSchedule.linear(3), variance="learned_range")
-    refused("2 channels out", net, learned)
+    refused("needs unet.out_channels=2 where unet.in_channels=1, got 1", net, learned)
     with torch.no_grad(): net.conv_in.bias[0] = 1e6
     refused("not finite.*conv_in.bias", net, d, dtype=torch.float16)
     (tmp_path / "file").write_text("")
@@ -584,7 +584,7 @@ class Trap:
         "prediction_type must be one of epsilon"),
     "thresholding": (edit(FILES[3], thresholding=True), "thresholding must be False"),
     "variance channels": (edit(FILES[3], variance_type="learned_range"),
-        "needs a network with 2 channels out"),
+        "needs unet.out_channels=2 where"),
     "cut": (cut, "safetensors is damaged or cut short"),
     "garbage": (lambda f: (f / FILES[2]).write_bytes(b"garbage"), "damaged or cut short"),
     "missing": (rewrite(lambda s: s.pop("conv_in.weight")),

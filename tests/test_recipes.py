@@ -266,6 +266,16 @@ def test_labels_of_both_parts_number_the_same_folders(tmp_path):
         assert 2 in labels
 
 
+def test_a_held_out_image_that_cannot_be_read_is_told_when_a_run_begins(tmp_path):
+    names = [f"{i}.png" for i in range(60)]
+    greys(tmp_path / "data", names)
+    bad = next(name for name in names if recipes._held_out(name))
+    (tmp_path / "data" / bad).write_bytes(b"no image")
+    r = recipe("folder", "smoke").replace(root=str(tmp_path / "data"))
+    with pytest.warns(UserWarning, match=f"no loss on held-out images is logged: .*{bad}"):
+        assert r._held_out() is None
+
+
 def test_a_folder_that_is_not_named_or_too_small_is_refused_in_words(tmp_path):
     with pytest.raises(ValueError, match=r"needs their folder: root .in the shell: --root FOLDER."):
         recipe("folder", "smoke").images()

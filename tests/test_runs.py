@@ -1287,6 +1287,19 @@ def test_a_set_that_is_too_large_for_memory_is_read_image_by_image():
         m.seen[0][0] for m in (held, streamed)))
 
 
+@pytest.mark.parametrize("with_labels", [True, False])
+def test_each_image_of_a_set_is_read_once(with_labels):
+    class Counted(Torchvision):
+        def __getitem__(self, i):
+            read.append(i)
+            return super().__getitem__(i)
+
+    read, images = [], pictures()
+    got, numbers = runs._read_set(Counted(images, torch.arange(12)), with_labels)
+    assert torch.equal(got, images) and (numbers is not None) == with_labels
+    assert read == [0, *range(12)]                          # the first, for its shape
+
+
 def test_an_image_of_a_set_is_read_as_a_file_in_a_folder_is(tmp_path):
     "16 bits are scaled, what is transparent is laid on white, grey stays grey."
     from PIL import Image
@@ -1314,7 +1327,9 @@ def test_labels_that_the_network_does_not_take_are_refused():
     ([], "data must have images in it, got none"), (["a", "b"], "items, or .*; got str"),
     (np.zeros((4, 8, 8), np.int64), "uint8 or floats, got an array of int64"),
     ([pictures()[0], torch.zeros(3, 9, 9, dtype=torch.uint8)], "item 1 .*make.* its images alike"),
-    ((pictures(), "labels"), "labels must be a tensor, got str"), ("pictures", "at which size?")])
+    ((pictures(), "labels"), "labels must be a tensor, got str"),
+    ((pictures(), 3), r"must be 12 labels, one an image, got a tensor of shape \(\)"),
+    ("pictures", "at which size?")])
 def test_other_data_are_refused_in_one_line_that_says_what_to_do(data, words):
     with pytest.raises(ValueError, match=words) as e: taken(data)
     assert "\n" not in str(e.value)

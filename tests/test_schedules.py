@@ -244,6 +244,8 @@ def test_a_subclass_makes_its_own_kind():
     (0.1, r"shape \(\)"), (torch.zeros(2, 0), r"\(2, 0\)"),
     (None, "vector of numbers"), ("linear", "vector of numbers"), (["a"], "vector of numbers"),
     ([0.1, [0.2]], "vector of numbers"), (torch.tensor([0.1j]), "real"),
+    ([True, True], "real"), (np.array([True]), "real"), ([0.1j], "real"),
+    (np.array([0.1 + 0.5j]), "real"), ([2**70], "vector of numbers"),
     (torch.full((3,), 0.1, device="meta"), "vector of numbers")))
 def test_bad_betas_are_refused(betas, says):
     for build in (NoiseSchedule, NoiseSchedule.from_betas):

@@ -263,6 +263,9 @@ def test_wrong_inputs_are_refused_in_words(x, t, words):
     (dict(head_channels=0), "head_channels"), (dict(blocks_per_level=1.5), "whole number"),
     (dict(in_channels=True), "whole number"), (dict(norm_eps=0.0), r"norm_eps .* \(0, 1\)"),
     (dict(norm_eps="1e-5"), "norm_eps"), (dict(frequency_shift=2), "must be 1 or 0, got 2"),
+    (dict(dropout=None), r"dropout .*None"), (dict(norm_eps=None), "norm_eps .*None"),
+    (dict(dropout=False), r"dropout .*False"), (dict(frequency_shift=True), "1 or 0, got True"),
+    (dict(channel_multipliers=(True, 2)), "above 0"),
     (dict(cosines_first=1), "cosines_first must be a bool"), (dict(pad_all_sides=None), "a bool"),
     (dict(middle_attention="no"), "a bool"),
 ])

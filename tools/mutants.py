@@ -239,7 +239,7 @@ faults(
     ("state.ema.update(net, step)", "pass", "wired"),
     ("EMA(net, config.ema_decay, config.ema_warmup)", "EMA(net, 0.5, config.ema_warmup)", "wired"),
     ("EMA(net, config.ema_decay, config.ema_warmup)", "EMA(net, config.ema_decay)", "wired"),
-    ("(1 + (step or 0)) / (10 + (step or 0))", "(1 + (step or 0)) / (11 + (step or 0))", "wired"),
+    ("decay, (1 + step) / (10 + step)", "decay, (1 + step) / (11 + step)", "wired"),
     ("[*model.parameters()], 1 - decay)", "[*model.parameters()], decay)", "wired"),
     ("mine.copy_(theirs)", "pass", "wired::the_averages_buffers_are_the_networks_own"),
     ("copy.deepcopy(model).eval()", "copy.deepcopy(model)", "training"),
@@ -355,13 +355,13 @@ faults(
     "compression.py",
     ("d.p_mean_variance(model, x, t, clip)", "d.p_mean_variance(model, x, t, True)",
      "compression::sender_and_receiver_clip_the_guess_or_leave_it"),
-    ("i, device=d.device), clip)", "i, device=d.device), True)",
+    ("_at(i, x), clip)", "_at(i, x), True)",
      "compression::sender_and_receiver_clip_the_guess_or_leave_it"),
     ("terms[\"mse\"].sqrt() * 127.5", "terms[\"mse\"].sqrt() * 255",
      "compression::rate_and_distortion_are_those_of_algorithm_3_done_by_hand"),
     ("paid.flip(1).cumsum(1).flip(1)", "paid.cumsum(1)",
      "compression::rate_and_distortion_are_those_of_algorithm_3_done_by_hand"),
-    ("(log_q - log_p).double()", "log_q.double()",
+    ("_to_double(log_q - log_p)", "_to_double(log_q)",
      "compression::minimal_random_coding_gives_the_moments_of_q"),
     ("* 2**24).long() + 1", "* 2**24).long()", "compression::what_is_sent_arrives_exactly"),
     ("* starts[-1] // (self.width << k)) - 1", "* starts[-1] // (self.width << k))",
@@ -510,11 +510,12 @@ faults(
 faults(
     "data.py",
     ('("seed", "images", "batch_size") if', '("seed", "images") if',
-     "data::the_state_is_a_place_and_what_it_belongs_to_and_older_places_are_read"))
+     "data::the_state_is_a_place_and_what_it_belongs_to"))
 
 faults(
     "schedules.py",
-    (" or dtype == torch.long else dtype", " else dtype",
+    ("isinstance(values, Tensor) else np.asarray(values)",
+     "isinstance(values, Tensor) else np.asarray(values, float)",
      "schedules::times_that_are_not_whole_are_refused_in_whatever_they_come"))
 
 faults(
@@ -561,8 +562,8 @@ faults(
 
 faults(
     "sampling.py",
-    ("noises = (randn(x0.shape, x0, generator) for x0 in (x0_a, x0_b))",
-     "noises = [randn(x0_a.shape, x0_a, generator)] * 2",
+    ("randn(x0.shape, x0, generator))\n                for x0 in (x0_a, x0_b))",
+     "z) for x0, z in zip((x0_a, x0_b), [randn(x0_a.shape, x0_a, generator)] * 2))",
      "figures::the_mixed_latent_has_its_law_between_its_ends_too"))
 
 faults(
@@ -655,7 +656,7 @@ faults(
 
 faults(
     "objective.py",
-    ("share = (fraction * way).expm1() / way.expm1()", "share = fraction",
+    ("share = lambda: (fraction * way).expm1() / way.expm1()", "share = lambda: fraction",
      "sampling::a_learned_variance_is_that_of_the_stretch"),
     ("if loss is None: loss =", "if not loss: loss =",
      "objective::a_name_that_is_no_name_is_refused_with_those_there_are"))
@@ -819,7 +820,7 @@ faults(
     "training.py",
     ("        net.train()                                      # whatever", "        # whatever",
      "training::a_network_that_its_caller_has_put_to_rest_learns_on_awake"),
-    ("if self.warmup and step is None:", "if False:",
+    ("if step is None: raise", "if False: raise",
      "training::an_average_that_warms_up_asks_for_the_step_and_is_one"))
 
 faults(
@@ -869,6 +870,58 @@ faults(
     "data.py",
     (".contiguous().view(torch.uint8)", ".contiguous().to(torch.uint8)",
      "data::fingerprints_tell_data_sets_apart"))
+
+faults(
+    "engine/recipes.py",
+    ("        warnings.warn(f\"no loss on held-out", "        dict(said=f\"no loss on held-out",
+     "recipes::a_held_out_image_that_cannot_be_read_is_told_when_a_run_begins"))
+
+faults(
+    "engine/cli.py",
+    ("going on without it\")\n        return None", "going on without it\")\n        raise",
+     "cli::what_needs_no_recipe_goes_on_without_a_damaged_one"))
+
+faults(
+    "engine/many.py",
+    ("if o.get(\"steps\") is None else", "if \"steps\" not in o else",
+     "many::the_process_is_that_of_the_times_that_are_visited"))
+
+faults(
+    "engine/runs.py",
+    ("labels.shape[:1] != (len(images),)", "len(labels) != len(images)",
+     "runs::other_data_are_refused_in_one_line_that_says_what_to_do"),
+    ("x, label = images.item(i)\n", "x, label = images.item(i)[0], images.item(i)[1]\n",
+     "runs::each_image_of_a_set_is_read_once"))
+
+faults(
+    "plotting.py",
+    ("    if draw is None and kwargs:", "    if False:",
+     "plotting::an_animation_refuses_words_it_does_not_know"))
+
+faults(
+    "unet.py",
+    ("return isinstance(value, Real) and not isinstance(value, bool)",
+     "return isinstance(value, Real)", "unet::wrong_configs_are_refused_in_words"))
+
+faults(
+    "data.py",
+    ("rank = whole_number(\"rank\", rank, 0, world - 1)", "rank = int(rank)",
+     "data::wrong_arguments_are_refused_in_words"))
+
+faults(
+    "compression.py",
+    ("return [whole_number(f\"counts[{i}]\", c) for i, c in enumerate(counts)], seed",
+     "return counts, seed", "compression::wrong_counts_are_refused_by_both"),
+    ("    seed = whole_number(\"seed\", seed,", "    whole_number(\"seed\", seed,",
+     "compression::numpys_whole_numbers_are_whole_numbers"),
+    ("weight = _to_double(log_q - log_p)", "weight = (log_q - log_p).double()",
+     "compression::nothing_is_made_float64_where_the_device_may_have_none"))
+
+faults(
+    "evaluation.py",
+    ("pairs = _to_double(references[found]) - _to_double(queries)[:, None]",
+     "pairs = references[found].double() - queries.double()[:, None]",
+     "compression::nothing_is_made_float64_where_the_device_may_have_none"))
 
 
 def ids(tests):

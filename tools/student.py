@@ -5,10 +5,11 @@
 What is blank: the bodies of the exported functions that a reader can write (public, at most 15
 lines, no plumbing; a module's `forward` too, which its class explains; and all of a cell that is
 tagged "blank", since the formula stands above it), and the answers of the exercises and warm-ups.
-What stays: signatures, docstrings, the checks of arguments, and every check of the book. They are
-the marker: run the notebook from the top, and it stops at what is still to do.
+What stays: signatures, docstrings, the checks of arguments, and the checks of the book. They are
+the marker: run the notebook from the top, and it stops at what is still to do. (Of an answer the
+checks stay that stand at its top level.)
 """
-import argparse, ast, json, re
+import argparse, ast, base64, json, re
 from itertools import dropwhile
 from pathlib import Path
 from typing import NamedTuple
@@ -110,9 +111,11 @@ def warm_up(source, printed):
 def asked(source, printed):
     "An exercise's cell without its answer."
     if interval := warm_up(source, printed):
-        low, high = (f"{v:.6g}" for v in interval)
-        return (f"answer = ...    # your number\nassert answer is not ..., 'yours to compute'\n"
-                f"assert {low} <= answer <= {high}, 'not yet'")
+        coded = base64.b64encode(json.dumps(interval).encode()).decode()
+        return ("import base64, json\nanswer = ...    # your number\n"
+                "assert answer is not ..., 'yours to compute'\n"
+                f"low, high = json.loads(base64.b64decode('{coded}'))    # what is right, in code\n"
+                "assert low <= answer <= high, 'not yet'")
     checks, needed = asserts(source)
     if not checks: return "# yours to write"
     what = f", which needs: {', '.join(needed)}" if needed else ""
@@ -121,6 +124,7 @@ def asked(source, printed):
 
 DROPDOWN = re.compile(r"\n*^(`{3,}|:{3,})\{dropdown\} Answer.*?^\1\s*?$|\n*<details.*?</details>",
                       flags=re.M | re.S)
+FOLDED = "; in a notebook the answer is folded below"         # not in this one
 
 
 # --- a notebook ----------------------------------------------------------------------------------
@@ -167,7 +171,8 @@ def student(chapter, name):
         source, before = text_of(cell), cells[-1] if cells else None
         if cell["cell_type"] == "markdown":
             in_exercises = is_exercises(source, in_exercises)
-            cells.append(with_source(cell, DROPDOWN.sub("", source).rstrip()))
+            source = DROPDOWN.sub("", source).replace(FOLDED, "").rstrip()
+            cells.append(with_source(cell, source))
             question = cell
             continue
         if cell["cell_type"] != "code": continue

@@ -549,16 +549,22 @@ def _sample_arguments(p: _Parser) -> None:
     _network_arguments(p)
 
 # %% ../../nbs/engine/cli.ipynb #6375c31f
+def _is_run(path: Path) -> bool:
+    "Is a model a run's folder, or one of its checkpoints?"
+    from ddpm_nb.engine.runs import checkpoints
+    return (path / "state.json").is_file() or bool(checkpoints(path))
+
+
 def _load_model(name: str,        # a run, one of its checkpoints, or what `load_pretrained` takes
                 averaged: bool,   # of a run: the averaged weights, or the last ones
                 device: str,      # where to put it
                ) -> tuple[UNet, GaussianDiffusion]:   # the network in eval mode, its diffusion
     "A trained model, wherever it is."
     from ddpm_nb.engine.pretrained import _holds_model, load_pretrained, packaged
-    from ddpm_nb.engine.runs import checkpoints, load_run
+    from ddpm_nb.engine.runs import load_run
     from ddpm_nb.unet import UNet
     path = Path(name)
-    if checkpoints(path) or (path / "state.json").is_file():
+    if _is_run(path):
         net, diffusion = load_run(path, averaged, device)
         assert isinstance(net, UNet)          # it makes no other by itself
         return net, diffusion
@@ -574,8 +580,8 @@ def _image_shape(name: str, model: UNet) -> tuple[int, int, int]:
     "(C, H, W) of the images that the network of that name is for."
     from ddpm_nb.engine.runs import _read_newest
     path, c = Path(name), model.config
-    if not _origin(path)[0]: return c.in_channels, c.image_size, c.image_size
-    _, _, state = _read_newest(path, ("none",))
+    if not _is_run(path): return c.in_channels, c.image_size, c.image_size
+    _, _, state = _read_newest(path, ())
     channels, height, width = state["config"]["data.shape"]
     return channels, height, width
 
@@ -833,14 +839,14 @@ def _evaluate_arguments(p: _Parser) -> None:
     _network_arguments(p)
 
 # %% ../../nbs/engine/cli.ipynb #d1e88eb8
-def _origin(path: Path) -> tuple[bool, Recipe | None]:
-    "Whether a model is of a run (its folder, or one of its checkpoints), and the run's recipe."
-    from ddpm_nb.engine.runs import checkpoints
-    is_state = (path / "state.json").is_file()
-    if not (checkpoints(path) or is_state): return False, None
-    try: return True, _recipe_in((path.parent.parent if is_state else path) / "run.json")
-    except ValueError as e: _log(f"ddpm-nb: {e}; going on without it")
-    return True, None
+def _made_by(path: Path) -> Recipe | None:
+    "The recipe of the run that a model is of; None if there is none that can be read."
+    if not _is_run(path): return None
+    run = path.parent.parent if (path / "state.json").is_file() else path
+    try: return _recipe_in(run / "run.json")
+    except ValueError as e:
+        _log(f"ddpm-nb: {e}; going on without it")
+        return None
 
 # %% ../../nbs/engine/cli.ipynb #59b5a621
 def _root(args: argparse.Namespace, made_by: Recipe | None, data: str) -> str | Path | None:
@@ -854,8 +860,8 @@ def _images(args: argparse.Namespace,      # the words of `evaluate`
     "The images to measure on."
     from ddpm_nb.engine.recipes import DATASETS, _check_held_out
     from ddpm_nb.engine.runs import _run_checkpoint, _with_channels
-    is_run, made_by = _origin(Path(args.model))
-    fits = None if is_run else {(1, 16, 16): "digits", (3, 32, 32): "cifar10"}.get(image)
+    path, made_by = Path(args.model), _made_by(Path(args.model))
+    fits = None if _is_run(path) else {(1, 16, 16): "digits", (3, 32, 32): "cifar10"}.get(image)
     name = args.data or (made_by.data if made_by else fits)
     if name not in DATASETS:
         raise ValueError(f"say with --data on what to measure, one of {', '.join(DATASETS)}; "
@@ -968,7 +974,7 @@ def _quality(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     device, start, part = _device(args.device), time.monotonic(), args.split or "train"
     batches, n, made = _to_measure(args, device)
     eyes = _extractor(torch.device(device))
-    root = _root(args, _origin(Path(args.model))[1], "cifar10")
+    root = _root(args, _made_by(Path(args.model)), "cifar10")
     if args.download and eyes.name == INCEPTION:     # for the other the statistics are here
         cifar10(root, part == "train", download=True)
     found = sample_quality(batches, eyes, part, root=root)
@@ -1008,7 +1014,7 @@ def _info_arguments(p: _Parser) -> None:
 def _info(args: argparse.Namespace) -> int:
     "Say what there is on this machine, in a run folder, or in a saved model."
     if not args.model: lines = _about_machine()
-    else: lines = (_about_run if _origin(Path(args.model))[0] else _about_model)(args.model)
+    else: lines = (_about_run if _is_run(Path(args.model)) else _about_model)(args.model)
     for line in lines: _result(line)
     return 0
 
@@ -1033,9 +1039,8 @@ def _about_machine() -> Iterator[str]:
 def _about_run(name: str) -> Iterator[str]:
     "What its newest checkpoint and its log say of a run."
     from ddpm_nb.engine.runs import _read_log, _read_newest, checkpoints
-    path, _, state = _read_newest(name, ("none",))
-    run = path.parent.parent
-    made_by, config = _read_recipe(run), state["config"]
+    path, _, state = _read_newest(name, ())
+    run, made_by, config = path.parent.parent, _made_by(path), state["config"]
     yield f"run          {run}" + (f", trained on {made_by.data}" if made_by else "")
     yield (f"step         {state['step']:,} of {config['train.steps']:,}, "
            f"{state['seconds'] / 3600:.2f} hours, {state['processes']} x {state['device']}")

@@ -56,7 +56,8 @@ class Samples:
         "The diffusion at the times that are visited."
         o = self.options
         spacing = _spacing_for(o.get("sampler", "ddpm"), o.get("steps"), o.get("spacing"))
-        return self.diffusion.respaced(o.get("steps", self.diffusion.T), spacing)
+        steps = self.diffusion.T if o.get("steps") is None else o["steps"]
+        return self.diffusion.respaced(steps, spacing)
 
     def draw(self, indices: range, progress: bool = False) -> Tensor:   # uint8 (B, C, H, W)
         "Those images, on the CPU."

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .files import replacing, user_path
-from .runs import _channels_out, _check_size
+from .runs import _check_channels, _check_size
 from ..sampling import GaussianDiffusion
 from ..schedules import NoiseSchedule, _check_flags, look_up
 from ..unet import Stage, UNet, UNetConfig
@@ -280,13 +280,6 @@ def _check_saving(folder: Path, net: object, diffusion: object, dtype: torch.dty
     others = sorted(set(found) - set(_FILES))
     if others: raise FileExistsError(f"{folder} holds other files ({', '.join(others[:3])}): "
                                      "give the model a folder of its own")
-
-
-def _check_channels(config: UNetConfig, d: GaussianDiffusion) -> None:
-    "A learned variance needs twice the channels, a fixed one the same."
-    if config.out_channels != (want := _channels_out(config, d)):
-        raise ValueError(f"variance {d.variance!r} needs a network with {want} channels out for "
-                         f"{config.in_channels} in, this one has {config.out_channels}")
 
 # %% ../../nbs/engine/pretrained.ipynb #679d098f
 _CHECKSUM = "ddpm_nb_crc32"      # its name in the header of the file of weights

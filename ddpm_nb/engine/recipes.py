@@ -73,7 +73,7 @@ def _check_held_out(run: str | Path,          # a run's folder
     run = user_path(run)
     with suppress(OSError, ValueError, AttributeError):
         if json.loads((run / "run.json").read_text()).get("split") == _SPLIT: return
-    _, state = read_checkpoint(checkpoints(run)[-1], only=("none",))
+    _, state = read_checkpoint(checkpoints(run)[-1], only=())
     there, now = state["config"].get("data.fingerprint"), fingerprint(images())
     if there != now:
         raise ValueError(f"the run in {run} was begun with another choice of held-out images, or "
@@ -218,8 +218,11 @@ class _WithData(_Plan):
 
     def _held_out(self) -> Tensor | Images | None:
         "What the trainer measures on as it goes, if the data set keeps anything back."
-        with suppress(ValueError, OSError), warnings.catch_warnings(action="ignore"):
-            return self.images(train=False)
+        with warnings.catch_warnings(action="ignore"):
+            try: return self.images(train=False)
+            except (ValueError, OSError) as e: why = str(e)
+        warnings.warn(f"no loss on held-out images is logged: {why}", stacklevel=3)
+        return None
 
     def images(self, train: bool = True, download: bool = False) -> Tensor | Images:
         "The images alone, uint8 (N, C, H, W)."

@@ -306,12 +306,12 @@ class _Set:
     def __len__(self) -> int: return len(self.items)
 
     def __getitem__(self, indices: Tensor) -> Tensor:
-        return torch.stack([self.image(i) for i in indices.tolist()])
+        return torch.stack([self.item(i)[0] for i in indices.tolist()])
 
-    def image(self, i: int) -> Tensor:
-        "One of them; ValueError if it is not like the first."
-        x = _image_of(self.items[i])[0]
-        if x.shape == self.shape[1:] and x.dtype == self.dtype: return x
+    def item(self, i: int) -> tuple[Tensor, Any]:
+        "An image, and its label or None; ValueError if it is not like the first."
+        x, label = _image_of(self.items[i])
+        if x.shape == self.shape[1:] and x.dtype == self.dtype: return x, label
         raise ValueError(f"item {i} of the data has shape {tuple(x.shape)}, {x.dtype}, and item 0 "
                          f"{tuple(self.shape[1:])}, {self.dtype}: give the data set a transform "
                          f"that makes its images alike")
@@ -323,11 +323,15 @@ def _read_set(items: _Items,          # a map-style data set
              ) -> tuple[Tensor | Images, Tensor | None]:
     "The images of a data set, and their labels, if all have one."
     if len(items) == 0: raise ValueError("data must have images in it, got none")
-    images = _Set(items)
-    labels = [_image_of(items[i])[1] for i in range(len(items))] if with_labels else [None]
-    known = None if any(y is None for y in labels) else torch.as_tensor(labels)
+    images, labels = _Set(items), []
     held = math.prod(images.shape) * images.dtype.itemsize <= memory
-    return (images[torch.arange(len(items))] if held else images), known
+    pixels = torch.empty(images.shape if held else 0, dtype=images.dtype)
+    for i in range(len(items)) if held or with_labels else ():      # each is read once
+        x, label = images.item(i)
+        labels.append(label)
+        if held: pixels[i] = x
+    known = with_labels and not any(y is None for y in labels)
+    return pixels if held else images, torch.as_tensor(labels) if known else None
 
 # %% ../../nbs/engine/runs.ipynb #6c8612ce
 def _to_grey(x: Tensor) -> Tensor:  # uint8 (..., 3, H, W) -> uint8 (..., 1, H, W)
@@ -388,8 +392,9 @@ def _unpack_data(data: Any, net: nn.Module) -> tuple[Tensor | Images, Tensor | N
     try: labels = torch.as_tensor(data[1])
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"labels must be a tensor, got {type(data[1]).__name__}") from None
-    if len(labels) != len(images):
-        raise ValueError(f"there are {len(images)} images and {len(labels)} labels")
+    if labels.shape[:1] != (len(images),):
+        raise ValueError(f"there must be {len(images)} labels, one an image, got a tensor of shape "
+                         f"{tuple(labels.shape)}")
     if not _takes_labels(net):
         raise ValueError("labels came with the images, and the network takes none: leave them out, "
                          "or give it a third argument, net(x, t, labels)")
@@ -774,13 +779,14 @@ def _write_checkpoint(folder: Path, files: _Files, state: dict[str, Any]) -> Non
         (part / "state.json").write_bytes(text.encode())
 
 # %% ../../nbs/engine/runs.ipynb #d488ed85
-def _read_checked(folder: Path, only: tuple[str, ...]) -> tuple[dict[str, bytes], dict[str, Any]]:
+def _read_checked(folder: Path, only: tuple[str, ...] | None
+                  ) -> tuple[dict[str, bytes], dict[str, Any]]:
     "The bytes of each file and the state, if their checksums are right (else ValueError, OSError)."
     state, files = json.loads((folder / "state.json").read_bytes()), {}
     checks = state.pop("crc32")
     if checks.pop("state") != _checksum(state): raise ValueError("state.json is damaged")
     for name, check in checks.items():
-        if only and name not in only: continue
+        if only is not None and name not in only: continue
         files[name] = (folder / f"{name}.safetensors").read_bytes()
         if f"{zlib.crc32(files[name]):08x}" != check:
             raise ValueError(f"{name}.safetensors is damaged")
@@ -788,7 +794,7 @@ def _read_checked(folder: Path, only: tuple[str, ...]) -> tuple[dict[str, bytes]
 
 # %% ../../nbs/engine/runs.ipynb #5f6b3d65
 def read_checkpoint(folder: str | Path,           # as a run left it
-                    only: tuple[str, ...] = (),   # names of files to read; all if empty
+                    only: tuple[str, ...] | None = None,   # names of files to read; None: all
                    ) -> tuple[_Files, dict[str, Any]]:
     "The tensors of each file, and the state; a damaged file is refused (ValueError)."
     from safetensors.torch import load

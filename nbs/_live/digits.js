@@ -13,8 +13,10 @@ let loading = null;
 // The network, and the file it comes from: loaded when first asked for, once for all parts.
 export const network = () => loading ??= new Promise((done, fail) => {
   const onload = () => {
-    const file = globalThis.ddpmDigits;
-    done({ ...file, model: unet(file.unet, safetensors(bytes(file.weights))) });
+    try {
+      const file = globalThis.ddpmDigits;
+      done({ ...file, model: unet(file.unet, safetensors(bytes(file.weights))) });
+    } catch { onerror(); }                   // it came, but not whole
   };
   const onerror = () => {
     loading = null;                          // who asks again may be luckier
@@ -116,7 +118,7 @@ export function digits(place) {
   replace(place, "A diffusion model of digits, running in this page",
           pictures(noisy, guess), row(fresh), way, status, made, row(steps), more);
   way.input.disabled = true;                                     // there is none yet
-  draw(noisy.canvas, normals(+seed.input.value)(SIDE * SIDE));   // where it will begin
+  draw(noisy.canvas, normals(+seed.input.value + 1)(SIDE * SIDE));   // where the next will begin
   draw(guess.canvas, new Float32Array(SIDE * SIDE));             // grey: it has not been asked
   noisy.say("noise, t = 1000: press A new digit");
   guess.say("x̂₀: the network's guess of the clean digit");

@@ -105,5 +105,9 @@ export function particles(place) {
   replace(place, "Particles in the plane, under the exact score",
           plane, way, row(walk(false), walk(true)), row(data, steps, eta, spacing), status);
   place.state = () => ({ states, times });
-  compute();
+  new IntersectionObserver((seen, watch) => {      // the first film waits until it can be seen
+    if (!seen.some(o => o.isIntersecting)) return;
+    watch.disconnect();
+    if (!run) compute();
+  }).observe(place);
 }
