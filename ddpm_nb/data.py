@@ -278,11 +278,10 @@ class Batches(_Stream):
                  world: int = 1,               # processes; their number must divide `batch_size`
                  labels: Array | None = None,  # long (N,): what each image is, handed out with it
                 ):
-        images = as_images(images)
-        labels = None if labels is None else as_tensor("labels", labels)
+        images, labels = as_images(images), None if labels is None else as_tensor("labels", labels)
         batch_size, world = whole_number("batch_size", batch_size), whole_number("world", world)
-        rank = whole_number("rank", rank, 0, world - 1)
         _check_batches(images, batch_size, flip, world, labels)
+        rank = whole_number("rank", rank, 0, world - 1)
         super().__init__(len(images), batch_size, seed, rank, world)
         self.flip: bool = flip
         self.device: torch.device = torch.device(device)
@@ -303,8 +302,8 @@ class Batches(_Stream):
         x = self._reader.read(step, self.indices)
         self.step = step + 1     # not before: an image that cannot be read moves nothing
         if self.flip:
-            flips = self.mirrored(step).to(self.device, non_blocking=True)
-            x = torch.where(flips[:, None, None, None], x.flip(-1), x)
+            flips = self.mirrored(step).to(self.device, non_blocking=True)[:, None, None, None]
+            x = torch.where(flips, x.flip(-1), x)
         x0 = to_model(x) if x.dtype == torch.uint8 else x
         if self.labels is None: return x0
         return x0, self.labels[self.indices(step)].to(self.device, non_blocking=True)

@@ -105,6 +105,10 @@ export function particles(place) {
   replace(place, "Particles in the plane, under the exact score",
           plane, way, row(walk(false), walk(true)), row(data, steps, eta, spacing), status);
   place.state = () => ({ states, times });
+  states = [points(mixture(), COUNT, normals(1))];
+  times = [0];
+  drawn = { mixture: mixture(), back };
+  show(0);
   new IntersectionObserver((seen, watch) => {      // the first film waits until it can be seen
     if (!seen.some(o => o.isIntersecting)) return;
     watch.disconnect();
