@@ -139,7 +139,7 @@ def digest(name: str) -> str:
 
 
 def entry_of(record: dict, name: str, what: dict) -> dict:
-    "A problem's rows; those that were measured on something else are dropped."
+    "A problem's rows; those of another model are dropped, of other numbers kept: it ends there."
     there = record.get(name, {})
     if any(there.get(key) != value for key, value in what.items()):
         if there and there.get("model") == what.get("model"):

@@ -555,8 +555,8 @@ class _Learned(Variance):
 
     def read(self, d: _Variances, said: Tensor, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         one, u = d.original, d.network_t[t]
-        beyond = lambda: said.exp() - extract(one.posterior_variance, u, x)
-        share = lambda: beyond() / extract(one.betas - one.posterior_variance, u, x)
+        share = lambda: ((said.exp() - extract(one.posterior_variance, u, x))
+                         / extract(one.betas - one.posterior_variance, u, x))
         return _at_every_length(d, said, share, t, x)
 
     def target(self, d: _Constants, log_variance: Tensor, t: Tensor, x: Tensor) -> Tensor:

@@ -512,9 +512,8 @@ def animate(frames: Iterable[Any],          # batches of images (N, C, H, W); wi
     if not frames: raise ValueError("there are no frames to animate")
     _check_labels("labels", labels, len(frames))
     captions = [f"{title or ''}\n{o}".strip("\n") for o in labels] or [title] * len(frames)
-    if draw is None and kwargs:
-        raise TypeError(f"animate without draw takes no {', '.join(kwargs)}")
-    if draw is None: drawn = _image_frames(frames, captions, ncols, scale)
-    else: drawn = list(_drawn_frames(frames, captions, draw, kwargs))
+    if draw: drawn = list(_drawn_frames(frames, captions, draw, kwargs))
+    elif kwargs: raise TypeError(f"animate without draw takes no {', '.join(kwargs)}")
+    else: drawn = _image_frames(frames, captions, ncols, scale)
     alt = alt or f"Animation: {title or 'frames over time'}"
     return _kept(Picture(_gif(drawn, fps, hold, max_bytes), alt, "gif"), path)

@@ -58,13 +58,14 @@ class _Choices:
         return 2 ** (len(self.channel_multipliers) - 1)
 
 # %% ../nbs/06_unet.ipynb #b63fed4d
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+def _is_number(value: object, kind: type = Real) -> bool:
+    "Is it one, of that kind? True and False are none."
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _whole_numbers(name: str, values: object) -> tuple[int, ...]:
     listed = isinstance(values, (tuple, list))
-    if not listed or not all(isinstance(v, int) and _is_number(v) and v > 0 for v in values):
+    if not listed or not all(_is_number(v, int) and v > 0 for v in values):
         raise ValueError(f"{name} must be a sequence of whole numbers above 0, got {values!r}")
     return tuple(values)
 
@@ -73,7 +74,7 @@ def _check_numbers(c: _Choices) -> None:
     for name in ("image_size", "in_channels", "out_channels", "base_channels", "blocks_per_level",
                  "groups"):
         value = getattr(c, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not _is_number(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number above 0, got {value!r}")
     if not c.channel_multipliers:
         raise ValueError("channel_multipliers must name at least one level")

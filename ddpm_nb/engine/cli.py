@@ -860,7 +860,8 @@ def _images(args: argparse.Namespace,      # the words of `evaluate`
     "The images to measure on."
     from ddpm_nb.engine.recipes import DATASETS, _check_held_out
     from ddpm_nb.engine.runs import _run_checkpoint, _with_channels
-    path, made_by = Path(args.model), _made_by(Path(args.model))
+    path = Path(args.model)
+    made_by = _made_by(path)
     fits = None if _is_run(path) else {(1, 16, 16): "digits", (3, 32, 32): "cifar10"}.get(image)
     name = args.data or (made_by.data if made_by else fits)
     if name not in DATASETS:
