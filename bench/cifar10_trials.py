@@ -146,9 +146,9 @@ def main() -> None:
     a.out.mkdir(parents=True, exist_ok=True)
     log = a.out / "trials.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    start, trials = SETS[a.of]
     if not a.table:
         held = cifar10(train=False)[0][:a.held_out]
-        start, trials = SETS[a.of]
         if wrong := {*(a.only or ())} - {*trials}:
             raise SystemExit(f"--of {a.of} has no trial {', '.join(wrong)}; it has "
                              f"{', '.join(trials)}")
@@ -158,7 +158,7 @@ def main() -> None:
             with open(log, "a") as f: f.write(json.dumps(rows[-1]) + "\n")
             shown = {k: v for k, v in rows[-1].items() if k != "losses"}
             print(json.dumps(shown), flush=True)
-    table([r for r in rows if r["images"] == a.images and r["name"] in SETS[a.of][1]])
+    table([r for r in rows if r["images"] == a.images and r["name"] in trials])
 
 
 if __name__ == "__main__":

@@ -164,6 +164,39 @@ def test_the_scripts_explain_themselves(script):
     assert done.returncode == 0 and "usage" in done.stdout
 
 
+def script(name, *words):
+    "One of the scripts, called: its exit code, and what it says."
+    done = subprocess.run([sys.executable, ROOT / "bench" / f"{name}.py", *map(str, words)],
+                          capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_table_of_trials_is_of_one_set_of_them(tmp_path):
+    "What was trained on another network is not compared with it."
+    row = dict(images=9600, weights=1, last=0.1, images_per_cpu_second=1.0)
+    rows = [dict(row, name=name, held_out=loss, losses=[loss, loss + 0.01])
+            for name, loss in (("start", 0.2), ("batch 16", 0.3), ("gpu-hours", 0.1))]
+    (tmp_path / "trials.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    for of, names in (("small", ["start", "batch 16"]), ("gpu-hours", ["gpu-hours"])):
+        code, said = script("cifar10_trials", "--table", "--of", of, "--out", tmp_path)
+        assert code == 0, said
+        assert [line.split(" | ")[0].strip("| ") for line in said.splitlines()[2:]] == names
+    assert "0.1000 ± " in script("cifar10_trials", "--table", "--out", tmp_path)[1]
+
+
+def test_runs_of_another_size_are_not_added_to_a_record(tmp_path):
+    record = ROOT / "nbs/experiments/ablations/runs.jsonl"
+    (tmp_path / "runs.jsonl").write_bytes(record.read_bytes())
+    words = "--record", tmp_path, "--out", tmp_path / "runs", "--only", "mu, L, fixed"
+    code, said = script("ablations", *words, "--steps", "5")
+    assert code == 1 and "runs of other sizes: give theirs, or another --record" in said
+    assert (tmp_path / "runs.jsonl").read_bytes() == record.read_bytes()
+    from ddpm_nb import cifar10
+    try: cifar10()
+    except (FileNotFoundError, ValueError) as e: pytest.skip(f"CIFAR-10 is not here: {e}")
+    assert script("ablations", *words) == (0, "")          # all three are there, of its own sizes
+
+
 @pytest.fixture
 def again(monkeypatch):
     "The script that trained the second edition."
