@@ -96,6 +96,23 @@ OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm
            "--disable-sync", "--disable-quic", "--hide-scrollbars", "--remote-debugging-pipe")
 
 
+# in a page: how light a colour is, and what colour an element stands on
+LIGHT = """
+  const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+  const light = c => {
+    const [r, g, b] = c.match(/[\\d.]+/g).map(v => linear(v / 255));
+    return .2126 * r + .7152 * g + .0722 * b;
+  };
+  const ground = e => {
+    for (; e; e = e.parentElement) {
+      const c = getComputedStyle(e).backgroundColor;
+      if (!/, 0\\)$|transparent/.test(c)) return c;
+    }
+    return "rgb(255, 255, 255)";
+  };
+"""
+
+
 @contextlib.contextmanager
 def browser():
     "A page in a fresh browser, which goes away with everything it wrote."

@@ -1,7 +1,78 @@
-"What several tests share: a watch over devices, and a network with nothing left at zero."
+"""What several tests share: a watch over devices, a network with nothing left at zero, processes
+that end with their test, and short names for what is said often."""
+import ast
+import contextlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+import ddpm_nb
+
+HOME = Path(ddpm_nb.__file__).parents[1]        # of the package that is tested
+PATIENCE = 300      # seconds: two processes that import torch on one busy core take a minute
+STARTED = []
+
+
+def started(*command, **options):
+    "A process that ends with its test at the latest, see conftest.py."
+    STARTED.append(subprocess.Popen(*command, **options))
+    return STARTED[-1]
+
+
+def end_processes():
+    "End what is left of those that a test has started."
+    for process in STARTED:
+        if process.poll() is None: process.kill()
+        process.wait()
+    STARTED.clear()
+
+
+def run_python(code, *args, **env):
+    "A Python process of its own, which finds the package and the tests."
+    path = f"{HOME}{os.pathsep}{Path(__file__).parent}"
+    return started([sys.executable, "-c", code, *map(str, args)], text=True,
+                   env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **env},
+                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    "PyTorch's default, for as long as it lasts."
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try: yield
+    finally: torch.set_default_dtype(usual)
+
+
+def cells_run(notebook, cells, *markers, **given):
+    "Run the notebook's imports, and the cells that contain the markers, in the page's order."
+    names = {"__name__": "notebook", "device": "cpu"} | given
+    for c in cells:
+        first = "import ddpm_nb.plotting as plot" in c.source
+        if first or any(m in c.source for m in markers):
+            exec(compile(c.source, str(notebook), "exec"), names)
+        if first: names |= given
+    return names
+
+
+def calls_of(cells, name):
+    "What is written of each call, in code cells, of a function whose name matches."
+    calls = [(c.source, call) for c in cells for call in ast.walk(ast.parse(c.source))
+             if isinstance(call, ast.Call) and re.match(name, ast.unparse(call.func))]
+    return [ast.get_source_segment(*found) for found in calls]
+
+
+def refused(match): return pytest.raises(ValueError, match=match)
+def gen(seed=0): return torch.Generator().manual_seed(seed)
+def draw(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(shape, generator=gen(seed), dtype=dtype)
 
 
 class NoStrangers(TorchDispatchMode):

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import re
 import shutil
-import sys
 import types
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,6 @@ from browser import EXECUTABLE, browser
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS, STATIC = ROOT / "nbs", ROOT / "nbs" / "_static"
-sys.path.append(str(ROOT / "tools"))
 pytest.importorskip("nbdev", reason="the build of the site needs nbdev: pip install .[dev]")
 import notation  # noqa: E402
 import paper_map  # noqa: E402
@@ -207,7 +205,7 @@ def test_a_warm_up_that_prints_no_number_is_refused():
     with pytest.raises(ValueError, match="been run"): student.warm_up("#| warm-up: 1", "?")
 
 
-def test_what_belongs_to_the_exercises():
+def test_exercises_go_from_their_heading_to_the_next_of_its_rank():
     inside = False
     for text, expected in (("# T\n## A", False), ("## Exercises\n\n### Warm-ups", True),
                            ("**1.** x", True), ("### Further", True), ("## Next", False)):

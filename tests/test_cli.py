@@ -13,10 +13,12 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from guards import PATIENCE, started
 
 from ddpm_nb import GaussianDiffusion, UNetConfig, data, load_pretrained, sampling, training
 from ddpm_nb.engine import cli, faster, images, many, recipes, runs
@@ -92,12 +94,12 @@ def test_an_interrupted_run_goes_on_either_way(tmp_path, capsys):
 
 def test_ctrl_c_saves_and_tells_how_to_go_on(tmp_path):
     words = [*tiny("--out", str(tmp_path / "r")), "steps=100000", "save_every=100000"]
-    process = subprocess.Popen([sys.executable, "-m", "ddpm_nb.engine.cli", *words], text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV)
-    log = tmp_path / "r" / "log.jsonl"
-    while not log.exists() and process.poll() is None: time.sleep(0.1)
+    process = started([sys.executable, "-m", "ddpm_nb.engine.cli", *words], text=True,
+                      stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV)
+    log, end = tmp_path / "r" / "log.jsonl", time.monotonic() + PATIENCE
+    while not log.exists() and process.poll() is None and time.monotonic() < end: time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130 and out == "" and "Traceback" not in err
     assert f"go on with: ddpm-nb train --resume {tmp_path / 'r'}" in err
     assert len(runs.checkpoints(tmp_path / "r")) == 1
@@ -482,8 +484,10 @@ def test_evaluate_estimates_the_bound_from_some_of_its_terms(run, capsys):
     fails(capsys, ["evaluate", run, "--terms", "9", "--device", "cpu"], "2 .. 8, got 9")
 
 
-def test_fid_is_named_so_only_in_inceptions_eyes(tmp_path, capsys, monkeypatch):
-    from ddpm_nb import UNet, load_pretrained, save_pretrained
+@pytest.fixture
+def eyes(tmp_path, monkeypatch):
+    "A small model, and Inception that looks at its samples: both eyes, and what they see, made up."
+    from ddpm_nb import save_pretrained
     from ddpm_nb.engine import metrics
     from ddpm_nb.evaluation import Statistics
 
@@ -502,45 +506,72 @@ def test_fid_is_named_so_only_in_inceptions_eyes(tmp_path, capsys, monkeypatch):
         asked.append(part)
         return Statistics.of(truth, extractor.name), f"the {part} images"
     monkeypatch.setattr(metrics, "_cifar10_reference", reference)
-    words = [model, "--fid", "--n", "24", "--steps", "2"]
     monkeypatch.setattr(metrics, "inception_extractor", lambda device: Eyes(metrics.INCEPTION))
-    line = evaluated(capsys, *words)
-    assert line.startswith("FID ") and "Inception Score" in line and "adams, 2 steps" in line
+    monkeypatch.setattr("ddpm_nb.evaluation.cifar10_extractor", lambda device: Eyes("ours"))
+    return SimpleNamespace(model=model, asked=asked)
 
+
+@pytest.fixture
+def no_inception(eyes, monkeypatch):
+    from ddpm_nb.engine import metrics
     def absent(device): raise ImportError("FID needs torch-fidelity")
     monkeypatch.setattr(metrics, "inception_extractor", absent)
-    monkeypatch.setattr("ddpm_nb.evaluation.cifar10_extractor", lambda device: Eyes("ours"))
-    capsys.readouterr()
+
+
+@pytest.fixture
+def folder(eyes, no_inception, tmp_path):
+    "24 images that the small model has drawn."
+    words = ["sample", eyes.model, "--n", "24", "--steps", "2", "--quiet", "--device", "cpu"]
+    assert main([*words, "--out", str(tmp_path / "drawn")]) == 0
+    return tmp_path / "drawn"
+
+
+def test_fid_is_named_so_in_inceptions_eyes(eyes, capsys):
+    line = evaluated(capsys, eyes.model, "--fid", "--n", "24", "--steps", "2")
+    assert line.startswith("FID ") and "Inception Score" in line and "adams, 2 steps" in line
+    assert eyes.asked == ["train"]
+
+
+def test_without_inception_our_classifier_looks_and_it_is_said_that_this_is_not_fid(
+        eyes, no_inception, capsys):
+    words = [eyes.model, "--fid", "--n", "24", "--steps", "2"]
     assert main(["evaluate", *words, "--split", "test", "--quiet", "--device", "cpu"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("distance ") and "which are not FID's" in out
     assert "FID needs torch-fidelity; so our own classifier looks" in err
     found = json.loads(evaluated(capsys, *words, "--json"))
     assert found["measure"] == "classifier distance, which is not FID" and found["n"] == 24
-    assert asked == ["train", "test", "train"]
-    folder = str(tmp_path / "drawn")
-    words = ["sample", model, "--n", "24", "--steps", "2", "--quiet", "--device", "cpu", "--out"]
-    assert main([*words, folder]) == 0
+    assert eyes.asked == ["test", "train"]
+
+
+def test_a_folder_of_drawn_images_measures_as_drawing_them_does(eyes, folder, capsys):
+    words = [eyes.model, "--fid", "--n", "24", "--steps", "2", "--json"]
+    found = json.loads(evaluated(capsys, *words))
     again = json.loads(evaluated(capsys, folder, "--fid", "--json"))
     assert again["value"] == pytest.approx(found["value"], rel=1e-3) and again["n"] == 24
     assert again["made"]["sampler"] == "adams" and again["made"]["steps"] == 2
+    (folder / "settings.json").write_text('{"seed": 0}')
+    assert "drawn elsewhere" in evaluated(capsys, folder, "--fid")
+
+
+def test_of_a_folder_of_drawn_images_no_more_is_asked_than_it_holds(folder, tmp_path, capsys):
     fails(capsys, ["evaluate", folder, "--fid", "--n", "25", "--device", "cpu"],
           "holds 24 images, fewer than --n 25")
     words = ["--sampler", "ddim", "--eta", "0.5", "--weights", "last", "--seed", "7", "--compile"]
     fails(capsys, ["evaluate", folder, "--fid", *words], "holds samples that are drawn: leave out "
           "--sampler, --eta, --weights, --compile, --seed")
     fails(capsys, ["evaluate", folder, "--fid", "--n", "1"], "two samples at the least")
-    settings = Path(folder, "settings.json")
-    settings.write_text('{"seed": 0}')
-    assert "drawn elsewhere" in evaluated(capsys, folder, "--fid")
     assert main(["sample", "digits", "--n", "2", "--steps", "1", "--quiet", "--device", "cpu",
                  "--out", str(tmp_path / "grey/")]) == 0
     fails(capsys, ["evaluate", tmp_path / "grey", "--fid"], "these are (1, 16, 16)")
-    image = Path(folder, "000003.png")
+
+
+def test_a_damaged_image_of_a_folder_is_named(folder, capsys):
+    image = folder / "000003.png"
     damaged = bytearray(image.read_bytes())
     damaged[35] = 0
     image.write_bytes(damaged)
-    assert main(["evaluate", folder, "--fid", "--device", "cpu"]) == 2
+    assert main(["evaluate", str(folder), "--fid", "--device", "cpu"]) == 2
     assert "000003.png is missing or damaged" in capsys.readouterr().err
 
 
@@ -721,6 +752,7 @@ def test_no_torch_is_imported_before_the_words_are_understood(words):
     assert done.returncode == 0 and done.stdout + done.stderr
 
 
+@pytest.mark.slow     # not for its minutes: a busy machine, or a cold disk, takes longer
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processor seconds of a child: POSIX only")
 def test_help_and_a_mistyped_command_take_little_of_the_processor():
     "0.15 s is the aim, measured by bench/import_time.py; twice that would be an import of torch."
@@ -749,7 +781,8 @@ def test_help_is_quick_and_the_module_itself_imports_nothing_heavy():
            f"try: runpy.run_path({str(Path(cli.__file__))!r}, run_name='x')['main']()\n" \
            "except SystemExit as e: assert not e.code\n" \
            "assert not {'torch', 'numpy', 'matplotlib', 'accelerate', 'PIL'} & set(sys.modules)"
-    r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                       timeout=PATIENCE)
     assert r.returncode == 0 and "train" in r.stdout and "evaluate" in r.stdout, r.stderr
 
 
@@ -758,7 +791,7 @@ def test_a_reader_that_has_had_enough_is_no_error():
     reader, writer = os.pipe()
     os.close(reader)
     r = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE,
-                       text=True, timeout=60, env=ENV)
+                       text=True, timeout=PATIENCE, env=ENV)
     os.close(writer)
     assert r.returncode == 141 and r.stderr == ""
 
@@ -1001,12 +1034,12 @@ def test_traceback_is_there_when_asked_for(tmp_path):
 def test_a_sample_that_is_terminated_leaves_nothing_behind(tmp_path):
     words = ["sample", "digits", "--n", "5000", "--quiet", "--out", tmp_path / "x.npz"]
     code = "import sys; from ddpm_nb.engine.cli import main; sys.exit(main())"
-    job = subprocess.Popen([sys.executable, "-c", code, *map(str, words)], stderr=subprocess.PIPE)
-    until = time.monotonic() + 120
+    job = started([sys.executable, "-c", code, *map(str, words)], stderr=subprocess.PIPE)
+    until = time.monotonic() + PATIENCE
     while not list(tmp_path.iterdir()) and time.monotonic() < until: time.sleep(0.1)
     assert list(tmp_path.iterdir())                      # the part is there: it is sampling
     job.terminate()
-    assert job.wait(timeout=60) == 143 and not list(tmp_path.iterdir())
+    assert job.wait(timeout=PATIENCE) == 143 and not list(tmp_path.iterdir())
 
 
 def test_fewer_steps_than_were_made_are_refused(capsys, run):

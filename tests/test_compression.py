@@ -5,16 +5,13 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from guards import default_dtype, refused, gen as generator
 
 from ddpm_nb import GaussianDiffusion, NoiseSchedule
 from ddpm_nb.compression import Interval, choose, exact_bound, rate_distortion, receive, send
 from ddpm_nb.data import to_model
 
 close = torch.testing.assert_close
-
-
-def refused(match): return pytest.raises(ValueError, match=match)
-def generator(seed=0): return torch.Generator().manual_seed(seed)
 
 
 def steps(T, low=-6.0, high=7.0):
@@ -172,9 +169,7 @@ def test_what_is_sent_in_another_dtype_arrives_as_exactly(dtype, usual):
     d, model = GaussianDiffusion(steps(6), prediction="x0"), MODELS["good"]
     x0 = to_model(torch.tensor([[0, 255], [0, 255], [255, 0]], dtype=torch.uint8))
     message = send(d, model, x0.to(dtype), [50] * 6, 7, generator(1))
-    torch.set_default_dtype(usual)
-    try: *_, last = receive(d, model, message, x0.shape, [50] * 6, 7)
-    finally: torch.set_default_dtype(torch.float32)
+    with default_dtype(usual): *_, last = receive(d, model, message, x0.shape, [50] * 6, 7)
     assert torch.equal(last.x, x0)
 
 

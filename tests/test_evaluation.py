@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from guards import refused, gen as generator
 
 from ddpm_nb import (GaussianDiffusion, NoiseSchedule, Statistics, cifar10, frechet_distance,
                      inception_score, to_model, to_uint8)
@@ -23,8 +24,6 @@ HAS_CIFAR10 = (cache_folder() / "cifar-10-batches-bin" / "test_batch.bin").exist
 needs_cifar10 = pytest.mark.skipif(not HAS_CIFAR10, reason="CIFAR-10 is not here")
 
 
-def refused(match): return pytest.raises(ValueError, match=match)
-def generator(seed=0): return torch.Generator().manual_seed(seed)
 def normal(*shape, seed=0): return torch.randn(*shape, generator=generator(seed)).double()
 
 

@@ -2,12 +2,11 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from guards import PATIENCE, run_python
 from PIL import Image
 
 from ddpm_nb.data import read_cifar10
@@ -17,16 +16,7 @@ from ddpm_nb.engine.images import load_image
 from ddpm_nb.engine.runs import checkpoints, read_checkpoint
 from ddpm_nb.plotting import save_grid, show_images
 
-ROOT = Path(files.__file__).parents[2]
-
 POSIX = pytest.mark.skipif(os.name == "nt", reason="POSIX's signals and modes")
-
-
-def run_python(code, *args):
-    "A Python process of its own."
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 @pytest.fixture
@@ -143,7 +133,7 @@ with replacing(Path(sys.argv[1])) as part:
 @POSIX
 def test_a_kill_in_the_middle_leaves_the_old_file_whole(tmp_path):
     (tmp_path / "x").write_text("old")
-    assert run_python(KILLED, tmp_path / "x").wait(timeout=60) == -signal.SIGKILL
+    assert run_python(KILLED, tmp_path / "x").wait(timeout=PATIENCE) == -signal.SIGKILL
     assert (tmp_path / "x").read_text() == "old"
     assert [n for n in names(tmp_path) if not n.startswith(".x.")] == ["x"]
 
@@ -164,7 +154,7 @@ import sys, time
 from ddpm_nb.engine.files import FolderLock
 with FolderLock(sys.argv[1]):
     print("taken", flush=True)
-    time.sleep(100)
+    time.sleep(1000)
 """
 
 
@@ -177,7 +167,7 @@ def test_a_lock_keeps_other_processes_out_and_ends_with_its_own(tmp_path, name):
         with pytest.raises(OSError, match=rf"run is in use .* \(process {holder.pid}\)"):
             FolderLock(tmp_path / "run").__enter__()
     holder.send_signal(getattr(signal, name))
-    holder.wait(timeout=60)
+    holder.wait(timeout=PATIENCE)
     with FolderLock(tmp_path / "run"): pass
     assert names(tmp_path / "run") == []
 

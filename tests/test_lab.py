@@ -1,5 +1,6 @@
 """The notebooks in a real JupyterLab: equations and references have the paper's numbers, and what
 is saved is what is committed."""
+import contextlib
 import json
 import os
 import re
@@ -27,6 +28,17 @@ WITHOUT_BROWSER = pytest.mark.skipif(not EXECUTABLE, reason="no Chromium or Chro
 CONFIG = "tools/jupyter_server_config.py"      # what `make lab` starts JupyterLab with
 
 
+def served(lab, runtime):
+    "The address that JupyterLab itself names once it answers."
+    end = time.monotonic() + 120
+    while lab.poll() is None and time.monotonic() < end:
+        for told in runtime.glob("jpserver-*.json"):
+            with contextlib.suppress(json.JSONDecodeError):     # half written
+                return f"http://127.0.0.1:{json.loads(told.read_text())['port']}"
+        time.sleep(0.5)
+    pytest.fail("JupyterLab does not answer")
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     "Where a JupyterLab of our own serves a copy of the notebooks."
@@ -35,7 +47,7 @@ def address(tmp_path_factory):
     shutil.copy(ROOT / "settings.ini", home)        # whose words on what to keep the server reads
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port = free.getsockname()[1]      # or, where another process takes it meanwhile, the next
     options = [f"--port={port}", "--no-browser", "--IdentityProvider.token=", "--allow-root",
                f"--ServerApp.root_dir={home / 'nbs'}", "--ServerApp.disable_check_xsrf=True",
                f"--config={ROOT / CONFIG}"]
@@ -49,13 +61,7 @@ def address(tmp_path_factory):
         [sys.executable, "-m", "jupyterlab", *options], stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         env=os.environ | places | {"PYTHONPATH": str(ROOT)})
-    try:
-        end = time.monotonic() + 120
-        while time.monotonic() < end:
-            with socket.socket() as s:
-                if s.connect_ex(("127.0.0.1", port)) == 0: break
-            time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
+    try: yield served(lab, home / "runtime")
     finally:
         os.killpg(lab.pid, signal.SIGTERM)
         lab.wait(60)

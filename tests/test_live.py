@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from test_site import BUILD, DOCS, ROOT, WITHOUT_BROWSER, url
 
-from browser import browser
+from browser import LIGHT, browser
 from ddpm_nb import GaussianDiffusion, Mixture, NoiseSchedule, load_pretrained
 from ddpm_nb import objective, sampling, schedules
 from ddpm_nb.data import digits, swiss_roll, to_model
@@ -659,19 +659,7 @@ NAMELESS = """[...document.querySelectorAll("[data-live]")].flatMap(part => {
   return [...own, ...seen, ...mute, ...group ? [] : [part]].map(e => e.outerHTML.slice(0, 120));
 })"""
 
-DIM = """(() => {
-  const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
-  const light = c => {
-    const [r, g, b] = c.match(/[\\d.]+/g).map(v => linear(v / 255));
-    return .2126 * r + .7152 * g + .0722 * b;
-  };
-  const ground = e => {
-    for (; e; e = e.parentElement) {
-      const c = getComputedStyle(e).backgroundColor;
-      if (!/, 0\\)$|transparent/.test(c)) return c;
-    }
-    return "rgb(255, 255, 255)";
-  };
+DIM = "(() => {" + LIGHT + """
   const parts = ["label", "button", "select", "figcaption", "output", ".live-status"];
   return [...document.querySelectorAll(parts.map(o => "[data-live] " + o).join(", "))].map(e => {
     const style = getComputedStyle(e);

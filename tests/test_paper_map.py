@@ -2,16 +2,13 @@
 import json
 import re
 import shutil
-import sys
 from collections import defaultdict
 from pathlib import Path
 
+import paper_map
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "tools"))
-import paper_map  # noqa: E402
-
 ITEMS, FOUND, MADE_OF = paper_map.items(), paper_map.scan(), paper_map.made_of()
 
 
@@ -79,7 +76,7 @@ def test_what_is_shown_on_cifar10_too_counts_as_that():
     "table 4.5, a table of 3 rows, sequel 7, eq. x": [],
     "eq. 7 at t = 1": ["eq 7"],
 }.items())
-def test_mentions(text, said):
+def test_a_sentence_mentions_what_it_names_one_by_one(text, said):
     assert {f"{kind} {n}" for kind, n in paper_map.mentions(text)} == set(said)
 
 

@@ -1,10 +1,6 @@
 "The tool that changes half of a notebook's seeds: which it finds, which it changes, what it says."
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 nbformat = pytest.importorskip("nbformat")
 reseed = pytest.importorskip("reseed")
 

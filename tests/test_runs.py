@@ -8,8 +8,6 @@ import re
 import resource
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from guards import PATIENCE, run_python
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -109,14 +108,6 @@ def assert_same(a, b):
     assert state_a == state_b
 
 
-def run_python(code, *args, **env):
-    "A Python process of its own, in the test's directory tree."
-    path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **env}
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], text=True, env=env,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
 # The loss by t
 
 
@@ -157,7 +148,7 @@ for update in t.steps():
 def test_a_run_killed_and_resumed_equals_one_that_never_stopped_to_the_bit(tmp_path):
     process = run_python(KILLED, tmp_path / "killed")
     whole = trainer(tmp_path / "whole").train()
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == -signal.SIGKILL, err
     part, kept = sorted(p.name for p in (tmp_path / "killed" / "checkpoints").iterdir())
     assert re.fullmatch(r"\.step_00000013\..+\.part", part) and kept == "step_00000010"
@@ -411,6 +402,11 @@ def test_updates_that_nobody_logs_are_not_collected_for_ever():
     assert [u.step for u in t.recent] == [97, 98, 99, 100]
 
 
+def test_a_line_is_logged_every_so_many_updates(tmp_path):
+    trainer(tmp_path, log_every=7).train()
+    assert [row["step"] for row in log_lines(tmp_path)] == [7, 14]
+
+
 def test_the_last_n_and_every_kth_checkpoint_are_kept(tmp_path):
     trainer(tmp_path, save_every=2, keep_last=3, keep_every=8).train()
     assert [int(p.name[5:]) for p in checkpoints(tmp_path)] == [8, 16, 18, 20]
@@ -423,26 +419,26 @@ STOPPED = """
 import sys
 from test_runs import trainer
 t = trainer(sys.argv[1], steps=10**6, save_every=10**6)
-print("ready", flush=True)
 t.train()
 print(t.step, t.stopped_by)
 """
 
 
-def wait_for_the_log(folder, process):
-    "Until a run of its own process has begun its log; or that process has died."
-    while not (folder / "log.jsonl").exists():
-        assert process.poll() is None, process.communicate()
+def wait_for_the_log(folder, *processes):
+    "Until a run of processes of its own has begun its log; they may die, or never get there."
+    log, end = folder / "log.jsonl", time.monotonic() + PATIENCE
+    while not log.exists() or not log.stat().st_size:
+        for process in processes: assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "nothing was logged"
         time.sleep(0.05)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_finishes_the_step_and_saves(tmp_path, number):
     process = run_python(STOPPED, tmp_path)
-    assert process.stdout.readline() == "ready\n"
     wait_for_the_log(tmp_path, process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     step, name = out.split()
     assert process.returncode == 0 and name == signal.Signals(number).name
     assert f"stopped by {name} after step {step}" in err
@@ -451,8 +447,9 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, number):
 
 
 SHOVED = """
-import sys
+import signal, sys
 from test_runs import net, trainer
+signal.signal(signal.SIGTERM, signal.SIG_IGN)      # which is what a second signal meets at the end
 t = trainer(sys.argv[1], net(0.0), steps=10**6, save_every=10**6, log_every=1)
 t.train()
 print(t.step, t.stopped_by, flush=True)
@@ -460,25 +457,24 @@ print(t.step, t.stopped_by, flush=True)
 
 
 def start_two(code, *args):
-    "Two processes that train together over gloo."
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    env = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-               ACCELERATE_USE_CPU="true")
-    return [run_python(code, *args, RANK=str(r), LOCAL_RANK=str(r), **env) for r in range(2)]
+    "Two processes that train together over gloo; they meet here, at a port that is taken already."
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    env = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
+               MASTER_PORT=str(store.port), ACCELERATE_USE_CPU="true",
+               TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0")
+    pair = [run_python(code, *args, RANK=str(r), LOCAL_RANK=str(r), **env) for r in range(2)]
+    pair[0].store = store      # which is open as long as the two are
+    return pair
 
 
 def test_two_processes_told_twice_to_stop_finish_the_same_step_and_save_once(tmp_path):
     "As under a scheduler that signals every process, and a launcher that passes the signal on."
     workers = start_two(SHOVED, tmp_path)
-    while not (tmp_path / "log.jsonl").exists() or not (tmp_path / "log.jsonl").stat().st_size:
-        assert all(w.poll() is None for w in workers)
-        time.sleep(0.05)
+    wait_for_the_log(tmp_path, *workers)
     workers[1].send_signal(signal.SIGTERM)
     time.sleep(0.01)
     for w in workers: w.send_signal(signal.SIGTERM)
-    results = [w.communicate(timeout=60) for w in workers]
+    results = [w.communicate(timeout=PATIENCE) for w in workers]
     assert [w.returncode for w in workers] == [0, 0], results
     (step, name), (other, _) = (out.split(maxsplit=1) for out, _ in results)
     assert step == other and name.strip() in ("SIGTERM", "another process")
@@ -500,7 +496,7 @@ trainer(sys.argv[1], net(0.0), steps=15, save_every=5).train()
 
 def test_two_processes_go_on_together_when_the_disk_is_full(tmp_path):
     workers = start_two(FULL, tmp_path)
-    errors = [w.communicate(timeout=60)[1] for w in workers]
+    errors = [w.communicate(timeout=PATIENCE)[1] for w in workers]
     assert [w.returncode for w in workers] == [0, 0], errors
     assert "cannot save at step 10 (No space left on device)" in errors[0]
     assert [int(p.name[5:]) for p in checkpoints(tmp_path)] == [5, 15]
@@ -785,7 +781,8 @@ def test_with_a_scaler_one_infinite_gradient_is_skipped_and_endless_ones_stop_th
 
 def test_accelerates_own_accumulation_is_refused():
     code = "from test_runs import trainer; trainer()"
-    _, err = run_python(code, ACCELERATE_GRADIENT_ACCUMULATION_STEPS="4").communicate(timeout=60)
+    process = run_python(code, ACCELERATE_GRADIENT_ACCUMULATION_STEPS="4")
+    _, err = process.communicate(timeout=PATIENCE)
     assert "accelerate was told to accumulate 4 steps: leave that out" in err
 
 
@@ -857,7 +854,7 @@ def test_a_network_that_does_not_say_its_variance_is_refused_before_it_is_traine
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_learns():
+def test_four_hundred_updates_lower_the_loss_by_a_quarter():
     options = dict(steps=400, batch_size=50, warmup=20)
     runs_ = (trainer(model=net(0.0), lr=lr, **options).train() for lr in (0.0, 1e-2))
     untrained, trained = (sum(r["loss"] for r in t.history[-20:]) / 20 for t in runs_)
@@ -913,12 +910,12 @@ def test_a_second_training_in_the_folder_is_refused_until_the_first_has_ended(tm
     try:
         wait_for_the_log(tmp_path, first)
         second = run_python(LOCKED, tmp_path, 20)
-        _, err = second.communicate(timeout=120)
+        _, err = second.communicate(timeout=PATIENCE)
         refusal = f"OSError: {tmp_path} is in use by another command (process {first.pid}): stop"
         assert second.returncode == 1 and err.splitlines()[-1].startswith(refusal)
         with pytest.raises(OSError, match="in use by another command"): trainer(tmp_path).save()
     finally: first.send_signal(number)
-    first.communicate(timeout=60)
+    first.communicate(timeout=PATIENCE)
     if number == signal.SIGKILL: assert trainer(tmp_path, net(0.0)).train().step == 20
     assert not (tmp_path / ".lock").exists()
 
@@ -1520,7 +1517,7 @@ def test_wandb_gets_each_line_through_accelerate(tmp_path):
             "trainer(sys.argv[1], tracker='wandb').train()")
     path = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "tests")))
     process = run_python(code, tmp_path / "run", TOLD=str(tmp_path / "told"), PYTHONPATH=path)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     begun, *lines, ended = map(json.loads, (tmp_path / "told").read_text().splitlines())
     assert begun["project"] == "ddpm_nb" and begun["name"] == "run" and ended == "finished"
@@ -1648,7 +1645,7 @@ def test_two_processes_compute_what_one_does_on_the_same_global_batch(tmp_path):
     workers = start_two(WORKER, tmp_path / "two")
     workers.append(run_python(WORKER, tmp_path / "one"))
     for w in workers:
-        _, err = w.communicate(timeout=200)
+        _, err = w.communicate(timeout=PATIENCE)
         assert w.returncode == 0, err
     one, two, other = (torch.load(tmp_path / name, weights_only=False)
                        for name in ("one/0.pt", "two/0.pt", "two/1.pt"))
@@ -1687,7 +1684,7 @@ def test_a_run_of_one_process_goes_on_in_two_with_the_very_same_draws(tmp_path):
     whole = trainer(tmp_path / "whole", net(0.0), steps=16).train()
     trainer(tmp_path / "run", net(0.0), steps=6).train()
     workers = start_two(CONTINUED, tmp_path / "run")
-    results = [w.communicate(timeout=200) for w in workers]
+    results = [w.communicate(timeout=PATIENCE) for w in workers]
     assert [w.returncode for w in workers] == [0, 0], results
     assert read_checkpoint(checkpoints(tmp_path / "run")[-1])[1]["processes"] == 2
     again = trainer(tmp_path / "run", net(0.0), steps=16).resume()

@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from guards import NoStrangers
+from guards import NoStrangers, default_dtype, draw, gen, refused
 
 from ddpm_nb import sampling
 from ddpm_nb.compression import rate_distortion, send
@@ -18,12 +18,6 @@ from ddpm_nb.schedules import SPACINGS, NoiseSchedule
 close = torch.testing.assert_close
 SHORT = NoiseSchedule.linear(T=20, beta_start=1e-3, beta_end=0.3)
 PAPER = NoiseSchedule.linear()
-
-
-def refused(match): return pytest.raises(ValueError, match=match)
-def gen(seed=0): return torch.Generator().manual_seed(seed)
-def draw(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, generator=gen(seed), dtype=dtype)
 
 
 def tame(x, t): return torch.tanh(1.3 * x + 0.1)    # a stand-in for a network, imperfect on purpose
@@ -632,11 +626,12 @@ def test_all_steps_and_no_steps_are_the_same(sampler):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_very_few_steps_work(sampler, steps):
-    d = GaussianDiffusion(PAPER)
-    x = d.sample(gaussian(d), (4, 1), sampler, steps, gen(0), False)
-    assert x.isfinite().all()
+def test_a_single_step_ends_at_the_guess_from_the_noise(sampler):
+    "Of x_0 ~ N(0, 1/4): its mean, given the noise."
+    d, noise = GaussianDiffusion(PAPER), draw(4, 1)
+    x = d.sample(gaussian(d), (4, 1), sampler, 1, gen(0), False, noise=noise)
+    bar = PAPER.alpha_bars[-1]
+    close(x, bar.sqrt() / 4 / (bar / 4 + 1 - bar) * noise, rtol=1e-9, atol=0)
 
 
 # --- promises of `sample` -------------------------------------------------------------------------
@@ -679,7 +674,7 @@ def test_inference_mode_is_off_while_the_caller_looks_at_a_state():
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_autocast_reaches_the_model_and_not_the_state(sampler):
-    "The network runs in bf16, x stays in float32; the result is near that of float32."
+    "The network runs in bf16, and all else as it does without: x stays in float32."
     d, net = GaussianDiffusion(SHORT), torch.nn.Linear(4, 4)
     torch.nn.init.eye_(net.weight)
     seen = []
@@ -690,8 +685,10 @@ def test_autocast_reaches_the_model_and_not_the_state(sampler):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         x = d.sample(model, (8, 4), sampler, generator=gen(0), progress=False)
     assert set(seen) == {(torch.float32, torch.bfloat16)} and x.dtype == torch.float32
-    exact = d.sample(model, (8, 4), sampler, generator=gen(0), progress=False)
-    assert (x - exact).abs().max() < 0.3
+    weights = [w.detach().bfloat16() for w in (net.weight, net.bias)]
+    half = lambda x, t: torch.nn.functional.linear(x.bfloat16(), *weights)
+    alone = d.sample(half, (8, 4), sampler, generator=gen(0), progress=False)
+    close(x, alone, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype,state", [
@@ -755,19 +752,6 @@ def test_sampling_can_begin_at_any_index():
 
 
 # --- encoding and interpolation -------------------------------------------------------------------
-
-def test_interpolation_at_its_ends_decodes_that_end():
-    "Figure 8: weight 0 is the encoding of a, decoded."
-    d, a, b = GaussianDiffusion(SHORT), draw(3, 2), draw(3, 2, seed=1)
-    g = gen(4)
-    code_a = d.q_sample(a, torch.full((3,), 9), torch.randn(3, 2, generator=g, dtype=torch.float64))
-    code_b = d.q_sample(b, torch.full((3,), 9), torch.randn(3, 2, generator=g, dtype=torch.float64))
-    state = g.get_state()
-    for weight, code in ((0.0, code_a), (1.0, code_b)):
-        g.set_state(state)
-        want = d.sample(tame, a.shape, generator=g, progress=False, noise=code, start=9)
-        close(d.interpolate(tame, a, b, weight, 9, gen(4), progress=False), want)
-
 
 def test_interpolation_without_noise_level_keeps_both_ends_and_from_pure_noise_forgets_them():
     d = GaussianDiffusion(PAPER)
@@ -922,9 +906,9 @@ def test_eta_0_suits_every_sampler(sampler):
     assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("weight", [0.25, 0.5, 0.9])
+@pytest.mark.parametrize("weight", [0.0, 0.25, 0.5, 0.9, 1.0])
 def test_interpolation_decodes_the_weighted_mean_of_the_latents(weight):
-    "Figure 8: (1 - weight) a + weight b, between its ends too."
+    "Figure 8: (1 - weight) a + weight b, at its ends too."
     d, a, b, g = GaussianDiffusion(SHORT), draw(3, 2), draw(3, 2, seed=1), gen(4)
     def encode(x):
         noise = torch.randn(3, 2, generator=g, dtype=torch.float64)
@@ -997,8 +981,7 @@ def test_a_walk_that_begins_near_its_end_is_corrected_if_its_steps_are_short():
 
 
 def test_the_first_noise_is_whole_where_the_default_is_half():
-    torch.set_default_dtype(torch.bfloat16)
-    try: x = GaussianDiffusion(SHORT).sample(lambda x, t: x, (2000,), noise=None, progress=False,
-                                             generator=gen(0), start=0, clip=False)
-    finally: torch.set_default_dtype(torch.float32)
+    with default_dtype(torch.bfloat16):
+        x = GaussianDiffusion(SHORT).sample(lambda x, t: x, (2000,), noise=None, progress=False,
+                                            generator=gen(0), start=0, clip=False)
     assert x.dtype == torch.float32 and len(x.unique()) > 1900

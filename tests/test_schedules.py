@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from guards import default_dtype
 from hypothesis import given, settings, strategies as st
 from mpmath import mp, mpf
 
@@ -89,11 +90,12 @@ def test_jsd_falls_in_equal_steps_to_zero():
     assert s.snr[-1] == 0 and s.log_snr[-1] == -math.inf
 
 
-def test_defaults_are_the_papers():
+def test_schedules_are_the_papers_where_nothing_is_said():
     s = NoiseSchedule.linear()
     assert (s.T, len(s), s.betas[0].item(), s.betas[-1].item()) == (1000, 1000, 1e-4, 0.02)
     assert s.alpha_bars[-1].item() == pytest.approx(4.0358e-5, rel=1e-4)
     assert (NoiseSchedule.constant().betas == 0.02).all()
+    assert all(make(name).T == 1000 for name in ALL)
 
 
 @settings(max_examples=60, deadline=None)
@@ -302,9 +304,7 @@ def test_default_device_and_dtype_do_not_matter():
                 *(make(name, 20) for name in ALL)]
     assert all(s.alpha_bars.device.type == s.timesteps.device.type == "cpu" for s in made)
     usual = [make(name) for name in ALL]
-    torch.set_default_dtype(torch.float16)
-    try: assert [make(name) for name in ALL] == usual
-    finally: torch.set_default_dtype(torch.float32)
+    with default_dtype(torch.float16): assert [make(name) for name in ALL] == usual
     assert all(s.alpha_bars.dtype == torch.float64 for s in usual)
     assert NoiseSchedule.jsd().betas[2].item() == 1 / 998
 

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlencode, urlsplit
 
 import plain
 import pytest
-from browser import EXECUTABLE, browser
+from browser import EXECUTABLE, LIGHT, browser
 
 pytest.importorskip("nbdev", reason="the build of the site needs nbdev: pip install .[dev]")
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,7 +74,15 @@ def test_a_download_leads_to_places_of_the_site_that_are_there():
     assert total > 100
 
 
-@pytest.mark.parametrize("path", sorted(DOCS.rglob("student/**/*.ipynb")), ids=lambda p: p.stem)
+EXERCISES = sorted(DOCS.rglob("student/**/*.ipynb"))
+
+
+def test_there_are_notebooks_of_exercises():
+    "Else the test below would be none."
+    assert len(EXERCISES) > 5
+
+
+@pytest.mark.parametrize("path", EXERCISES, ids=lambda p: p.stem)
 def test_a_notebook_of_exercises_leads_to_places_that_are_there(path):
     "Other notebooks beside it or among the whole ones; labels in itself or in those."
     said = lambda p: "\n".join(plain.prose(json.loads(p.read_text(encoding="utf-8"))))
@@ -363,19 +371,7 @@ def page():
 def url(name): return (DOCS / name).as_uri()
 
 
-CONTRAST = """(() => {
-  const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
-  const light = c => {
-    const [r, g, b] = c.match(/[\\d.]+/g).map(v => linear(v / 255));
-    return .2126 * r + .7152 * g + .0722 * b;
-  };
-  const ground = e => {
-    for (; e; e = e.parentElement) {
-      const c = getComputedStyle(e).backgroundColor;
-      if (!/, 0\\)$|transparent/.test(c)) return c;
-    }
-    return 'rgb(255, 255, 255)';
-  };
+CONTRAST = "(() => {" + LIGHT + """
   const out = [], parts = ['h1', 'p', 'li', 'td', '.math', 'pre span', 'a'];
   for (const e of document.querySelectorAll(parts.map(o => 'article ' + o).join(', '))) {
     const said = (e.innerText || '').trim();

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from guards import default_dtype
 from torch import nn
 
 from ddpm_nb.data import Batches, digits
@@ -331,9 +332,8 @@ def test_a_loader_of_pytorchs_gives_batches_to_the_loop():
 
 def test_training_does_not_mind_a_default_of_double():
     model, source = Net(), batches()
-    torch.set_default_dtype(torch.float64)
-    try: updates = list(train(model, diffusion(), source, replace(CONFIG, steps=2)))
-    finally: torch.set_default_dtype(torch.float32)
+    with default_dtype(torch.float64):
+        updates = list(train(model, diffusion(), source, replace(CONFIG, steps=2)))
     assert all(u.loss.isfinite() for u in updates) and len(updates) == 2
 
 

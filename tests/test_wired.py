@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from ddpm_nb import data, plotting
-from ddpm_nb.data import Batches, Mixture, digits, read_cifar10, swiss_roll
+from ddpm_nb.data import Batches, Mixture, digits, swiss_roll
 from ddpm_nb.engine import images
 from ddpm_nb.engine.files import replacing
-from ddpm_nb.engine.images import cache_folder, load_image
+from ddpm_nb.engine.images import load_image
 from ddpm_nb.engine.pretrained import _scheduler_from_diffusers, _unet_from_diffusers
 from ddpm_nb.engine.recipes import recipe
 from ddpm_nb.engine.runs import Trainer, load_run
@@ -178,8 +178,7 @@ ELSEWHERE = {
     "accumulate": "wired::accumulation_cuts_a_batch_in_parts_and_changes_nothing_else",
     "minutes": "runs::a_tenth_of_the_time_is_enough_to_know_the_pace",
     "compile": "runs::a_compiled_run_follows_the_plain_one_in_one_graph_and_goes_on_plain",
-    "log_every":
-        "runs::a_log_that_was_torn_by_a_full_disk_is_made_whole_when_there_is_room",
+    "log_every": "runs::a_line_is_logged_every_so_many_updates",
     "save_every": "runs::the_last_n_and_every_kth_checkpoint_are_kept",
     "keep_last": "runs::the_last_n_and_every_kth_checkpoint_are_kept",
     "keep_every": "runs::the_last_n_and_every_kth_checkpoint_are_kept",
@@ -322,15 +321,6 @@ def test_cifar10s_recipe_measures_on_test_images(tmp_path, monkeypatch):
         assert r.images().shape == (10, 3, 32, 32)
 
 
-def test_real_cifar10_begins_with_the_published_labels():
-    "A cat, two ships, a plane and a frog are the first of the test images."
-    folder = cache_folder() / "cifar-10-batches-bin"
-    if not (folder / "test_batch.bin").is_file(): pytest.skip("CIFAR-10 is not here")
-    labels = [read_cifar10(folder, train)[1] for train in (False, True)]
-    assert len(labels[0]) == 10_000 and labels[0][:5].tolist() == [3, 8, 8, 0, 6]
-    assert len(labels[1]) == 50_000 and labels[1][:5].tolist() == [6, 9, 9, 4, 1]
-
-
 def test_an_image_keeps_its_colours_and_which_way_is_up(tmp_path):
     from PIL import Image
     pixels = np.zeros((4, 4, 3), np.uint8)
@@ -362,7 +352,7 @@ def test_what_is_written_is_synced_with_its_folder(tmp_path, monkeypatch):
     assert {(tmp_path / "x.txt").stat().st_ino, tmp_path.stat().st_ino} <= synced
 
 
-def test_the_toys_usual_numbers():
+def test_toys_without_options_are_as_documented():
     def g(): return torch.Generator().manual_seed(0)
     assert torch.equal(swiss_roll(9, g()), swiss_roll(9, g(), noise=0.05))
     ring, grid = Mixture.ring(), Mixture.grid()
@@ -375,25 +365,13 @@ def test_the_toys_usual_numbers():
 # The loss, the network, and models of others
 
 
-def test_the_papers_network_in_numbers():
+def test_the_papers_network_has_the_sizes_that_the_paper_names():
     "Appendix B."
     c = UNetConfig.cifar10()
     assert (c.image_size, c.in_channels, c.out_channels) == (32, 3, 3)
     assert (c.base_channels, c.channel_multipliers, c.blocks_per_level) == (128, (1, 2, 2, 2), 2)
     assert (c.attention_resolutions, c.head_channels, c.groups) == ((16,), None, 32)
     assert c.dropout == 0.1 and UNetConfig.lsun256().dropout == 0.0
-
-
-@pytest.mark.parametrize("loss", ["simple", "vlb"])
-def test_losses_draw_every_t_the_first_and_the_last_too(loss):
-    seen = set()
-    def model(x, t):
-        seen.update(t.tolist())
-        return torch.zeros_like(x)
-    d = GaussianDiffusion(NoiseSchedule.linear(5), loss=loss)
-    torch.manual_seed(0)
-    d.losses(model, torch.zeros(200, 1))
-    assert seen == {0, 1, 2, 3, 4}      # a t would be missing by chance once in 10^18 times
 
 
 @pytest.mark.parametrize("variance, loss", [
