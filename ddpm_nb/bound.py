@@ -170,7 +170,7 @@ def decoder_nll(x0: Tensor,                     # data, shape (B, ...)
                 log_variance: Tensor,           # of that step, broadcastable to `x0`
                 decoder: str = "discretized",   # p(x_0 given x_1): a name in `DECODERS`
                 ) -> Tensor:                    # bits/dim, shape (B,)
-    "L_0: -log p(x_0 given x_1), the cost of the last step (eq. 5 and 13)."
+    "L_0: -log p(x_0 given x_1), the cost of the last step back (eq. 5 and 13)."
     log_likelihood = look_up("decoder", decoder, DECODERS)
     return _bits_per_dim(-log_likelihood(x0, mean, log_variance.expand_as(x0) / 2))
 

@@ -74,7 +74,7 @@ class Variance(ABC):
         "The variance of p(x_{t-1} given x_t), and its logarithm."
 
     def target(self, d: _Constants, log_variance: Tensor, t: Tensor, x: Tensor) -> Tensor:
-        "What a network should say for it to be read as `log_variance`; asked if `learned` alone."
+        "What a network should output to be read as `log_variance`; asked if `learned` alone."
         raise ValueError(f"{type(self).__name__} has no target: a variance that is learned needs "
                          f"one")
 
@@ -112,7 +112,7 @@ class Prediction(ABC):
                t: Tensor,           # long, shape (B,)
                noise: Tensor,       # what made `x_t` of `x0`, shape of `x0`
                ) -> Tensor:         # shape of `x0`
-        "What the network should say."
+        "What the network should output."
 
     @abstractmethod
     def to_x0(self,
@@ -206,7 +206,7 @@ def _check_signal(prediction: str, schedule: NoiseSchedule) -> None:
 
 # %% ../nbs/04_objective.ipynb #49e0ca67
 class _Reading(_Variances):
-    "A network's answer, read as a Gaussian."
+    "A network's output, read as a Gaussian."
 
     prediction: str   # a name in `PREDICTIONS`
     variance: str     # a name in `VARIANCES`
@@ -401,7 +401,7 @@ class ReverseProcess(_Training):
 
     def __init__(self,
                  schedule: NoiseSchedule,        # the betas
-                 prediction: str = "eps",        # what the network says: a name in `PREDICTIONS`
+                 prediction: str = "eps",        # of the network: a name in `PREDICTIONS`
                  variance: str = "fixed_large",  # of the reverse step: a name in `VARIANCES`
                  loss: str | None = None,        # in `LOSSES`; "simple", or "hybrid" to learn both
                  decoder: str = "discretized",   # p(x_0 given x_1); "gaussian" for continuous data
@@ -549,7 +549,7 @@ def _at_every_length(d: _Variances, log_variance: Tensor, share: Callable[[], Te
 
 # %% ../nbs/04_objective.ipynb #e1b244c1
 class _Learned(Variance):
-    "The network says the log-variance, of a step of the process that it was trained on."
+    "The network predicts the log-variance, of a step of the process that it was trained on."
 
     learned = True
 
@@ -567,7 +567,7 @@ VARIANCES["learned"] = _Learned()
 
 # %% ../nbs/04_objective.ipynb #38a6e0c8
 class _LearnedRange(Variance):
-    "The network says how far from log beta-tilde (-1) to log beta (1), in the steps it knows."
+    "The network predicts how far from log beta-tilde (-1) to log beta (1), in the steps it knows."
 
     learned = True
 
