@@ -16,7 +16,7 @@ from ddpm_nb.data import (CIFAR10_CLASSES, Batches, Mixture, digits, fingerprint
 # Pixels
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_every_pixel_value_survives_the_round_trip(dtype):
     v = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_uint8(to_model(v).to(dtype)), v)

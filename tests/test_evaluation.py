@@ -57,6 +57,17 @@ def test_strata_cover_every_step_once_and_leave_the_decoder_alone():
     assert lengths == sorted(lengths) and lengths[:8] == [1] * 8
 
 
+@pytest.mark.parametrize("terms", [None, 4])
+def test_a_likelihood_clips_the_guess_or_leaves_it(terms):
+    "A guess of 3 costs what one of 1 does where it is clipped, and more where it is not."
+    d, x = GaussianDiffusion(NoiseSchedule.linear(6, 1e-3, 0.3), "x0"), images(2)
+    def bits(guess, clip):
+        model = lambda x, t: torch.full_like(x, guess)
+        return likelihood(d, model, x, terms, generator=generator(), clip=clip).total
+    close(bits(3.0, True), bits(1.0, False))
+    assert (bits(3.0, False) > bits(3.0, True) + 0.1).all()
+
+
 def test_the_papers_estimator_is_bits_per_dim_of_each_image():
     d = GaussianDiffusion(NoiseSchedule.linear(20), "x0")
     model, x = (lambda x, t: 0.9 * x), images(5)
@@ -516,9 +527,20 @@ def test_a_part_of_the_test_images_lies_as_far_from_the_packaged_statistics_as_i
     assert frechet_distance(s, cifar10_statistics(train=True)) > d
 
 
+@pytest.mark.parametrize("train, part, count", [(True, "train", 50_000), (False, "test", 10_000)])
+def test_the_packaged_statistics_are_unpacked_as_they_were_packed(train, part, count):
+    "Row by row, the lower triangle; no image is needed."
+    stored, s = chapter._asset("statistics.safetensors"), cifar10_statistics(train)
+    assert (s.count, s.extractor) == (count, "cifar10-classifier")
+    assert torch.equal(s.mean, stored[f"{part}.mean"].double())
+    D, rows, found = len(s.mean), stored[f"{part}.covariance"].tolist(), s.covariance.tolist()
+    assert rows == [found[i][j] for i in range(D) for j in range(i + 1)]
+    assert rows == [found[j][i] for i in range(D) for j in range(i + 1)]
+    assert torch.equal(cifar10_statistics().mean, cifar10_statistics(True).mean)
+
+
 @needs_cifar10
-@pytest.mark.slow
-@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("train", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_the_packaged_statistics_are_those_of_the_images(ours, train):
     s = Statistics.of(extract(ours, cifar10(train=train)[0])[0], ours.name)
     kept = cifar10_statistics(train)

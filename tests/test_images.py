@@ -55,13 +55,14 @@ def write_files(folder, files):
 class Server:
     "Serves one file on 127.0.0.1; `fault` makes it misbehave. Notes the Range headers asked for."
     def __init__(self, content, fault=None):
-        self.asked, server = [], self
+        self.asked, self.over, server = [], threading.Event(), self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
                 wanted = self.headers.get("Range")
                 server.asked.append(wanted)
                 if server.fault == "missing": return self.send_error(404)
+                if server.fault == "silent": return server.over.wait(20)
                 start = int(wanted[6:-1]) if wanted and server.fault != "no ranges" else 0
                 if wanted and start >= len(content): return self.send_error(416)
                 body = content[start:]
@@ -80,7 +81,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self.http.server_port}/cifar-10-binary.tar.gz"
 
     def __enter__(self): return self
-    def __exit__(self, *exc): self.http.shutdown(), self.http.server_close()
+    def __exit__(self, *exc): self.over.set(), self.http.shutdown(), self.http.server_close()
 
 
 def test_cifar10_downloads_unpacks_and_is_then_used_as_it_is(tmp_path, monkeypatch):
@@ -197,6 +198,12 @@ def test_a_missing_page_and_a_host_that_is_down_are_told_in_one_line(tmp_path):
         with pytest.raises(OSError, match="answers 404"): fetch(server, tmp_path / "file")
     with pytest.raises(OSError, match="cannot reach"):          # it is down now
         fetch(server, tmp_path / "file")
+
+
+def test_a_host_that_is_silent_is_given_up(tmp_path):
+    with Server(CONTENT, "silent") as server:
+        with pytest.raises(OSError, match="cannot reach .*timed out"):
+            download_file(server.url, tmp_path / "file", MD5, progress=False, timeout=0.2)
 
 
 def test_a_whole_file_is_not_fetched_again(tmp_path):

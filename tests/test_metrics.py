@@ -64,12 +64,13 @@ def test_quality_is_the_distance_and_the_score_of_all_samples():
 
 def test_samples_are_compared_with_cifar10_kept_from_the_first_time(monkeypatch, cache):
     asked = []
-    def fake(root, train): return asked.append(train) or (images(120, 5 + train), None)
+    def fake(root, train):
+        return asked.append((root, train)) or (images(120, 5 + train), None)
     monkeypatch.setattr(metrics, "cifar10", fake)
     e, a = Blocks(), images(100)
-    first, calls = sample_quality(a, e), e.calls
-    again = sample_quality(a, e)
-    assert first == again and e.calls == calls + 1 and asked == [True, True]
+    first, calls = sample_quality(a, e, root="/data"), e.calls
+    again = sample_quality(a, e, root="/data")
+    assert first == again and e.calls == calls + 1 and asked == [("/data", True)] * 2
     assert sample_quality(a, e, "test").distance != first.distance
     assert first.reference == "the 50,000 training images of CIFAR-10"
     assert len(list((cache / "statistics").iterdir())) == 2

@@ -695,6 +695,15 @@ def test_ideal_eps_is_the_score_by_autograd():
     close(eps, ideal(x, t).detach(), rtol=1e-9, atol=1e-9)
 
 
+def test_ideal_density_is_that_of_the_noised_mixture_in_any_dimension():
+    from ddpm_nb.data import Mixture
+    centres, x, t = draw(5, 3), draw(20, 3, seed=1), torch.arange(20)
+    want = [Mixture(centres, 0.2).noised(bar).log_prob(x[i:i + 1])
+            for i, bar in enumerate(SHORT.alpha_bars.tolist())]
+    ideal = IdealDenoiser(ReverseProcess(SHORT), centres, 0.2)
+    close(ideal.log_prob(x, t), torch.cat(want), rtol=1e-10, atol=1e-10)
+
+
 def test_ideal_density_integrates_to_one():
     d = ReverseProcess(SHORT)
     grid = torch.linspace(-12, 12, 24_001, dtype=torch.float64)

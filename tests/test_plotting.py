@@ -201,6 +201,17 @@ def test_a_long_animation_is_thinned_below_the_limit_and_keeps_its_first_and_las
     assert (kept[0] == all_frames[0]).all() and (kept[-1] == all_frames[-1]).all()
 
 
+@pytest.mark.parametrize("limit", [10**9, 60_000])
+def test_a_film_keeps_its_pace_when_frames_are_left_out_and_holds_the_last(limit):
+    frames, times = [images(4, 1, 16, seed) for seed in range(40)], []
+    film = Image.open(io.BytesIO(animate(frames, scale=2, fps=10, hold=2, max_bytes=limit).data))
+    for i in range(film.n_frames):
+        film.seek(i)
+        times.append(film.info["duration"])
+    assert times[-1] == 2000 and len({*times[:-1]}) == 1
+    assert 3900 <= sum(times[:-1]) < 3900 + times[0]            # 39 frames of a tenth of a second
+
+
 def test_an_animation_refuses_words_it_does_not_know():
     with pytest.raises(TypeError, match="animate without draw takes no lables, fsp"):
         animate([torch.zeros(1, 1, 8, 8)], lables=["a"], fsp=3)

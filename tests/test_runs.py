@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -532,6 +533,38 @@ def test_a_number_that_is_not_finite_stops_the_run_and_harms_no_checkpoint(tmp_p
         for name in ("model", "ema", "optimizer"):
             assert all(v.isfinite().all() for v in files[name].values())
     with pytest.raises(Diverged): t.save()
+
+
+@pytest.mark.parametrize("which", ["model", "ema"])
+def test_weights_that_are_not_finite_are_not_saved_though_every_loss_was(tmp_path, which):
+    t = trainer(tmp_path)
+    t.update()
+    weights = next((t.model if which == "model" else t.ema.model).parameters())
+    with torch.no_grad(): weights.view(-1)[0] = math.nan
+    with pytest.raises(Diverged, match="no longer finite at step 1; not saved"): t.save()
+    assert checkpoints(tmp_path) == []
+
+
+def test_a_checkpoint_needs_a_folder():
+    with pytest.raises(ValueError, match="no folder to save in"): trainer().save()
+
+
+def test_a_second_ctrl_c_interrupts_but_not_an_echo_of_the_first_nor_a_sigterm(monkeypatch):
+    now, before = [0.0], signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with runs._StopSignals() as stop:
+        for number, now[0] in ((signal.SIGINT, 0.0), (signal.SIGINT, 0.5), (signal.SIGTERM, 2.0)):
+            try: signal.raise_signal(number)
+            except KeyboardInterrupt: pytest.fail(f"interrupted by {number!r} at {now[0]} s")
+            assert stop.name == "SIGINT"
+        now[0] = 3.0
+        with pytest.raises(KeyboardInterrupt): signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_in_a_thread_trains_too():
+    with ThreadPoolExecutor(1) as pool: run = pool.submit(trainer(steps=2).train).result()
+    assert run.step == 2
 
 
 def test_a_disk_that_fills_up_costs_no_checkpoint_and_no_progress(tmp_path, monkeypatch, capsys):

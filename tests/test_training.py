@@ -102,6 +102,11 @@ def test_the_average_of_all_weights_is_one_fused_call():
     assert calls == [torch.ops.aten._foreach_lerp_.Scalar]
 
 
+@pytest.mark.parametrize("decay", [1.0, 1.5, -0.1, math.nan, "0.9", None, True])
+def test_a_decay_outside_0_to_1_is_refused(decay):
+    with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\)"): EMA(nn.Linear(1, 1), decay)
+
+
 # The loss by t
 
 
@@ -114,6 +119,12 @@ def test_loss_by_t_is_a_mean_that_forgets():
     assert mean[0] == pytest.approx((old * 4 + 9) / (old * 2 + 1)) and mean[3] == pytest.approx(5)
     assert mean[1:3].isnan().all()
     assert h.mean(bins=2).tolist() == pytest.approx([mean[0].item(), 5.0])
+
+
+def test_loss_by_t_remembers_a_thousand_updates():
+    h = LossByT(1)
+    for loss in [1.0] + [0.0] * 1000: h.add(torch.tensor([0]), torch.tensor([loss]))
+    assert h.sums[0] == pytest.approx(math.exp(-1), rel=1e-3)
 
 
 # The draws

@@ -268,6 +268,9 @@ def test_grids_and_samples_are_of_the_averaged_weights_and_the_sampler(
                                   torch.Generator().manual_seed(0), progress=False)
     assert len(shown) == 1 and torch.equal(shown[0], sample(run.ema.model))
     assert torch.equal(run.sample(), shown[0])
+    asked = run.sample(2, seed=5, sampler="ddim", steps=2)       # over the config's
+    assert torch.equal(asked, diffusion().sample(
+        run.ema.model, (2, 1, 16, 16), "ddim", 2, torch.Generator().manual_seed(5), False))
     assert not torch.allclose(shown[0], sample(run.model.eval()))
 
 

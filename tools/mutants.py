@@ -935,6 +935,70 @@ faults(
      "pairs = references[found].double() - queries.double()[:, None]",
      "compression::nothing_is_made_float64_where_the_device_may_have_none"))
 
+faults(
+    "evaluation.py",
+    ("d.bits_per_dim(model, x0, None, draws, clip)", "d.bits_per_dim(model, x0, None, draws)",
+     "evaluation::a_likelihood_clips_the_guess_or_leaves_it"),
+    ("_estimate(d, watched, x0, parts, draws, clip)", "_estimate(d, watched, x0, parts, draws, 1)",
+     "evaluation::a_likelihood_clips_the_guess_or_leaves_it"),
+    ("lower + lower.tril(-1).T, 50", "lower + lower.T, 50",
+     "evaluation::the_packaged_statistics_are_unpacked_as_they_were_packed"),
+    ("50_000 if train else 10_000, name", "10_000 if train else 50_000, name",
+     "evaluation::the_packaged_statistics_are_unpacked_as_they_were_packed"))
+
+faults(
+    "objective.py",
+    ("- x.shape[1] / 2 * (2 * math.pi", "- 0.5 * (2 * math.pi",
+     "objective::ideal_density_is_that_of_the_noised_mixture_in_any_dimension"))
+
+faults(
+    "data.py",
+    ("((x.float() + 1) * 127.5)", "((x + 1) * 127.5)",
+     "data::every_pixel_value_survives_the_round_trip"))
+
+faults(
+    "bound.py",
+    ("chunk = chunk or max(1, 128 // B)", "chunk = chunk or 1",
+     "bound::memory_does_not_grow_with_T"))
+
+faults(
+    "training.py",
+    ("if not lies(decay, 0, 1) or decay == 1:", "if False:",
+     "training::a_decay_outside_0_to_1_is_refused"),
+    ("memory: int = 1000)", "memory: int = 100)",
+     "training::loss_by_t_remembers_a_thousand_updates"))
+
+faults(
+    "plotting.py",
+    ("round(1000 * every / fps)", "round(1000 / fps)",
+     "plotting::a_film_keeps_its_pace_when_frames_are_left_out_and_holds_the_last"),
+    ("last = max(hold, every / fps)", "last = every / fps",
+     "plotting::a_film_keeps_its_pace_when_frames_are_left_out_and_holds_the_last"))
+
+faults(
+    "engine/images.py",
+    ("urlopen(request, timeout=timeout)", "urlopen(request)",
+     "images::a_host_that_is_silent_is_given_up"))
+
+faults(
+    "engine/metrics.py",
+    ("cifar10(root, train)[0]", "cifar10(None, train)[0]",
+     "metrics::samples_are_compared_with_cifar10_kept_from_the_first_time"))
+
+faults(
+    "engine/runs.py",
+    ("if not torch.stack([w.isfinite().all() for w in weights]).all():", "if False:",
+     "runs::weights_that_are_not_finite_are_not_saved_though_every_loss_was"),
+    ("elif number == signal.SIGINT and time", "elif time",
+     "runs::a_second_ctrl_c_interrupts_but_not_an_echo_of_the_first_nor_a_sigterm"),
+    ("self.when > 1: raise KeyboardInterrupt", "self.when > 9: raise KeyboardInterrupt",
+     "runs::a_second_ctrl_c_interrupts_but_not_an_echo_of_the_first_nor_a_sigterm"),
+    ("if threading.current_thread() is threading.main_thread():", "if True:",
+     "runs::a_run_in_a_thread_trains_too"),
+    ("**usual, \"generator\": torch.Generator().manual_seed(seed), **options}",
+     "\"generator\": torch.Generator().manual_seed(seed), **options, **usual}",
+     "wired::grids_and_samples_are_of_the_averaged_weights_and_the_sampler"))
+
 
 def ids(tests):
     "What pytest calls them."
