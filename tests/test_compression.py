@@ -1,5 +1,6 @@
 "Rate and distortion, messages that arrive, and the bound's three forms."
 import math
+from collections import Counter
 from itertools import product
 
 import numpy as np
@@ -272,21 +273,23 @@ def tables(*shape, g):
     return w / w.sum(-1, keepdim=True)
 
 
-@pytest.mark.parametrize("S, T", [(2, 1), (3, 2), (4, 3), (2, 5)])
-def test_the_bound_has_three_forms_of_one_value(S, T):
-    "Eq. 3, 5, 16, by loops over all paths in plain Python."
+def small_chain(S, T):
+    "Random tables, their exact bound, and the probability of every path, by loops."
     g = generator(S + T)
     q0, prior = tables(S, g=g), tables(S, g=g)
     forward, reverse = [tables(S, S, g=g) for _ in range(T)], [tables(S, S, g=g) for _ in range(T)]
-    L = exact_bound(q0, forward, reverse, prior)
     paths = {}
     for path in product(range(S), repeat=T + 1):
         p = q0[path[0]].item()
         for t in range(T): p *= forward[t][path[t], path[t + 1]].item()
         paths[path] = p
-    def mass(**at):
-        fits = lambda path: all(path[int(k[1:])] == v for k, v in at.items())
-        return sum(p for path, p in paths.items() if fits(path))
+    return q0, prior, forward, reverse, exact_bound(q0, forward, reverse, prior), paths
+
+
+@pytest.mark.parametrize("S, T", [(2, 1), (3, 2), (4, 3), (2, 5)])
+def test_the_bound_has_three_forms_of_one_value(S, T):
+    "Eq. 3, 5, 16, by loops over all paths in plain Python."
+    q0, prior, forward, reverse, L, paths = small_chain(S, T)
     def ratio(t, i, j): return reverse[t][j, i] / forward[t][i, j]
     def log_ratio(path): return sum(math.log(ratio(t, path[t], path[t + 1])) for t in range(T))
     eq_3 = sum(p * (-math.log(prior[path[-1]]) - log_ratio(path)) for path, p in paths.items())
@@ -294,17 +297,35 @@ def test_the_bound_has_three_forms_of_one_value(S, T):
     assert sum(L.parts) == pytest.approx(eq_3, abs=1e-12)
     entropy = -sum(v * math.log(v) for v in q0.tolist())
     assert sum(L.waste) + entropy == pytest.approx(eq_3, abs=1e-12)
-    for k, t in enumerate(range(T - 1, -1, -1)):     # the divergence of step t+1, from marginals
-        both = {(i, j): mass(**{f"x{t}": i, f"x{t + 1}": j}) for i in range(S) for j in range(S)}
-        then = {j: mass(**{f"x{t + 1}": j}) for j in range(S)}
-        by_hand = sum(p * math.log(p / then[j] / reverse[t][j, i]) for (i, j), p in both.items())
-        assert L.waste[1 + k] == pytest.approx(by_hand, abs=1e-12)
-    for k, t in enumerate(range(T, 0, -1)):          # I(x_t; x_0), from marginals
-        both = {(i, j): mass(x0=i, **{f"x{t}": j}) for i in range(S) for j in range(S)}
-        known = {j: mass(**{f"x{t}": j}) for j in range(S)}
-        by_hand = sum(p * math.log(p / known[j] / q0[i].item()) for (i, j), p in both.items())
-        assert L.information[k] == pytest.approx(by_hand, abs=1e-12)
     assert min(L.waste) >= -1e-15
+
+
+@pytest.mark.parametrize("S, T", [(2, 1), (3, 2), (4, 3), (2, 5)])
+def test_each_term_of_each_form_follows_from_the_paths(S, T):
+    "L_T .. L_0 of eq. 5, the divergences of eq. 16, and what each state knows of the data."
+    q0, prior, _, reverse, L, paths = small_chain(S, T)
+    def seen(*times):
+        "The probabilities of the states at these times."
+        found = Counter()
+        for path, p in paths.items(): found[tuple(path[t] for t in times)] += p
+        return found
+    def mean(times, log):
+        "The average of a logarithm over the states at these times."
+        return sum(p * log(p, *states) for states, p in seen(*times).items())
+    def agree(got, want): assert got == pytest.approx(want, abs=1e-12)
+    ln, inner = math.log, range(T - 1, 0, -1)       # reverse[t] leads from x_{t+1} to x_t
+    agree(L.parts, [
+        mean((0, T), lambda p, i, k: ln(p / seen(0)[i,] / prior[k])),
+        *(mean((0, t, t + 1), lambda p, i, j, k, t=t: (
+            ln(p / seen(0, t + 1)[i, k] / reverse[t][k, j]))) for t in inner),
+        mean((0, 1), lambda p, i, k: -ln(reverse[0][k, i]))])
+    agree(L.waste, [
+        mean((T,), lambda p, k: ln(p / prior[k])),
+        *(mean((t, t + 1), lambda p, j, k, t=t: ln(p / seen(t + 1)[k,] / reverse[t][k, j]))
+          for t in (*inner, 0))])
+    agree(L.information, [
+        mean((0, t), lambda p, i, k, t=t: ln(p / seen(t)[k,] / seen(0)[i,]) if p else 0.0)
+        for t in range(T, 0, -1)] + [-sum(v * ln(v) for v in q0.tolist())])
 
 
 @pytest.mark.parametrize("S, T", [(2, 1), (3, 2), (3, 3), (2, 5)])

@@ -969,6 +969,13 @@ faults(
      "training::loss_by_t_remembers_a_thousand_updates"))
 
 faults(
+    "compression.py",
+    ("p_T), *middle, -mean_log(p[0])]", "p_T), *middle[::-1], -mean_log(p[0])]",
+     "compression::each_term_of_each_form_follows_from_the_paths"),
+    ("range(T, 0, -1)] + [-mean_log(q(0))]", "range(T, 0, -1)] + [mean_log(q(0))]",
+     "compression::each_term_of_each_form_follows_from_the_paths"))
+
+faults(
     "plotting.py",
     ("round(1000 * every / fps)", "round(1000 / fps)",
      "plotting::a_film_keeps_its_pace_when_frames_are_left_out_and_holds_the_last"),
