@@ -964,6 +964,12 @@ def test_a_mistake_in_sample_is_told_in_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_is_no_place_for_a_picture(capsys, tmp_path, run):
+    (tmp_path / "x.png").mkdir()
+    fails(capsys, ["sample", run, "--out", tmp_path / "x.png"], "--out must be a file", "a folder")
+    assert list((tmp_path / "x.png").iterdir()) == []
+
+
 def test_what_is_no_run_is_said_to_be_none(capsys, tmp_path):
     for command in ("sample", "evaluate", "info"):
         fails(capsys, [command, tmp_path], "no run folder")

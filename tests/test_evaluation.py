@@ -68,6 +68,15 @@ def test_a_likelihood_clips_the_guess_or_leaves_it(terms):
     assert (bits(3.0, False) > bits(3.0, True) + 0.1).all()
 
 
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_bar_counts_the_batches(progress, capsys):
+    d, x = GaussianDiffusion(NoiseSchedule.linear(6), "x0"), images(5)
+    for measure in (lambda: likelihood(d, constant, x, 2, 2, progress=progress),
+                    lambda: extract(lambda x: (x, x), x, 2, progress)):
+        measure()
+        assert (" 3/3 " in capsys.readouterr().err) == progress
+
+
 def test_the_papers_estimator_is_bits_per_dim_of_each_image():
     d = GaussianDiffusion(NoiseSchedule.linear(20), "x0")
     model, x = (lambda x, t: 0.9 * x), images(5)

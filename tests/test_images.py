@@ -206,6 +206,14 @@ def test_a_host_that_is_silent_is_given_up(tmp_path):
             download_file(server.url, tmp_path / "file", MD5, progress=False, timeout=0.2)
 
 
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_bar_counts_the_bytes_and_begins_with_those_that_are_there(tmp_path, progress, capsys):
+    (tmp_path / "file.part").write_bytes(CONTENT[:256_000])
+    with Server(CONTENT) as server:
+        download_file(server.url, tmp_path / "file", MD5, progress, timeout=5)
+    assert (" 512k/512k " in capsys.readouterr().err) == progress
+
+
 def test_a_whole_file_is_not_fetched_again(tmp_path):
     (tmp_path / "file").write_bytes(CONTENT)
     with Server(CONTENT) as server:

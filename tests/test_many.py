@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -211,7 +212,36 @@ def test_an_archive_holds_the_same_images(tmp_path):
         assert np.array_equal(f["arr_0"], samples().draw(range(7)).permute(0, 2, 3, 1).numpy())
 
 
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_bar_counts_the_images_that_are_drawn_or_the_steps_of_a_single_batch(
+        tmp_path, progress, capsys):
+    def told(said): return (f" {said} " in capsys.readouterr().err) == progress
+    for n, said in ((4, "4/4"), (7, "3/3")):             # four of the seven are there by then
+        fill(tmp_path, samples(), n, SETTINGS, 2, progress)
+        assert told(said)
+    for batch, said in ((3, "7/7"), (7, "5/5")):
+        many.write_npz(tmp_path / "x.npz", samples(), 7, batch, progress)
+        assert told(said)
+
+
 # --- several processes ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize("words, kind, said", [
+    ("[gloo/transport/tcp/pair.cc:534] Connection closed by peer", OSError,
+     "another process of this command has stopped; the same command goes on"),
+    ("not enough memory", RuntimeError, "^not enough memory$")])
+def test_a_process_that_is_gone_is_told_and_other_errors_are_left_alone(
+        monkeypatch, words, kind, said):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    asked = []
+    monkeypatch.setattr(many, "distributed", SimpleNamespace(
+        init_process_group=lambda kind, timeout: asked.append(kind),
+        destroy_process_group=lambda: asked.append("the end")))
+    with pytest.raises(kind, match=said), many.team() as mates:
+        assert mates == (0, 2)
+        raise RuntimeError(words)
+    assert asked == ["gloo", "the end"]
+
 
 SHARED = """
 import os, signal, sys

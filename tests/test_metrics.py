@@ -62,6 +62,14 @@ def test_quality_is_the_distance_and_the_score_of_all_samples():
     assert from_batches.distance == pytest.approx(got.distance)
 
 
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_bar_counts_the_batches_of_samples(progress, capsys):
+    e = Blocks()
+    reference = Statistics.of(e(images(300, 1))[0], "blocks")
+    sample_quality(images(200), e, reference, batch=64, progress=progress)
+    assert (" 4/4 " in capsys.readouterr().err) == progress
+
+
 def test_samples_are_compared_with_cifar10_kept_from_the_first_time(monkeypatch, cache):
     asked = []
     def fake(root, train):

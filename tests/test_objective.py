@@ -401,6 +401,12 @@ def test_bits_per_dim_in_chunks_are_those_of_each_step_alone(chunk):
     close(got["total"], got["prior"] + got["vb"].sum(1))
 
 
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_bar_counts_the_calls_of_the_bound(progress, capsys):
+    ReverseProcess(SHORT).bits_per_dim(zeros, levels(2, 3), chunk=5, progress=progress)
+    assert (" 4/4 " in capsys.readouterr().err) == progress
+
+
 def test_every_exact_term_of_the_bound_on_a_gaussian():
     "eq. 5, 12: x0 ~ N(0, s^2), the ideal model: each L_{t-1}, within 5 standard errors."
     s, n = 0.5, 20_000

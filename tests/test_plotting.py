@@ -36,6 +36,10 @@ def test_each_image_lies_in_the_grid_pixel_for_pixel_in_reading_order(c, ncols, 
         top, left = i // columns * step, i % columns * step
         tile = grid[top:top + 4 * scale:scale, left:left + 4 * scale:scale]
         assert (tile == x[i].permute(1, 2, 0).numpy()).all()
+    rows = -(-5 // columns)
+    assert grid.shape == (rows * step - pad, columns * step - pad, c)
+    assert (grid[4 * scale:step] == 222).all()                            # between two rows
+    if 5 % columns: assert (grid[(rows - 1) * step:, 5 % columns * step:] == 255).all()
 
 
 def test_bytes_and_the_floats_that_stand_for_them_give_the_same_grid():
@@ -135,14 +139,21 @@ def test_a_curve_is_drawn_in_the_colour_of_its_name():
     assert near(scatter({"noise": cloud}, alpha=1), NOISE)
 
 
-def test_curves_take_their_own_x_logarithms_points_and_bands(monkeypatch):
-    y, real, drawn = torch.linspace(1, 10, 20), ddpm_nb.plotting.axes, []
+@pytest.fixture
+def drawn(monkeypatch):
+    "The axes of each figure from here on."
+    real, found = ddpm_nb.plotting.axes, []
     @contextlib.contextmanager
     def spy(*words, **options):
         with real(*words, **options) as ax:
-            drawn.append(ax)
+            found.append(ax)
             yield ax
     monkeypatch.setattr(ddpm_nb.plotting, "axes", spy)
+    return found
+
+
+def test_curves_take_their_own_x_logarithms_points_and_bands(drawn):
+    y = torch.linspace(1, 10, 20)
     picture = lines(y, {"a": y, "b": (y[::2], y[::2] ** 2)}, "x", "y", logx=True, logy=True,
                     points=["b"], dashed=["a"], bands={"a": (y * 0.9, y * 1.1)},
                     xlim=(1, 10), ylim=(0.5, 200))
@@ -157,6 +168,18 @@ def test_curves_take_their_own_x_logarithms_points_and_bands(monkeypatch):
     with pytest.raises(ValueError, match="no curve 'c'; there are 'a'"):
         lines(y, {"a": y}, "x", "y", points=["c"])
     with pytest.raises(ValueError, match=r"shape \(N, 2\)"): scatter({"a": torch.zeros(3, 3)})
+
+
+@pytest.mark.parametrize("limits, want", [(3, (-3, 3)), ((-1, 4), (-1, 4)), (None, (-4, 2))])
+def test_clouds_lie_side_by_side_or_in_one_place_and_both_axes_have_one_scale(drawn, limits, want):
+    clouds = {"a": np.array([[-4.0, 0], [1, 1]]), "b": np.array([[0.0, 2], [1, -1]])}
+    for panels in (True, False): scatter(clouds, panels=panels, limits=limits)
+    side_by_side, one = drawn
+    assert len(side_by_side) == 2
+    for ax, inside in zip((*side_by_side, one), (["a"], ["b"], ["a", "b"]), strict=True):
+        assert ax.get_aspect() == 1 and ax.get_xlim() == ax.get_ylim() == want
+        for dots, name in zip(ax.collections, inside, strict=True):
+            assert (dots.get_offsets() == clouds[name]).all()
 
 
 def test_axes_leave_matplotlib_as_it_was(tmp_path):
@@ -201,13 +224,23 @@ def test_a_long_animation_is_thinned_below_the_limit_and_keeps_its_first_and_las
     assert (kept[0] == all_frames[0]).all() and (kept[-1] == all_frames[-1]).all()
 
 
-@pytest.mark.parametrize("limit", [10**9, 60_000])
-def test_a_film_keeps_its_pace_when_frames_are_left_out_and_holds_the_last(limit):
-    frames, times = [images(4, 1, 16, seed) for seed in range(40)], []
-    film = Image.open(io.BytesIO(animate(frames, scale=2, fps=10, hold=2, max_bytes=limit).data))
+def durations(film):
+    "Milliseconds of each frame; a GIF counts in hundredths of a second."
     for i in range(film.n_frames):
         film.seek(i)
-        times.append(film.info["duration"])
+        yield film.info["duration"]
+
+
+def test_a_film_has_twelve_frames_a_second_and_holds_the_last_for_one_and_a_half():
+    film = Image.open(io.BytesIO(animate([images(4, 1, 8, seed) for seed in range(3)]).data))
+    assert list(durations(film)) == [80, 80, 1500]
+
+
+@pytest.mark.parametrize("limit", [10**9, 60_000])
+def test_a_film_keeps_its_pace_when_frames_are_left_out_and_holds_the_last(limit):
+    frames = [images(4, 1, 16, seed) for seed in range(40)]
+    film = Image.open(io.BytesIO(animate(frames, scale=2, fps=10, hold=2, max_bytes=limit).data))
+    times = list(durations(film))
     assert times[-1] == 2000 and len({*times[:-1]}) == 1
     assert 3900 <= sum(times[:-1]) < 3900 + times[0]            # 39 frames of a tenth of a second
 

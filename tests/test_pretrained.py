@@ -552,6 +552,7 @@ class Trap:
     "shift": (edit(FILES[1], freq_shift=2), "frequency_shift must be 1 or 0, got 2"),
     "fourier": (edit(FILES[1], time_embedding_type="fourier"), "must be 'positional', as in the"),
     "eps": (edit(FILES[1], norm_eps=0), "norm_eps must lie in"),
+    "time": (edit(FILES[1], time_embedding_dim=7), "time_embedding_dim must be 4 x 8, got 7"),
     "padding": (edit(FILES[1], downsample_padding=2), "must be 0 .right and bottom. or 1 .all"),
     "scale shift": (edit(FILES[1], resnet_time_scale_shift="scale_shift"),
         "resnet_time_scale_shift must be 'default'"),

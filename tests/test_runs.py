@@ -549,6 +549,10 @@ def test_a_checkpoint_needs_a_folder():
     with pytest.raises(ValueError, match="no folder to save in"): trainer().save()
 
 
+def test_a_line_of_the_log_needs_an_update():
+    with pytest.raises(ValueError, match="no update to log"): trainer().log()
+
+
 def test_a_second_ctrl_c_interrupts_but_not_an_echo_of_the_first_nor_a_sigterm(monkeypatch):
     now, before = [0.0], signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: now[0]))
@@ -910,10 +914,13 @@ def test_samples_are_drawn_on_time_and_leave_the_run_as_it_was(tmp_path):
 def test_tensorboard_is_written_when_asked(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    trainer(tmp_path, tracker="tensorboard").train()
-    t = trainer(tmp_path, tracker="tensorboard", steps=26).resume().train()
+    def watched(steps):
+        c = TrainConfig(**{**SMALL, "tracker": "tensorboard", "steps": steps})
+        return Trainer(net(), diffusion(), points(), c, tmp_path, "cpu", False, held_out=points())
+    watched(20).train()
+    t = watched(26).resume().train()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    for key in ("loss", "grad_norm", "lr", "images_per_second"):
+    for key in ("loss", "held_out", "grad_norm", "lr", "images_per_second"):
         wanted = [(r["step"], pytest.approx(r[key], rel=1e-6)) for r in t.history]
         assert [(e.step, e.value) for e in events.Scalars(key)] == wanted
 
@@ -1624,6 +1631,14 @@ def test_half_precision_is_what_the_gpu_has_units_for(monkeypatch, precision, de
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.version, "hip", None)
     assert runs._arithmetic(precision, device) == word
+
+
+def test_a_gpu_without_units_for_bf16_is_told_what_stands_in():
+    t = trainer(precision="bf16")
+    def told(): return any("no units for bf16: fp16" in line for line in t._about_start())
+    assert not told()
+    t.precision = "fp16"                                  # what `_arithmetic` says of such a GPU
+    assert told()
 
 
 # Loading what was learnt

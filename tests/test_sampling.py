@@ -736,10 +736,13 @@ def test_a_trajectory_can_be_left_early():
 
 
 @pytest.mark.parametrize("progress", [True, False])
-def test_progress_bar_counts_the_steps(progress, capsys):
-    GaussianDiffusion(SHORT).sample(tame, (2, 2), "ddim", 10, progress=progress)
+@pytest.mark.parametrize("options, said", [
+    ({}, " 20/20 "), (dict(steps=10), " 10/10 "), (dict(start=4), " 5/5 "),
+    (dict(steps=10, start=4), " 5/5 ")])
+def test_progress_bar_counts_the_steps(progress, options, said, capsys):
+    GaussianDiffusion(SHORT).sample(tame, (2, 2), "ddim", progress=progress, **options)
     err = capsys.readouterr().err
-    assert ("10/10" in err and "ddim" in err) == progress
+    assert (said in err and "ddim" in err) == progress
 
 
 def test_sampling_can_begin_at_any_index():
@@ -784,9 +787,10 @@ def test_interpolation_stays_on_its_device():
     assert mixed.device.type == "meta"
 
 
-def test_a_cpu_generator_serves_another_device():
+@pytest.mark.parametrize("given", [dict(generator=gen(0)), dict(noise=torch.zeros(2, 2))])
+def test_a_generator_or_noise_on_the_cpu_serves_another_device(given):
     d = GaussianDiffusion(SHORT).to("meta")
-    assert d.sample(tame, (2, 2), generator=gen(0), progress=False).device.type == "meta"
+    assert d.sample(tame, (2, 2), progress=False, **given).device.type == "meta"
 
 
 # --- what is refused ------------------------------------------------------------------------------

@@ -1006,6 +1006,101 @@ faults(
      "\"generator\": torch.Generator().manual_seed(seed), **options, **usual}",
      "wired::grids_and_samples_are_of_the_averaged_weights_and_the_sampler"))
 
+faults(
+    "evaluation.py",
+    ("part = \"train\" if train else \"test\"", "part = \"test\" if train else \"train\"",
+     "evaluation::the_packaged_statistics_are_unpacked_as_they_were_packed"),
+    ("cifar10_statistics(train: bool = True, ", "cifar10_statistics(train: bool = False, ",
+     "evaluation::the_packaged_statistics_are_unpacked_as_they_were_packed"),
+    ("batch), disable=not progress, desc=\"bits/dim\")", "batch), disable=True, desc=\"bits/dim\")",
+     "evaluation::a_bar_counts_the_batches"),
+    ("tqdm(parts, disable=not progress,", "tqdm(parts, disable=True,",
+     "evaluation::a_bar_counts_the_batches"))
+
+faults(
+    "compression.py",
+    ("parts = [mean_log(q(0, T) / q(0) / p_T), *middle, -mean_log(p[0])]",
+     "parts = [-mean_log(p[0]), *middle, mean_log(q(0, T) / q(0) / p_T)]",
+     "compression::each_term_of_each_form_follows_from_the_paths"),
+    ("parts = [mean_log(q(0, T) / q(0) / p_T), *middle, -mean_log(p[0])]", "parts = [total]",
+     "compression::each_term_of_each_form_follows_from_the_paths"))
+
+faults(
+    "bound.py",
+    ("disable=not progress, desc=\"bits/dim\"", "disable=True, desc=\"bits/dim\"",
+     "objective::a_bar_counts_the_calls_of_the_bound"))
+
+faults(
+    "sampling.py",
+    ("if start is None else start + 1\n        for", "if start is None else self.T\n        for",
+     "sampling::progress_bar_counts_the_steps"),
+    ("return noise.to(device, torch.promote_types(", "return noise.to(torch.promote_types(",
+     "sampling::a_generator_or_noise_on_the_cpu_serves_another_device"))
+
+faults(
+    "plotting.py",
+    ("fps: float = 12, ", "fps: float = 120, ",
+     "plotting::a_film_has_twelve_frames_a_second_and_holds_the_last_for_one_and_a_half"),
+    ("(low, high), aspect=\"equal\")", "(low, high))",
+     "plotting::clouds_lie_side_by_side_or_in_one_place_and_both_axes_have_one_scale"),
+    ("return (-limits, limits) if", "return (0, limits) if",
+     "plotting::clouds_lie_side_by_side_or_in_one_place_and_both_axes_have_one_scale"),
+    ("alt, ncols=n, show=False", "alt, ncols=1, show=False",
+     "plotting::clouds_lie_side_by_side_or_in_one_place_and_both_axes_have_one_scale"),
+    ("if i < n else 255", "if i < n else 0",
+     "plotting::each_image_lies_in_the_grid_pixel_for_pixel_in_reading_order"),
+    ("- pad, c), 222, np.uint8)", "- pad, c), 0, np.uint8)",
+     "plotting::each_image_lies_in_the_grid_pixel_for_pixel_in_reading_order"))
+
+faults(
+    "engine/images.py",
+    ("disable=not progress) as bar", "disable=True) as bar",
+     "images::a_bar_counts_the_bytes_and_begins_with_those_that_are_there"),
+    ("tqdm(total=total, initial=done, ", "tqdm(total=total, initial=0, ",
+     "images::a_bar_counts_the_bytes_and_begins_with_those_that_are_there"))
+
+faults(
+    "engine/metrics.py",
+    ("tqdm(parts, disable=not progress,", "tqdm(parts, disable=True,",
+     "metrics::a_bar_counts_the_batches_of_samples"))
+
+faults(
+    "engine/many.py",
+    ("disable=not progress or mates.rank > 0", "disable=True",
+     "many::a_bar_counts_the_images_that_are_drawn_or_the_steps_of_a_single_batch"),
+    ("disable=not progress or one)", "disable=True)",
+     "many::a_bar_counts_the_images_that_are_drawn_or_the_steps_of_a_single_batch"),
+    ("samples.draw(indices, progress and one)", "samples.draw(indices)",
+     "many::a_bar_counts_the_images_that_are_drawn_or_the_steps_of_a_single_batch"),
+    ("if \"gloo\" not in str(e): raise\n", "raise\n",
+     "many::a_process_that_is_gone_is_told_and_other_errors_are_left_alone"),
+    ("if \"gloo\" not in str(e): raise\n", "\n",
+     "many::a_process_that_is_gone_is_told_and_other_errors_are_left_alone"))
+
+faults(
+    "engine/runs.py",
+    ("_CURVES = (\"loss\", \"held_out\", ", "_CURVES = (\"loss\", ",
+     "runs::tensorboard_is_written_when_asked"),
+    ("self.when > 1: raise KeyboardInterrupt", "self.when > 1: pass",
+     "runs::a_second_ctrl_c_interrupts_but_not_an_echo_of_the_first_nor_a_sigterm"),
+    ("if not self.folder: raise ValueError(\"this trainer has no folder",
+     "if False: raise ValueError(\"this trainer has no folder",
+     "runs::a_checkpoint_needs_a_folder"),
+    ("if not self.recent: raise ValueError(\"there is no update",
+     "if False: raise ValueError(\"there is no update", "runs::a_line_of_the_log_needs_an_update"),
+    ("if c.precision == \"bf16\" and self.precision == \"fp16\":", "if False:",
+     "runs::a_gpu_without_units_for_bf16_is_told_what_stands_in"))
+
+faults(
+    "engine/cli.py",
+    ("if not folder and Path(args.out).is_dir():", "if False:",
+     "cli::a_folder_is_no_place_for_a_picture"))
+
+faults(
+    "engine/pretrained.py",
+    ("not in (None, 4 * base):", "not in (None, 4 * base, width):",
+     "pretrained::a_damaged_folder_is_refused_in_words_before_anything_is_built"))
+
 
 def ids(tests):
     "What pytest calls them."
