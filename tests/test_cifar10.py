@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from guards import calls_of, cells_run
+from guards import PATIENCE, calls_of, cells_run
 
 from ddpm_nb import (GaussianDiffusion, NoiseSchedule, UNetConfig, data, load_pretrained,
                      to_model)
@@ -158,14 +158,14 @@ def test_what_is_drawn_on_a_laptop_is_the_packaged_network_but_for_one_strip(cel
 @pytest.mark.parametrize("script", ["trials", "again", "snapshot", "speed"])
 def test_the_scripts_explain_themselves(script):
     words = [sys.executable, ROOT / "bench" / f"cifar10_{script}.py", "--help"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0 and "usage" in done.stdout
 
 
 def script(name, *words):
     "One of the scripts, called: its exit code, and what it says."
     done = subprocess.run([sys.executable, ROOT / "bench" / f"{name}.py", *map(str, words)],
-                          capture_output=True, text=True, timeout=300)
+                          capture_output=True, text=True, timeout=PATIENCE)
     return done.returncode, done.stdout + done.stderr
 
 

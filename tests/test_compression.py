@@ -324,7 +324,7 @@ def test_each_term_of_each_form_follows_from_the_paths(S, T):
         *(mean((t, t + 1), lambda p, j, k, t=t: ln(p / seen(t + 1)[k,] / reverse[t][k, j]))
           for t in (*inner, 0))])
     agree(L.information, [
-        mean((0, t), lambda p, i, k, t=t: ln(p / seen(t)[k,] / seen(0)[i,]) if p else 0.0)
+        mean((0, t), lambda p, i, k, t=t: ln(p / seen(t)[k,] / seen(0)[i,]))
         for t in range(T, 0, -1)] + [-sum(v * ln(v) for v in q0.tolist())])
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from guards import calls_of, cells_run, gen
+from guards import PATIENCE, calls_of, cells_run, gen
 
 from ddpm_nb import (GaussianDiffusion, NoiseSchedule, TrainConfig, Trainer, UNet, UNetConfig,
                      rate_distortion, save_pretrained)
@@ -308,7 +308,7 @@ def test_the_record_of_figure_5_adds_up_and_agrees_with_the_other_record_of_the_
 
 def test_the_script_explains_itself():
     words = [sys.executable, ROOT / "bench/figures.py", "--help"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0 and "usage" in done.stdout
 
 

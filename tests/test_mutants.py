@@ -1,5 +1,5 @@
-"""The list of tools/mutants.py is in step with the package and its tests: that each fault is caught
-takes that tool an hour."""
+"""The list of tools/mutants.py is in step with the package and its tests: whether each fault is
+caught takes that tool some minutes."""
 import re
 from pathlib import Path
 
