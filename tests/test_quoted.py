@@ -168,6 +168,28 @@ def test_a_number_in_the_text_is_that_of_the_record(page, sentence, values):
     assert all(map(agrees, said, true)), f"{page} says {said}, the records {true}"
 
 
+def test_the_table_by_spacing_is_that_of_the_record_with_each_samplers_least_in_bold():
+    cells = json.loads((ROOT / "nbs/05_sampling.ipynb").read_text())["cells"]
+    (table,) = ["".join(out["data"]["text/markdown"]) for c in cells for out in c.get("outputs", [])
+                if "`log_snr`" in "".join(out.get("data", {}).get("text/markdown", []))]
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")]
+                      for line in table.splitlines()]
+    columns = [(p, k) for p in ("digits", "cifar10-small") for k in (5, 10, 25, 50)]
+    assert head[2:] == [f"{p}: {k}" if k == 5 else str(k) for p, k in columns]
+    def kept(row, problem, k):
+        r = record("samplers.json")[problem]
+        return r["rms"][f"{row[0]} {row[1]}".replace("`", "")][r["evaluations"].index(k)]
+    assert len(rows) == 12
+    for start in range(0, 12, 3):
+        group = rows[start:start + 3]                               # of one sampler
+        assert len({row[0] for row in group}) == 1
+        for row in group:
+            for (problem, k), cell in zip(columns, row[2:], strict=True):
+                least = min(kept(other, problem, k) for other in group)
+                value = kept(row, problem, k)
+                assert cell == (f"**{value:.4f}**" if value == least else f"{value:.4f}")
+
+
 def test_the_stages_whose_rate_stays_are_named():
     named = [k + 1 for k, stage in enumerate(small()["stages"]) if stage["fall"] == 0]
     text = (ROOT / f"nbs/{CIFAR10}.ipynb").read_text()

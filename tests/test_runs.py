@@ -915,7 +915,7 @@ def test_tensorboard_is_written_when_asked(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     def watched(steps):
-        c = TrainConfig(**{**SMALL, "tracker": "tensorboard", "steps": steps})
+        c = TrainConfig(**dict(SMALL, tracker="tensorboard", steps=steps))
         return Trainer(net(), diffusion(), points(), c, tmp_path, "cpu", False, held_out=points())
     watched(20).train()
     t = watched(26).resume().train()
