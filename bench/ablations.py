@@ -130,10 +130,11 @@ def add_distances(rows: list[dict], a) -> None:
         print(row["name"], row["seed"], row["distance"], flush=True)
 
 
-def variances(a) -> list[dict]:
+def variances(a) -> dict:
     "The packaged network by algorithm 2: the distance by the number of steps and the variance."
     import torch
     from cifar10_again import DEVICE, distance, half, ready
+    from figures import sum_of
 
     from ddpm_nb import GaussianDiffusion, load_pretrained
     net, d = load_pretrained("cifar10-small")
@@ -145,7 +146,7 @@ def variances(a) -> list[dict]:
             found = distance(samples)
             rows.append(dict(variance=variance, steps=steps, samples=a.samples, distance=found))
             print(rows[-1], flush=True)
-    return rows
+    return dict(weights=sum_of(net), rows=rows)
 
 
 def main() -> None:
