@@ -327,10 +327,10 @@ def curve(a) -> None:
         samples = drawn(fast, d, a.curve)
         rows.append(dict(images=images, edition=edition, samples=a.curve,
                          distance=distance(samples), error=loss_by_t(fast, d, held)["mean"]))
-        strips.append(samples[:12])
+        strips.append(samples[:10])
         print(rows[-1], flush=True)
     record |= dict(curve=rows)
-    save(torch.cat(strips), 12, a.record / "evolution.png")
+    save(torch.cat(strips), 10, a.record / "evolution.png")
     written.write_text(json.dumps(record, indent=1) + "\n")
 
 

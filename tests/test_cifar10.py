@@ -449,7 +449,7 @@ def test_the_record_of_the_small_runs_agrees_with_itself():
     from PIL import Image
     for name in ("first", "samples"): assert Image.open(RECORD / f"{name}.png").size == (256, 256)
     size = Image.open(RECORD / "evolution.png").size
-    assert size == (12 * 32, 32 * len(r["curve"]))
+    assert size == (10 * 32, 32 * len(r["curve"]))
     assert sum(f.stat().st_size for f in RECORD.iterdir()) < 1e6
 
 
@@ -532,7 +532,7 @@ def test_the_record_of_the_run_on_a_gpu_agrees_with_itself_and_with_the_recipe()
     from PIL import Image
     size = lambda name: Image.open(PAPER / f"{name}.png").size
     assert size("samples") == (320, 320) and size("guesses") == (384, 9 * 32)
-    assert size("states") == (384, 8 * 32) and size("evolution") == (384, 32 * len(r["curve"]))
+    assert size("states") == (384, 8 * 32) and size("evolution") == (320, 32 * len(r["curve"]))
 
 
 def test_pages_quote_the_record_of_the_run_on_a_gpu():
