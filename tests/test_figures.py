@@ -355,6 +355,5 @@ def test_every_picture_says_what_model_it_is_of(cells):
     calls = calls_of(cells, r"plot\.show_")
     assert len(calls) > 8
     for call in calls:
-        named = "MODEL" in call or "The H100 run" in call
-        assert named or "three ways" in call, call[:80]
+        assert "MODEL" in call or "The H100 run" in call, call[:80]
         assert "alt=" in call
